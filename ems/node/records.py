@@ -1,0 +1,190 @@
+"""The record of a run: paths and the file formats that worker, executors and harvest share.
+
+One root a target, on a file system that all nodes see::
+
+    snapshots.git/                      bare; each snapshot a commit
+    code/SNAPSHOT/                      one read-only checkout; code/SNAPSHOT.json its manifest
+    lib/HASH/ems/                       ems/__init__.py and ems/node, for PYTHONPATH of workers and runs
+    experiments/EXP/spec.json           the experiment (ems.model.Experiment)
+    experiments/EXP/runs.jsonl          one line a run, in order of index (ems.model.Run)
+    experiments/EXP/runs.offsets        n + 1 little-endian uint64: where line i of runs.jsonl begins
+    experiments/EXP/chunks/C.json       {"chunk": C, "indices": [..] or null, "start": a, "stop": b}; written before its sbatch
+    experiments/EXP/chunks/C.sh         the exact sbatch script (slurm only)
+    experiments/EXP/chunks/C.intent     created exclusively by whoever is about to submit chunk C
+    experiments/EXP/chunks/C.job        {"job": "1842", "submitted_at": ..., "tasks": n}; after sbatch has answered
+    experiments/EXP/chunks/C.done/I     empty; run I of chunk C has ended (only while chunks wait to be fed)
+    experiments/EXP/runs/I/attempts/N.json   claimed by creating it exclusively; replaced when the attempt ends
+    experiments/EXP/runs/I/stdout.log, stderr.log   appended to by every attempt; N.json says from which byte
+    experiments/EXP/runs/I/metrics.jsonl     ems.log(): one flat JSON object a line
+    experiments/EXP/runs/I/checkpoint/       survives requeues
+    experiments/EXP/runs/I/files/            the view: the script's project root; what it writes stays here
+
+Every file that another process reads is written aside and renamed, or is append-only lines of which a torn
+last one is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import uuid
+from datetime import datetime, timezone
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Union
+
+PathLike = Union[str, "os.PathLike[str]"]
+Record = Dict[str, Any]
+
+_OFFSET = struct.Struct("<Q")
+
+
+def now() -> str:
+    """Return the present as UTC ISO-8601 with milliseconds, e.g. ``2026-11-21T09:30:00.123Z``."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+class ExperimentFiles:
+    """The paths of one experiment under a root; makes nothing."""
+
+    def __init__(self, root: PathLike, experiment_id: str) -> None:
+        self.root = os.fspath(root)
+        self.id = experiment_id
+        self.dir = os.path.join(self.root, "experiments", experiment_id)
+        self.spec = os.path.join(self.dir, "spec.json")
+        self.runs = os.path.join(self.dir, "runs.jsonl")
+        self.offsets = os.path.join(self.dir, "runs.offsets")
+        self.chunks = os.path.join(self.dir, "chunks")
+
+    def chunk(self, number: int, suffix: str = "json") -> str:
+        """Path of ``chunks/C.SUFFIX``."""
+        return os.path.join(self.chunks, "%d.%s" % (number, suffix))
+
+    def run(self, index: int, *parts: str) -> str:
+        """Path of, or below, the directory of run ``index``."""
+        return os.path.join(self.dir, "runs", str(index), *parts)
+
+    def attempt(self, index: int, attempt: int) -> str:
+        """Path of ``attempts/N.json``."""
+        return self.run(index, "attempts", "%d.json" % attempt)
+
+    def chunk_numbers(self) -> List[int]:
+        """Numbers of all chunks, ascending; empty where there are none."""
+        return _numbers(self.chunks)
+
+    def attempt_numbers(self, index: int) -> List[int]:
+        """Numbers of the attempts of run ``index``, ascending."""
+        return _numbers(self.run(index, "attempts"))
+
+
+def _numbers(folder: str) -> List[int]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+
+def write_atomic(path: PathLike, content: Union[str, bytes], durable: bool = True) -> None:
+    """Write aside, rename over ``path``: readers see the old content or the new, never a part.
+
+    ``durable`` also flushes to disk first; attempts do without (a power cut then loses a record, not its truth:
+    SLURM knows).
+    """
+    aside = _write_aside(path, content, durable)
+    try:
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def create_exclusive(path: PathLike, content: Union[str, bytes], durable: bool = True) -> bool:
+    """Create ``path`` with its whole content if nobody has yet; return whether this call did.
+
+    Uses link(2), which is atomic on NFS too.
+    """
+    aside = _write_aside(path, content, durable)
+    try:
+        os.link(aside, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(aside)
+
+
+def _write_aside(path: PathLike, content: Union[str, bytes], durable: bool) -> str:
+    aside = "%s.%s.aside" % (os.fspath(path), uuid.uuid4().hex[:12])
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        if os.path.exists(aside):
+            os.unlink(aside)
+        raise
+    return aside
+
+
+def read_json(path: PathLike) -> Optional[Record]:
+    """Return the JSON object in ``path``; None where the file is missing."""
+    try:
+        with open(path, "rb") as file:
+            record: Record = json.loads(file.read())
+            return record
+    except FileNotFoundError:
+        return None
+
+
+def dump(record: Record) -> str:
+    """Compact JSON; NaN and Infinity are kept as Python's json writes them."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def write_runs(files: ExperimentFiles, lines: Iterable[Record]) -> int:
+    """Write ``runs.jsonl`` and ``runs.offsets`` (streaming); return the number of runs."""
+    count, position = 0, 0
+    with open(files.runs, "wb") as runs, open(files.offsets, "wb") as offsets:
+        for record in lines:
+            offsets.write(_OFFSET.pack(position))
+            line = dump(record).encode("utf-8", "surrogatepass") + b"\n"
+            runs.write(line)
+            position += len(line)
+            count += 1
+        offsets.write(_OFFSET.pack(position))
+        for file in (runs, offsets):
+            file.flush()
+            os.fsync(file.fileno())
+    return count
+
+
+def read_run(files: ExperimentFiles, index: int) -> Record:
+    """Return the line of run ``index`` by two seeks, whatever the number of runs."""
+    with open(files.offsets, "rb") as offsets:
+        offsets.seek(index * _OFFSET.size)
+        (start,), (stop,) = _OFFSET.unpack(offsets.read(8)), _OFFSET.unpack(offsets.read(8))
+    with open(files.runs, "rb") as runs:
+        runs.seek(start)
+        record: Record = json.loads(runs.read(stop - start))
+        return record
+
+
+def iterate_runs(files: ExperimentFiles) -> Iterator[Record]:
+    """Yield every line of ``runs.jsonl`` in order of index."""
+    with open(files.runs, "rb") as runs:
+        for line in runs:
+            yield json.loads(line)
+
+
+def chunk_indices(chunk: Record) -> "Union[range, List[int]]":
+    """Return the run indices of a chunk record, in the order of its array tasks."""
+    return range(chunk["start"], chunk["stop"]) if chunk.get("indices") is None else chunk["indices"]
+
+
+def last_attempt(files: ExperimentFiles, index: int) -> Optional[Record]:
+    """Return the newest attempt record of run ``index``, or None."""
+    numbers = files.attempt_numbers(index)
+    return read_json(files.attempt(index, numbers[-1])) if numbers else None
