@@ -102,6 +102,40 @@ class Resources:
         asked += [words for words in gres if words[0] == "gpu"]
         return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in asked)
 
+    @property
+    def time_min(self) -> float | None:
+        """The time limit in minutes; None where none is asked.
+
+        Raises
+        ------
+        UsageError
+            If ``time`` is in none of sbatch's forms.
+        """
+        return None if self.time is None else parse_time_min(self.time)
+
+
+def parse_time_min(text: str) -> float:
+    """Return minutes of a time limit in sbatch's forms: ``90``, ``90:30``, ``1:30:00``, ``2-12``, ``2-12:30[:00]``.
+
+    Raises
+    ------
+    UsageError
+        If it is none of them.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
+        raise UsageError(
+            f"`{text}` is not a time limit",
+            "write minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, e.g. --time 4:00:00",
+        )
+    days, *rest = (None if group is None else int(group) for group in match.groups())
+    first, second, third = (rest[0] or 0), rest[1], rest[2]
+    if days is not None:  # D-HH[:MM[:SS]]
+        return days * 1440 + first * 60 + (second or 0) + (third or 0) / 60
+    if third is not None:  # HH:MM:SS
+        return first * 60 + (second or 0) + third / 60
+    return first + (second or 0) / 60  # MM[:SS]
+
 
 @dataclass(frozen=True, slots=True)
 class Experiment:

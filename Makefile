@@ -1,0 +1,72 @@
+# The front door: `make demo` and `make test` do all their own set-up on a fresh machine (python3, make, git; uv if it is there).
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+INSTALL = VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --constraint constraints.txt
+else
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+endif
+GROUPS := --group pyproject.toml:test --group pyproject.toml:lint
+
+.PHONY: help demo test unit integration slurm lint types layers check bench reference clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ems needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	@if [ -n "$(UV)" ]; then uv venv --quiet --seed --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing ems into $(VENV)"
+	@$(INSTALL) --editable '.[examples,plot]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "installing the tools that test ems"
+	@if [ -z "$(UV)" ]; then $(BIN)/python -m pip install --quiet 'pip>=25.1'; fi
+	@$(INSTALL) --editable '.[examples,plot,notebook,tensorboard]' $(GROUPS)
+	@touch $@
+
+demo: $(VENV)/.demo  ## sweep a real classifier on this machine, harvest and report
+	@EMS=$(CURDIR)/$(BIN)/ems bash examples/demo.sh
+
+test: $(VENV)/.dev  ## the whole test suite, real SLURM included (installs it where it is root on Debian)
+	@bash tests/slurm/install.sh
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+unit: $(VENV)/.dev  ## no network, no subprocess: under a minute
+	$(BIN)/pytest tests/unit $(ARGS)
+
+integration: $(VENV)/.dev  ## real git, SQLite, submitit and processes
+	$(BIN)/pytest tests/integration $(ARGS)
+
+slurm: $(VENV)/.dev  ## a real SLURM cluster on this machine
+	@bash tests/slurm/install.sh
+	$(BIN)/pytest tests/slurm $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy --strict
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev  ## imports point down only
+	$(BIN)/lint-imports
+
+check: lint types layers  ## all three
+
+bench: $(VENV)/.dev  ## measure, and write benchmarks/RESULTS.md
+	@bash tests/slurm/install.sh
+	$(BIN)/python -m benchmarks $(ARGS)
+
+reference: $(VENV)/.dev  ## write the README's command reference anew
+	$(BIN)/python tests/reference.py --write
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

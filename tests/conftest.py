@@ -1,0 +1,58 @@
+"""Fixtures for every test: a clean environment and a project to work in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's own configuration or of a surrounding job reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("EMS_", "SLURM_JOB", "SLURM_ARRAY", "GIT_")) and name != "EMS_REQUIRE":
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """An empty git project, and the working directory of the test."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    subprocess.run([*git, "init", "-q"], cwd=folder, check=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture
+def ems(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``ems ARGS…`` in the project as a user would; ``code=None`` accepts any exit status."""
+
+    def run(*args: str, code: int | None = 0, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "ems", *args],
+            cwd=project,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert code is None or result.returncode == code, f"ems {args}: {result.returncode}\n{result.stdout}{result.stderr}"
+        assert "Traceback (most recent call last)" not in result.stderr, result.stderr
+        return result
+
+    return run
