@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
+from ems import harvest, submission
+from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission
-from ems.model import Experiment, Resources
+from ems.model import Experiment, Resources, Run, State
+from ems.node import records
 from ems.store import Store
 from ems.target import Target
 
@@ -16,22 +20,32 @@ class Difference:
     """One metric of a reproduced run beside the original's; equal where ``largest`` is 0."""
 
     metric: str
-    original: float | None
+    original: float | None  # last value
     reproduced: float | None
     n_points: int
     largest: float  # largest absolute difference over the steps; inf where one side lacks a step
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """What a rerun queued."""
+
+    indices: tuple[int, ...]
+    submission: Submission
 
 
 def rerun(
     store: Store,
     target: Target,
     experiment: Experiment,
-    which: str | Collection[int],
+    which: str | Sequence[int],
     *,
     resources: Resources | None = None,
     fresh: bool | None = None,
-) -> Submission:
+) -> Rerun:
     """Queue runs again as their next attempts.
+
+    What was never handed to the scheduler (a killed or refused submission) is handed over first.
 
     Parameters
     ----------
@@ -40,21 +54,136 @@ def rerun(
     resources
         What to ask for instead; None fields keep the experiment's.
     fresh
-        True: start from nothing; False: keep the checkpoint. Default: fresh only for runs that completed.
+        True: start from nothing; False: go on from the checkpoint. Default: from nothing where the run completed.
 
     Raises
     ------
     UsageError
-        If a run is still pending or running, or nothing matches.
+        If a chosen run is still pending or running.
+    NotFoundError
+        If there is no such run, or nothing to rerun.
     """
-    raise NotImplementedError
+    files = records.ExperimentFiles(target.root, experiment.id)
+    fed = target.executor.submit(experiment, files)
+    harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
+    states = dict(store.states(experiment.id))
+    chosen = _choose(store, experiment, states, which)
+    if not chosen:
+        if fed.submitted:
+            return Rerun((), fed)
+        raise NotFoundError(f"{experiment.name} {experiment.id} has no {which} runs", f"ems status {experiment.id}")
+    if experiment.executor != target.executor.name:
+        raise UsageError(f"{experiment.id} ran on {experiment.executor}", f"add --on {experiment.target}")
+    asked = {key: value for key, value in asdict(resources or Resources()).items() if value is not None}
+    target.executor.check(replace(experiment.resources, **asked))
+    first = max(files.chunk_numbers(), default=0) + 1
+    for from_nothing, indices in _by_freshness(chosen, states, fresh).items():
+        chunks = submission.plan_chunks(
+            experiment, indices, target.executor.limits(), first=first, fresh=from_nothing, resources=asked
+        )
+        for chunk in chunks:
+            records.create_exclusive(files.chunk(chunk["chunk"]), records.dump(chunk))
+        first += len(chunks)
+    done = target.executor.submit(experiment, files)
+    harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
+    return Rerun(tuple(chosen), replace(done, submitted=[*fed.submitted, *done.submitted]))
+
+
+def _choose(store: Store, experiment: Experiment, states: dict[int, State], which: str | Sequence[int]) -> list[int]:
+    if isinstance(which, str):
+        wanted = {
+            "failed": lambda state: state in (State.FAILED, State.CANCELLED),
+            "missing": lambda state: state in (State.CANCELLED, State.UNKNOWN),
+            "all": lambda _: True,
+        }[which]
+        chosen = [index for index, state in states.items() if wanted(state)]
+        if which == "missing":
+            chosen = [index for index in chosen if not store.attempts(experiment.id, index)]
+    else:
+        chosen = list(which)
+        absent = [index for index in chosen if index not in states]
+        if absent:
+            raise NotFoundError(
+                f"{experiment.id} has no run {absent[0]}",
+                f"its runs are 0 to {experiment.n_runs - 1}: ems ls {experiment.id}",
+            )
+    busy = [index for index in chosen if states[index] in (State.PENDING, State.RUNNING)]
+    if busy:
+        raise UsageError(
+            f"run {experiment.id}/{busy[0]} is {states[busy[0]].lower()}"
+            + (f", and {len(busy) - 1} more are not finished" if len(busy) > 1 else ""),
+            f"wait for it, or `ems cancel {experiment.id}/{busy[0]}` first",
+        )
+    return sorted(chosen)
+
+
+def _by_freshness(chosen: list[int], states: dict[int, State], fresh: bool | None) -> dict[bool, list[int]]:
+    """Split into those that start from nothing and those that go on from their checkpoint."""
+    split: dict[bool, list[int]] = {}
+    for index in chosen:
+        from_nothing = states[index] is State.COMPLETED if fresh is None else fresh
+        split.setdefault(from_nothing, []).append(index)
+    return split
 
 
 def reproduce(store: Store, target: Target, experiment: Experiment, index: int) -> tuple[Experiment, Submission]:
-    """Submit one run as a new experiment with the same code, params and seed."""
-    raise NotImplementedError
+    """Submit one run as a new experiment with the same code, params and seed.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such run.
+    """
+    original = next(iter(store.runs(experiment.id, [index])), None)
+    if original is None:
+        raise NotFoundError(f"{experiment.id} has no run {index}", f"its runs are 0 to {experiment.n_runs - 1}")
+    again = replace(
+        experiment,
+        id=submission.new_id(target.root),
+        name=f"{experiment.name}-again",
+        created_at=records.now(),
+        n_runs=1,
+        pack=None,
+        message=f"reproduces {experiment.id}/{index}",
+    )
+    chunks = submission.plan_chunks(again, range(1), target.executor.limits())
+
+    def runs() -> list[Run]:
+        return [replace(original, index=0)]
+
+    return again, submission.start(again, runs, chunks, target, store)
 
 
 def compare(store: Store, original: tuple[str, int], reproduced: tuple[str, int]) -> list[Difference]:
     """Compare the metrics of two runs ``(experiment id, index)``, point by point."""
-    raise NotImplementedError
+    first, second = _points(store, original), _points(store, reproduced)
+    return [
+        _difference(name, first.get(name, {}), second.get(name, {})) for name in sorted(first.keys() | second.keys())
+    ]
+
+
+def _points(store: Store, run: tuple[str, int]) -> dict[str, dict[float, float]]:
+    experiment, index = run
+    metrics: dict[str, dict[float, float]] = {}
+    for name in store.metric_names([experiment]):
+        steps = {step: value for _, i, step, value in store.curves([experiment], name) if i == index}
+        if steps:
+            metrics[name] = steps
+    return metrics
+
+
+def _difference(name: str, first: dict[float, float], second: dict[float, float]) -> Difference:
+    def apart(step: float) -> float:
+        if step not in first or step not in second:
+            return math.inf
+        a, b = first[step], second[step]
+        return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b)
+
+    steps = first.keys() | second.keys()
+    return Difference(
+        metric=name,
+        original=first[max(first)] if first else None,
+        reproduced=second[max(second)] if second else None,
+        n_points=len(steps),
+        largest=max((apart(step) for step in steps), default=0.0),
+    )

@@ -8,20 +8,22 @@ and the workers' exclusive claims see to it that no run starts twice.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ems import counting, environment, provenance, snapshot, space, sweep, unroll
 from ems.errors import ScriptError, TargetError, UsageError
-from ems.executor.base import Submission
-from ems.model import Experiment, Json, LoopRef, Params, PassAs, Point, Resources, Run
+from ems.executor.base import Limits, Submission
+from ems.model import Axis, Experiment, Json, LoopRef, Params, PassAs, Point, Resources, Run
 from ems.node import checkout, install, records
 from ems.store import Store
 from ems.target import Target
@@ -71,37 +73,66 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """An experiment that has been worked out but not submitted; its code is frozen already.
+class _Points:
+    """Where the runs come from, whichever of the four sources it is."""
 
-    ``runs()`` streams: a sweep may have a million points.
-    """
+    source: str  # loops | set | sweep | single
+    count: int
+    axes: tuple[Axis, ...]
+    grid: space.Points | None = None  # set, sweep: streams
+    listed: tuple[Point, ...] = ()  # loops, single
+    loops: tuple[LoopRef, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Point]:
+        if self.grid is None:
+            yield from self.listed
+        else:
+            yield from (Point(params) for params in self.grid.iterate())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An experiment that has been worked out but not submitted; its code is frozen already."""
 
     experiment: Experiment
     target: Target
     snapshot: snapshot.Snapshot
-    points: Iterable[Point]
-    done: Mapping[str, str]  # run key -> "EXP/INDEX" of a run that completed with the same code, params and args
-    code_key: str
-    n_points: int
     chunks: tuple[records.Record, ...]
-    warnings: tuple[str, ...] = ()
-    gpu_hours: float | None = None  # None: no time limit was asked, so nothing bounds them
+    skipped: Mapping[int, str]  # number of the point -> "EXP/INDEX" that completed with the same code, params and args
+    warnings: tuple[str, ...]
+    project: Path
+    _points: _Points
+    _code_key: str
 
     @property
-    def n_skipped(self) -> int:
-        """Points left out because they completed before."""
-        return self.n_points - self.experiment.n_runs
+    def n_points(self) -> int:
+        """Points of the sweep, those left out because they completed before included."""
+        return self._points.count
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The dimensions of the sweep."""
+        return self._points.axes
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPU-hours at most; None where no time limit is asked, so that nothing bounds them."""
+        resources = self.experiment.resources
+        if resources.gpus_per_run == 0:
+            return 0.0
+        minutes = resources.time_min
+        return None if minutes is None else self.experiment.n_runs * resources.gpus_per_run * minutes / 60
 
     def runs(self) -> Iterator[Run]:
-        """Yield the runs in order of index."""
-        fresh = (r for r in _numbered(self.points, self.code_key, self.experiment) if r.key not in self.done)
-        for index, run in enumerate(fresh):
-            yield replace(run, index=index)
+        """Yield the runs in order of index; streams, since a sweep may have a million points."""
+        every = _number(self._points, self._code_key, self.experiment)
+        wanted = (run for run in every if run.index not in self.skipped)
+        yield from (replace(run, index=index) for index, run in enumerate(wanted))
 
     def script(self) -> str:
-        """Return the exact sbatch script of the first chunk, or the worker's command on ``here``."""
-        return self.target.executor.script(self.experiment, self.chunks[0])
+        """Return the exact sbatch script of the first chunk, or what ``here`` would start."""
+        return self.target.executor.script(self.experiment, self.chunks[0]) if self.chunks else ""
 
 
 def plan(request: Request, store: Store) -> Plan:
@@ -116,7 +147,33 @@ def plan(request: Request, store: Store) -> Plan:
     SnapshotError, ExecutorError, TargetError
         If the code cannot be frozen, or the target cannot give what is asked.
     """
-    raise NotImplementedError
+    swept = sweep.load(request.sweep_file) if request.sweep_file else None
+    script = _find_script(request, swept)
+    source = _read_script(script)
+    project = snapshot.project_root(script)
+    resources = _merge_resources(request.resources, swept)
+    request.target.executor.check(resources)
+    _check_root(request.target.root)
+    python = _choose_python(request, project)
+    points = _find_points(request, swept, script, source, python)
+
+    repository = request.target.root / "snapshots.git"
+    frozen = snapshot.take(project, repository, max_file_mb=request.max_file_mb)
+    code_key = snapshot.code_key(repository, frozen.id, _relative(script, project))
+    experiment = _describe(request, swept, script, project, resources, python, points, frozen.id)
+    skipped = {} if request.again else _completed_before(store, points, code_key, experiment)
+    experiment = replace(experiment, n_runs=points.count - len(skipped))
+    return Plan(
+        experiment=experiment,
+        target=request.target,
+        snapshot=frozen,
+        chunks=tuple(plan_chunks(experiment, range(experiment.n_runs), request.target.executor.limits())),
+        skipped=skipped,
+        warnings=points.warnings,
+        project=project,
+        _points=points,
+        _code_key=code_key,
+    )
 
 
 def submit(plan: Plan, store: Store) -> Submission:
@@ -129,4 +186,311 @@ def submit(plan: Plan, store: Store) -> Submission:
     ExecutorError
         If the scheduler refuses; the experiment stays and ``ems rerun EXP --missing`` carries on.
     """
-    raise NotImplementedError
+    experiment = replace(
+        plan.experiment,
+        provenance=provenance.collect(plan.project, plan.experiment.command_line, plan.experiment.python),
+    )
+    return start(experiment, plan.runs, plan.chunks, plan.target, store)
+
+
+def start(
+    experiment: Experiment,
+    runs: Callable[[], Iterable[Run]],
+    chunks: Iterable[records.Record],
+    target: Target,
+    store: Store,
+) -> Submission:
+    """Make a new experiment real, step by step in the order that survives a kill (see the module's docstring).
+
+    Raises
+    ------
+    TargetError
+        If the root cannot be written; nothing was submitted then.
+    ExecutorError
+        If the scheduler refuses; the experiment stays.
+    """
+    try:
+        checkout.ensure(target.root, experiment.snapshot)
+        install.install_lib(target.root)
+        links = snapshot.plan_links(checkout.manifest(target.root, experiment.snapshot))
+        experiment = replace(experiment, linked_dirs=links)
+        _write_experiment(target.root, experiment, runs(), chunks)
+    except OSError as error:
+        raise _unwritable(target.root, error) from error
+    store.add(experiment, runs())
+    return target.executor.submit(experiment, records.ExperimentFiles(target.root, experiment.id))
+
+
+def plan_chunks(
+    experiment: Experiment,
+    indices: Sequence[int],
+    limits: Limits,
+    *,
+    first: int = 1,
+    fresh: bool = False,
+    resources: Mapping[str, Json] | None = None,
+) -> list[records.Record]:
+    """Split runs into array jobs that the scheduler takes.
+
+    Under a limit of L submitted jobs a chunk has at most (L - 1) // 2 array tasks, so that the next one fits while the
+    last task of the chunk before it, which feeds it, still counts.
+
+    Parameters
+    ----------
+    indices
+        The runs, in order; a range is kept as its two ends, so that a million runs stay a short record.
+    first
+        Number of the first chunk: chunk numbers ascend over the life of an experiment.
+    fresh
+        Whether the attempts start from nothing instead of their checkpoint.
+    resources
+        What to ask for instead of the experiment's, by name of the field of ``Resources``.
+    """
+    per_task = experiment.pack or 1
+    n_tasks = -(-len(indices) // per_task)
+    if experiment.executor == "here":
+        size = n_tasks
+    else:
+        size = min(n_tasks, limits.max_array_size)
+        if limits.max_submit is not None and n_tasks > limits.max_submit:
+            size = max(1, min(size, (limits.max_submit - 1) // 2))
+    chunks: list[records.Record] = []
+    for number, start in enumerate(range(0, len(indices), max(1, size * per_task)), start=first):
+        stop = min(start + size * per_task, len(indices))
+        is_range = isinstance(indices, range) and indices.step == 1
+        chunks.append(
+            {
+                "chunk": number,
+                "start": indices[start] if is_range else None,
+                "stop": indices[stop - 1] + 1 if is_range else None,
+                "indices": None if is_range else list(indices)[start:stop],
+                "tasks": -(-(stop - start) // per_task),
+                "pack": experiment.pack,
+                "executor": experiment.executor,
+                "fresh": fresh,
+                "resources": dict(resources) if resources else None,
+                "created_at": records.now(),
+            }
+        )
+    return chunks
+
+
+def run_seed(experiment_seed: int, params: Params) -> int:
+    """Return EMS_SEED of a run: its own ``seed`` param where it has one, else 31 bits drawn from all its params.
+
+    The same params under the same experiment seed get the same seed in every experiment, whatever their index.
+    """
+    own = params.get("seed")
+    if isinstance(own, int) and not isinstance(own, bool):
+        return own
+    return int.from_bytes(_digest([experiment_seed, params])[:4], "big") >> 1
+
+
+def _number(points: Iterable[Point], code_key: str, experiment: Experiment) -> Iterator[Run]:
+    """Yield a run a point, numbered as the sweep has them; its key says what would make it the same run again."""
+    shared = hashlib.sha256(_canonical([code_key, experiment.args, experiment.command, experiment.pass_as]))
+    for index, point in enumerate(points):
+        key = shared.copy()
+        key.update(_canonical([point.params, point.loops]))
+        yield Run(index, point.params, run_seed(experiment.seed, point.params), key.hexdigest()[:32], point.loops)
+
+
+def _completed_before(store: Store, points: _Points, code_key: str, experiment: Experiment) -> dict[int, str]:
+    """Return number of point -> address for those that completed earlier."""
+    found: dict[int, str] = {}
+    runs = _number(points, code_key, experiment)
+    while batch := list(islice(runs, 10_000)):
+        done = store.completed_keys([run.key for run in batch])
+        found.update((run.index, done[run.key]) for run in batch if run.key in done)
+    return found
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.sha256(_canonical(value)).digest()
+
+
+def _find_script(request: Request, swept: sweep.Sweep | None) -> Path:
+    script = request.script
+    if script is None and swept is not None and swept.program:
+        # W&B resolves `program` against the working directory; a file beside the sweep file is what users mean else.
+        choices = [request.cwd / swept.program, (request.cwd / request.sweep_file).parent / swept.program]  # type: ignore[operator] # swept was read from sweep_file
+        script = next((path for path in choices if path.exists()), choices[0])
+    if script is None:
+        raise UsageError("no script is named", "ems parrun train.py, or `program: train.py` in the sweep file")
+    script = request.cwd / script
+    if not script.is_file():
+        near = sorted(path.name for path in script.parent.glob("*.py"))[:5] if script.parent.is_dir() else []
+        raise UsageError(
+            f"there is no script {os.path.relpath(script, request.cwd)}",
+            f"scripts in that folder: {', '.join(near)}" if near else "check the path: it is relative to where you are",
+        )
+    return script.absolute()
+
+
+def _read_script(script: Path) -> str:
+    """Return the source, having seen that it compiles: a syntax error is found now, not in a queue."""
+    try:
+        with tokenize.open(script) as file:
+            source = file.read()
+        compile(source, str(script), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{script.name} line {line}" if line else script.name
+        text = (getattr(error, "text", None) or "").strip()
+        raise ScriptError(
+            f"{where}: {getattr(error, 'msg', None) or error}" + (f" in `{text}`" if text else ""),
+            "mend the line; nothing was submitted",
+        ) from error
+    return source
+
+
+def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, source: str, python: str) -> _Points:
+    if request.sets or swept is not None or request.samples is not None:
+        grid = space.build(request.sets, request.zips, request.samples, request.sample_seed, swept)
+        if request.single and grid.count != 1:
+            raise UsageError(f"these settings make {grid.count} runs, and `ems run` makes one", "use `ems parrun`")
+        return _Points("sweep" if swept else "set", grid.count, tuple(grid.axes), grid=grid)
+    if request.single:
+        return _Points("single", 1, (), listed=(Point({}),))
+    unrolled = (
+        counting.count_by_running(script, python, request.args, request.cwd)
+        if request.count_by_running
+        else unroll.unroll(source, script.name)
+    )
+    if unrolled is None:
+        raise ScriptError(
+            f"{script.name} has no `for` loop at module level to sweep, and no sweep was given",
+            "add --set NAME=VALUES, mark a loop with `# ems: sweep`, or use `ems run` for one run",
+        )
+    return _Points(
+        "loops",
+        len(unrolled.points),
+        unrolled.axes,
+        listed=unrolled.points,
+        loops=unrolled.loops,
+        warnings=unrolled.warnings,
+    )
+
+
+def _describe(
+    request: Request,
+    swept: sweep.Sweep | None,
+    script: Path,
+    project: Path,
+    resources: Resources,
+    python: str,
+    points: _Points,
+    snapshot_id: str,
+) -> Experiment:
+    by_loops = points.source == "loops"
+    return Experiment(
+        id=new_id(request.target.root),
+        name=request.name or (swept.name if swept and swept.name else script.stem),
+        created_at=records.now(),
+        script=_relative(script, project),
+        snapshot=snapshot_id,
+        n_runs=points.count,
+        cwd=_relative(request.cwd.absolute(), project) if request.cwd.absolute().is_relative_to(project) else ".",
+        args=request.args,
+        command=swept.command if swept else None,
+        pass_as=request.pass_as or (PassAs.NONE if by_loops else PassAs.FLAGS),
+        source=points.source,
+        axes=tuple({"names": list(axis.names), "size": len(axis)} for axis in points.axes),
+        loops=points.loops,
+        resources=resources,
+        executor=request.target.executor.name,
+        target=request.target.name,
+        python=python,
+        setup=request.setup,
+        container=request.container,
+        data=_find_data(request, project),
+        pack=request.pack,
+        workers=request.workers,
+        max_parallel=request.max_parallel,
+        grace_s=request.grace_s,
+        max_requeues=request.max_requeues,
+        seed=request.seed,
+        tags=request.tags,
+        message=request.message or (swept.description if swept else None),
+        command_line=request.command_line,
+        log_patterns=request.log_patterns,
+        metric_files=request.metric_files,
+    )
+
+
+def new_id(root: Path) -> str:
+    """Return a new experiment id: 8 hex digits, not all of them decimal."""
+    while True:
+        candidate = secrets.token_hex(4)
+        # All digits would read as a number wherever an id is typed.
+        if not candidate.isdigit() and not (root / "experiments" / candidate).exists():
+            return candidate
+
+
+def _find_data(request: Request, project: Path) -> dict[str, str]:
+    paths = request.data if request.data is not None else tuple(snapshot.ignored_top_level(project))
+    missing = [path for path in paths if not (project / path).exists()]
+    if missing and request.data is not None:
+        raise UsageError(
+            f"`data:` names {missing[0]}, which is not there", f"make {project / missing[0]}, or mend ems.yaml"
+        )
+    return {path.rstrip("/"): str((project / path).resolve()) for path in paths}
+
+
+def _choose_python(request: Request, project: Path) -> str:
+    if request.env == "auto":
+        return environment.resolve(project, request.target.root, python=request.python)
+    return request.python or environment.default_python()
+
+
+def _merge_resources(asked: Resources, swept: sweep.Sweep | None) -> Resources:
+    """Take the sweep file's ``resources:`` where the command line and the config say nothing."""
+    if swept is None or swept.resources is None:
+        return asked
+    given = {name: value for name, value in asdict(asked).items() if value is not None}
+    return replace(swept.resources, **given)
+
+
+def _check_root(root: Path) -> None:
+    try:
+        (root / "experiments").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(root, error) from error
+    if not os.access(root / "experiments", os.W_OK):
+        raise _unwritable(root, PermissionError(errno.EACCES, "Permission denied"))
+
+
+def _unwritable(root: Path, error: OSError) -> TargetError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return TargetError(
+        f"{root} cannot be written: {error.strerror or error}",
+        "free some room (`ems rm EXP` deletes an experiment's files) and type the command again; nothing was submitted"
+        if full
+        else "make it writable, or set `root:` in ems.yaml to a folder that is; nothing was submitted",
+    )
+
+
+def _write_experiment(
+    root: Path, experiment: Experiment, runs: Iterable[Run], chunks: Iterable[records.Record]
+) -> None:
+    """Write the whole directory aside, then rename it: it is there completely or not at all."""
+    files = records.ExperimentFiles(root, experiment.id)
+    aside = records.ExperimentFiles(root, f".{experiment.id}.aside")
+    try:
+        Path(aside.chunks).mkdir(parents=True)
+        records.write_atomic(aside.spec, records.dump(asdict(experiment)))
+        records.write_runs(aside, (asdict(run) for run in runs))
+        for chunk in chunks:
+            records.write_atomic(aside.chunk(chunk["chunk"]), records.dump(chunk), durable=False)
+        Path(aside.dir).rename(files.dir)
+    except BaseException:
+        shutil.rmtree(aside.dir, ignore_errors=True)
+        raise
+
+
+def _relative(path: Path, project: Path) -> str:
+    return PurePosixPath(path.relative_to(project)).as_posix()
