@@ -1,0 +1,312 @@
+"""The project's ``ems.yaml`` and the user's ``config.yaml``, joined with flags; the only reader of either.
+
+A value is taken from the first of: flag, ``targets.NAME`` of the project's file, the project's file,
+``targets.NAME`` of the user's file, the user's file, default. Each value remembers where it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ems.errors import ConfigError
+from ems.model import Json, PassAs, Resources
+
+PROJECT_FILE = "ems.yaml"
+
+Layer: TypeAlias = "tuple[str, Mapping[str, Json]]"  # where from, dotted key -> value
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _inside_project(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise ValueError("must be a path inside the project")
+    return str(pure)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    return text
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Paths = Annotated[tuple[Annotated[str, BeforeValidator(_inside_project)], ...], BeforeValidator(_as_list)]
+Patterns = Annotated[tuple[Annotated[str, BeforeValidator(_pattern)], ...], BeforeValidator(_as_list)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, frozen=True)
+
+
+class ResourcesSection(_Model):
+    """``resources:`` of a file, in SLURM's own words."""
+
+    gres: str | None = None
+    gpus: str | None = None
+    cpus: Count | None = None
+    mem: str | None = None
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: Count | None = None
+    exclude: str | None = None
+    alloc: str | None = None
+
+
+class TargetSection(_Model):
+    """What may be set for everything, or for one target under ``targets.NAME``."""
+
+    root: str | None = None
+    resources: ResourcesSection = ResourcesSection()
+    python: str | None = None
+    setup: Texts = ()
+    env: Literal["auto", "none"] | None = None
+    container: str | None = None
+    pass_as: PassAs | None = None
+    data: Paths | None = None
+    max_file_mb: Annotated[float, Field(gt=0)] = 50.0
+    log_patterns: Patterns = ()
+    metric_files: Texts = ()
+    grace_s: Annotated[int, Field(ge=0)] = 60
+    max_requeues: Annotated[int, Field(ge=0)] = 3
+    workers: Count | None = None
+    pack: Count | None = None
+    max_parallel: Count | None = None
+    seed: int = 0
+    worker_python: str | None = None
+
+
+class ConfigFile(TargetSection):
+    """A whole ``ems.yaml`` or ``config.yaml``."""
+
+    on: str | None = None
+    targets: dict[str, TargetSection] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting with its value, and where each came from.
+
+    ``data`` is None where nobody said (then the git-ignored top-level folders are meant); ``on`` likewise
+    (then the current cluster if there is one, else ``here``).
+    """
+
+    on: str | None
+    root: Path | None
+    resources: Resources
+    python: str | None
+    setup: tuple[str, ...]
+    env: str | None
+    container: str | None
+    pass_as: PassAs | None
+    data: tuple[str, ...] | None
+    max_file_mb: float
+    log_patterns: tuple[str, ...]
+    metric_files: tuple[str, ...]
+    grace_s: int
+    max_requeues: int
+    workers: int | None
+    pack: int | None
+    max_parallel: int | None
+    seed: int
+    worker_python: str | None
+    targets: tuple[str, ...]  # names that a file speaks of
+    project: Path | None  # the folder whose ems.yaml was read
+    origins: Mapping[str, str]  # dotted key -> "flag", a file, or "default"
+
+    def items(self) -> Iterator[tuple[str, Json, str]]:
+        """Yield ``(dotted key, value, origin)`` of every setting, in order."""
+        for key, origin in self.origins.items():
+            holder: object = self.resources if key.startswith("resources.") else self
+            value = getattr(holder, key.removeprefix("resources."))
+            yield key, str(value) if isinstance(value, Path) else value, origin
+
+
+def user_path() -> Path:
+    """Where the user's own file is, whether it exists or not (XDG base directory specification)."""
+    base = os.environ.get("XDG_CONFIG_HOME") or ""
+    folder = Path(base) if Path(base).is_absolute() else Path.home() / ".config"
+    return folder / "ems" / "config.yaml"
+
+
+def load(project: Path | None, *, on: str | None = None, flags: Mapping[str, Json] | None = None) -> Settings:
+    """Join flags, the project's file, the user's file and the defaults.
+
+    Parameters
+    ----------
+    project
+        The project's root; its ``ems.yaml`` is optional. None: no project.
+    on
+        The target typed by ``--on``; decides which ``targets.NAME`` sections count.
+    flags
+        Dotted key (``"seed"``, ``"resources.mem"``) -> value typed; None values were not typed.
+
+    Raises
+    ------
+    ConfigError
+        If a file is no YAML, has an unknown key or a value of the wrong kind; names file, line and key.
+    """
+    typed = {key: value for key, value in (flags or {}).items() if value is not None}
+    files = [(path.name if path.parent == project else _short(path), _read(path)) for path in _paths(project)]
+    chosen = on if on is not None else next((file.on for _, file in files if file.on is not None), None)
+    layers: list[Layer] = [("flag", typed | ({"on": on} if on is not None else {}))]
+    for origin, file in files:
+        if chosen is not None and chosen in file.targets:
+            layers.append((f"{origin}: targets.{chosen}", _flat(file.targets[chosen])))
+        layers.append((origin, _flat(file)))
+    names = tuple(dict.fromkeys(name for _, file in files for name in file.targets))
+    return _join(layers, project, names)
+
+
+def _paths(project: Path | None) -> list[Path]:
+    candidates = [project / PROJECT_FILE] if project else []
+    return [path for path in [*candidates, user_path()] if path.is_file()]
+
+
+def _short(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _flat(section: TargetSection) -> dict[str, Json]:
+    """Dotted key -> value of what the file says itself (what it says null to is said, too)."""
+    said = section.model_dump(exclude_unset=True, exclude={"targets"})
+    resources = said.pop("resources", {})
+    return said | {f"resources.{key}": value for key, value in resources.items()}
+
+
+def _join(layers: Sequence[Layer], project: Path | None, targets: tuple[str, ...]) -> Settings:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, default in _defaults().items():
+        found = ((origin, layer[key]) for origin, layer in layers if key in layer)
+        origins[key], values[key] = next(found, ("default", default))
+    asked = {field.name: values.pop(f"resources.{field.name}") for field in dataclass_fields(Resources)}
+    if values["root"] is not None:
+        base = project if origins["root"].startswith(PROJECT_FILE) and project else Path.cwd()
+        values["root"] = base / os.path.expandvars(Path(values["root"]).expanduser())
+    if values["env"] == "none":
+        values["env"] = None
+    return Settings(**values, resources=Resources(**asked), targets=targets, project=project, origins=origins)
+
+
+def _defaults() -> dict[str, Json]:
+    """Dotted key -> default, in the order that people see; the models above are the one list of keys."""
+    keys: dict[str, Json] = {"on": None}
+    for name, field in TargetSection.model_fields.items():
+        if name == "resources":
+            keys |= {f"resources.{key}": None for key in ResourcesSection.model_fields}
+        else:
+            keys[name] = field.default
+    return keys
+
+
+# ---------------------------------------------------------------------------------------------- reading a file
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: in 1.1, ``on`` is true, ``2:00:00`` is 7200 and ``1e-3`` is text. No key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key `{key}` stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _regexp, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_regexp})$"), list(_first))
+
+
+def _read(path: Path) -> ConfigFile:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader with stricter scalars
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_short(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{_short(path)}{line}: {said}", "see README.md, “Settings”, for an example") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{_short(path)} must be a mapping of settings", "e.g. `on: slurm` on a line of its own")
+    try:
+        return ConfigFile.model_validate(content)
+    except ValidationError as error:
+        raise _explain(path, text, error) from None
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    location = tuple(first["loc"])
+    key = ".".join(str(part) for part in location if isinstance(part, str))
+    where = f"{_short(path)} line {_line(text, location)}"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, 1, 0.6)
+        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
+        return ConfigError(f"{where}: unknown key `{key}`", hint)
+    said = first["msg"].removeprefix("Value error, ")
+    wanted = said[:1].lower() + said[1:]
+    return ConfigError(f"{where}: `{key}` {wanted}, got {first['input']!r}".replace("` input should be", "` should be"))
+
+
+def _known_keys(parents: Sequence[int | str]) -> list[str]:
+    if parents and parents[-1] == "resources":
+        return list(ResourcesSection.model_fields)
+    return list((TargetSection if parents else ConfigFile).model_fields)
+
+
+def _line(text: str, location: Sequence[int | str]) -> int:
+    """Line (from 1) of the deepest key or item of ``location`` that the file has."""
+    node = yaml.compose(text, _Loader)
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
