@@ -3,15 +3,15 @@
 It runs by itself (``python examples/mnist_cnn/train.py --epochs 1``) and under ems, where it also reports its
 metrics and picks up at the last finished epoch after a time limit or a preemption:
 
-    ems parrun examples/mnist_cnn/train.py --set lr=0.3,0.1,0.03 --set seed=0..2 --gres gpu:1 -- --epochs 5
+    ems parrun examples/mnist_cnn/train.py --set lr=0.05,0.02,0.01 --set seed=0..2 --gres gpu:1 -- --epochs 5
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import datasets, transforms
 
@@ -22,7 +22,11 @@ SETS = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST}
 
 def load(name: str, folder: str) -> tuple[Dataset, Dataset]:
     """Return the training and the test set: images (1, 28, 28), standardised; labels 0 to 9."""
-    augment = transforms.RandomAffine(degrees=10, translate=(0.1, 0.1)) if name == "mnist" else transforms.RandomHorizontalFlip()
+    augment = (
+        transforms.RandomAffine(degrees=10, translate=(0.1, 0.1))
+        if name == "mnist"
+        else transforms.RandomHorizontalFlip()
+    )
     standardise = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     train, test = transforms.Compose([augment, *standardise]), transforms.Compose(standardise)
     if name != "digits":
@@ -32,7 +36,8 @@ def load(name: str, folder: str) -> tuple[Dataset, Dataset]:
                 SETS[name](folder, train=False, download=True, transform=test),
             )
         except (OSError, RuntimeError) as error:
-            print(f"notice: {name} cannot be downloaded here ({error}); using scikit-learn's digits instead")
+            reason = str(error).splitlines()[0].rstrip(":")
+            print(f"notice: {name} cannot be had here ({reason}); training on scikit-learn's digits instead")
     return load_digits()
 
 
@@ -43,7 +48,7 @@ def load_digits() -> tuple[Dataset, Dataset]:
 
     images, labels = bundled(return_X_y=True)
     pictures = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    pictures = (F.interpolate(pictures, size=28, mode="bilinear") - 0.1307) / 0.3081
+    pictures = (functional.interpolate(pictures, size=28, mode="bilinear") - 0.1307) / 0.3081
     halves = train_test_split(pictures, torch.tensor(labels), test_size=0.25, random_state=0, stratify=labels)
     return TensorDataset(halves[0], halves[2]), TensorDataset(halves[1], halves[3])
 
@@ -62,8 +67,7 @@ def train_epoch(model: nn.Module, batches: DataLoader, optimizer: torch.optim.Op
     model.train()
     total, count = 0.0, 0
     for images, labels in batches:
-        images, labels = images.to(device), labels.to(device)
-        loss = F.cross_entropy(model(images), labels)
+        loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -87,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.25)
     parser.add_argument("--epochs", type=int, default=3)
