@@ -51,7 +51,9 @@ def ems(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             timeout=timeout,
         )
-        assert code is None or result.returncode == code, f"ems {args}: {result.returncode}\n{result.stdout}{result.stderr}"
+        assert code is None or result.returncode == code, (
+            f"ems {args}: {result.returncode}\n{result.stdout}{result.stderr}"
+        )
         assert "Traceback (most recent call last)" not in result.stderr, result.stderr
         return result
 
