@@ -1,0 +1,1 @@
+"""Measured figures, re-run by one command: ``make bench``."""
