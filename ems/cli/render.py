@@ -58,7 +58,7 @@ def err() -> Console:
 
 @functools.lru_cache(maxsize=8)
 def _console(name: str, *_key: object) -> Console:
-    # made anew when the stream or a variable that decides on colour changes; rich itself looks the stream up at each write
+    # made anew when the stream, or a variable that decides on colour, changes; rich looks the stream up at each write
     return Console(stderr=name == "stderr", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
@@ -122,7 +122,7 @@ def print_error(error: EmsError) -> None:
 
 def clean(text: str) -> str:
     """Make ``text`` one harmless line: control characters (newlines, escape codes) as Python writes them."""
-    return _CONTROL.sub(lambda m: repr(m[0])[1:-1], text) if _CONTROL.search(text) else text
+    return text if text.isprintable() else _CONTROL.sub(lambda m: repr(m[0])[1:-1], text)
 
 
 def plural(number: int, noun: str, nouns: str | None = None) -> str:
@@ -297,7 +297,7 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], max_width: 
 
     Where it is too wide, text columns that may be cut are cut, then columns leave from the right.
     """
-    cells = [[column.title, *(row[i] for row in rows)] for i, column in enumerate(columns)]
+    cells = [[clean(text) for text in (column.title, *(row[i] for row in rows))] for i, column in enumerate(columns)]
     widths = [max(map(_cells, column)) for column in cells]
     shown = list(range(len(columns)))
     if max_width is not None:

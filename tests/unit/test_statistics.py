@@ -1,0 +1,120 @@
+"""Means, intervals and paired tests, held against scipy and against known cases."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ems.statistics import Method, estimate, holm, paired, t_quantile, t_test_p
+
+moderate = st.floats(-1e6, 1e6)
+
+
+@given(st.floats(-60, 60), st.integers(1, 2000))
+def test_t_test_p_is_scipys(t, df):
+    assert t_test_p(t, df) == pytest.approx(2 * scipy.special.stdtr(df, -abs(t)), rel=1e-8, abs=1e-300)
+
+
+@given(st.floats(0.6, 0.9999), st.integers(1, 5000))
+def test_t_quantile_is_scipys(p, df):
+    assert t_quantile(p, df) == pytest.approx(scipy.special.stdtrit(df, p), rel=1e-9)
+
+
+@given(st.lists(moderate, min_size=2, max_size=40))
+def test_t_interval_is_scipys(values):
+    found = estimate(values)
+    assert found.mean == pytest.approx(np.mean(values), rel=1e-9, abs=1e-9)
+    if np.ptp(values) > 1e-6:
+        low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-7, abs=1e-6)
+
+
+def test_bootstrap_is_close_to_scipys_bca():
+    values = np.random.default_rng(3).exponential(size=40)
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="BCa", n_resamples=10_000, rng=1).confidence_interval
+    found = estimate(list(values), Method.BOOTSTRAP)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert found.high - found.mean > found.mean - found.low  # skewed data: no symmetric interval in disguise
+    assert found == estimate(list(values), Method.BOOTSTRAP)  # the same table twice
+
+
+@given(st.lists(moderate, min_size=2, max_size=12))
+def test_bootstrap_interval_stays_within_the_values(values):
+    found = estimate(values, Method.BOOTSTRAP)
+    slack = 1e-9 * max(map(abs, values))
+    assert min(values) - slack <= found.low <= found.high <= max(values) + slack
+
+
+def test_t_interval_covers_the_true_mean_as_often_as_it_says():
+    samples = np.random.default_rng(0).normal(size=(2000, 4))
+    found = [estimate(list(row)) for row in samples]
+    assert 0.93 < np.mean([e.low <= 0 <= e.high for e in found]) < 0.97
+
+
+def test_no_value_and_one_value_have_no_interval():
+    assert estimate([]).mean is None
+    one = estimate([0.5])
+    assert (one.mean, one.half_width, one.n) == (0.5, None, 1)
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    found = estimate([0.1] * 7)
+    assert (found.mean, found.half_width) == (0.1, 0.0)
+
+
+def test_values_that_are_not_finite_are_counted_not_averaged():
+    found = estimate([1.0, 3.0, math.nan, math.inf])
+    assert (found.mean, found.n, found.n_not_finite) == (2.0, 2, 2)
+
+
+@given(st.lists(st.tuples(moderate, moderate), min_size=2, max_size=30))
+def test_paired_is_scipys(pairs):
+    a, b = map(np.array, zip(*pairs, strict=True))
+    found = paired(list(a), list(b))
+    if np.ptp(a - b) > 1e-3:
+        theirs = scipy.stats.ttest_rel(a, b)
+        assert found.p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
+        assert found.effect == pytest.approx(np.mean(a - b) / np.std(a - b, ddof=1), rel=1e-6, abs=1e-12)
+
+
+def test_a_shift_by_a_constant_is_no_evidence():
+    found = paired([1.1, 2.1, 3.1], [1.0, 2.0, 3.0])
+    assert found.difference.mean == pytest.approx(0.1)
+    assert found.p is None
+    assert found.effect is None
+
+
+def test_the_same_values_differ_by_nothing():
+    assert paired([1.0, 2.0], [1.0, 2.0]).p == 1.0
+
+
+def test_one_pair_has_a_difference_but_no_test():
+    found = paired([1.5], [1.0])
+    assert (found.difference.mean, found.p) == (0.5, None)
+
+
+def test_pairs_that_are_not_finite_are_left_out():
+    found = paired([1.0, math.nan, 3.0, 5.0], [0.5, 1.0, 2.0, math.inf])
+    assert (found.difference.n, found.difference.n_not_finite) == (2, 2)
+
+
+def test_paired_refuses_different_lengths():
+    with pytest.raises(ValueError, match="shorter"):
+        paired([1.0, 2.0], [1.0])
+
+
+def test_holm_on_a_worked_example():
+    # Holm (1979): smallest times m, next times m - 1, never below the one before
+    assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holm_never_lowers_a_p_value_nor_changes_their_order(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    assert [adjusted[i] for i in order] == sorted(adjusted)
