@@ -1,0 +1,497 @@
+"""Every query of the SQLite store, ``.ems/ems.db`` in the project.
+
+Compute nodes never open it: workers write files, and :mod:`ems.harvest` brings them here. Several ``ems`` commands
+may use it at once (WAL; each change is one short transaction). The truth is in the files; ``ems harvest`` can
+rebuild the store from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ems import migrations, wide
+from ems.errors import NotFoundError, StoreError
+from ems.model import Attempt, Experiment, LoopRef, Params, PassAs, Resources, Run, State
+from ems.node import records
+
+BUSY_S = 30.0
+BACKUP_EVERY_S = 24 * 3600.0
+FOLDER = ".ems"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One metric of one run over its current points.
+
+    ``last`` is the value at the greatest step, a text where the script logged one. ``min`` and ``max`` pass over
+    NaN, ``mean`` does not; they are None where no value is a number.
+    """
+
+    last: float | str
+    min: float | None
+    max: float | None
+    mean: float | None
+    n: int
+    last_step: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run as a report sees it. Times in seconds, memory in MiB; None and "" where unknown."""
+
+    exp_id: str
+    exp_name: str
+    index: int
+    params: Params
+    state: State
+    slurm_state: str
+    attempt: int
+    started_at: str
+    wall_s: float | None
+    max_rss_mb: float | None
+    gpus: str
+    host: str
+    reason: str
+    seed: int = 0
+    metrics: Mapping[str, Summary] = field(default_factory=dict)
+
+
+class Store:
+    """The store in one file; use as a context manager, or :meth:`close` it.
+
+    Parameters
+    ----------
+    path
+        The SQLite file; made, with its folder, where it is missing.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged, of a newer version, or cannot be written.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._wrote = False
+        with self._errors():
+            _make_folder(self.path.parent)
+            self.db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self.db.close()
+                raise
+
+    @classmethod
+    def open(cls, start: Path | None = None) -> Store:
+        """Open ``.ems/ems.db`` of ``start`` (default: the working directory) or of the nearest folder above it.
+
+        Where there is none it is made in the git project's top folder, else in ``start``.
+        """
+        return cls(find(start or Path.cwd()))
+
+    def _prepare(self) -> None:
+        self.db.execute("PRAGMA foreign_keys = ON")
+        self.db.execute("PRAGMA synchronous = NORMAL")
+        newer = migrations.unknown(self.db)
+        if newer:
+            raise StoreError(
+                f"the store {self.path} was written by a newer ems (it has {newer[-1]})", "pip install --upgrade ems"
+            )
+        if migrations.is_current(self.db):
+            return
+        with (self.path.parent / "ems.lock").open("w") as lock:
+            # two first commands at once: the second finds nothing left to do
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if migrations.is_current(self.db):
+                return
+            if migrations.applied(self.db):
+                self.backup()
+            self.db.execute("PRAGMA journal_mode = WAL")
+            migrations.apply(self.db)
+            with self.write():
+                self.refresh_wide()
+
+    def close(self) -> None:
+        """Close the file; keep a copy of it first where the last is older than a day."""
+        if self._wrote and self._backup_is_due():
+            with contextlib.suppress(StoreError, OSError):
+                self.backup()
+        self.db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the copy that is kept
+
+    @property
+    def backup_path(self) -> Path:
+        """Where the last good copy is."""
+        return self.path.with_name(self.path.name + ".backup")
+
+    def _backup_is_due(self) -> bool:
+        try:
+            return time.time() - self.backup_path.stat().st_mtime > BACKUP_EVERY_S
+        except FileNotFoundError:
+            return True
+
+    def backup(self) -> None:
+        """Copy the store to :attr:`backup_path`, whole or not at all."""
+        aside = self.backup_path.with_suffix(f".{os.getpid()}.aside")
+        try:
+            with self._errors(), contextlib.closing(sqlite3.connect(aside)) as copy:
+                self.db.backup(copy)
+            aside.replace(self.backup_path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    # -- transactions and errors
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is in the store afterwards, or nothing."""
+        with self._errors():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                # a full disk has rolled back already
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+        self._wrote = True
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        """Return all rows of a SELECT, as tuples."""
+        with self._errors():
+            return self.db.execute(sql, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be used: {error.strerror or error}") from error
+
+    def _explain(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            kept = f"; a copy from {_age(self.backup_path)} is {self.backup_path}" if self.backup_path.exists() else ""
+            put_back = f"cp {self.backup_path} {self.path}; " if kept else ""
+            return StoreError(
+                f"the store {self.path} is damaged ({error}){kept or '; there is no backup of it yet'}",
+                f"mv {self.path} {self.path}.damaged; rm -f {self.path}-wal {self.path}-shm; {put_back}ems harvest\n"
+                "(ems harvest brings back every experiment from its own files)",
+            )
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreError(f"the store {self.path} is busy: another ems writes to it", "try again in a moment")
+        if code == sqlite3.SQLITE_FULL:
+            return StoreError(f"the disk of the store {self.path} is full", "free some space, then repeat the command")
+        return StoreError(f"the store {self.path} cannot be used: {error}")
+
+    # -- experiments
+
+    def add(self, experiment: Experiment, runs: Iterable[Run]) -> None:
+        """Write an experiment and its runs down, all PENDING. Nothing happens where it is there already."""
+        with self.write() as db:
+            if db.execute("SELECT 1 FROM experiments WHERE id = ?", [experiment.id]).fetchone():
+                return
+            db.execute(
+                "INSERT INTO experiments"
+                " (id, name, created_at, script, target, executor, snapshot, n_runs, message, spec)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    *(experiment.id, experiment.name, experiment.created_at, experiment.script, experiment.target),
+                    *(experiment.executor, experiment.snapshot, experiment.n_runs, experiment.message),
+                    records.dump(dataclasses.asdict(experiment)),
+                ],
+            )
+            names: dict[str, tuple[str, ...]] = {}
+            db.executemany(
+                "INSERT INTO runs (experiment_id, idx, params, seed, key, loops) VALUES (?, ?, ?, ?, ?, ?)",
+                (_run_values(experiment.id, run, names) for run in runs),
+            )
+            self._add_params(experiment.id, names)
+
+    def _add_params(self, exp_id: str, names: Mapping[str, tuple[str, ...]]) -> None:
+        self.db.executemany(
+            "INSERT OR IGNORE INTO params VALUES (?, ?, ?)",
+            [(exp_id, name, wide.json_path(path)) for name, path in names.items()],
+        )
+        self.refresh_wide()
+
+    def refresh_wide(self) -> None:
+        """Give ``runs_wide`` the columns that there are now. Call it inside :meth:`write`."""
+        params = self.db.execute("SELECT name, min(path) FROM params GROUP BY name ORDER BY name").fetchall()
+        metrics = self.db.execute("SELECT name, id FROM metrics ORDER BY id").fetchall()
+        sql = wide.view(params, metrics)
+        old = self.db.execute("SELECT sql FROM sqlite_master WHERE name = 'runs_wide'").fetchone()
+        if old != (sql,):
+            self.db.execute("DROP VIEW IF EXISTS runs_wide")
+            self.db.execute(sql)
+
+    def experiments(self) -> list[Experiment]:
+        """Return all experiments, newest last."""
+        return [
+            load_experiment(json.loads(spec))
+            for (spec,) in self.query("SELECT spec FROM experiments ORDER BY created_at, rowid")
+        ]
+
+    def experiment_ids(self) -> set[str]:
+        """Return the ids of all experiments, those included whose files are gone."""
+        return {exp_id for (exp_id,) in self.query("SELECT id FROM experiments")}
+
+    def _ids_in_order(self) -> list[str]:
+        return [exp_id for (exp_id,) in self.query("SELECT id FROM experiments ORDER BY created_at, rowid")]
+
+    def removed(self) -> dict[str, str]:
+        """Return id -> when, of the experiments whose files were deleted and whose record was kept."""
+        return dict(self.query("SELECT id, removed_at FROM experiments WHERE removed_at IS NOT NULL"))
+
+    def resolve(self, ref: str) -> Experiment:
+        """Find an experiment by ``last``, its id, its name (the newest of that name) or the beginning of its id.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none, or several ids begin so.
+        """
+        if ref == "last":
+            found = self.query("SELECT spec FROM experiments ORDER BY created_at DESC, rowid DESC LIMIT 1")
+        else:
+            found = self.query(
+                "SELECT spec FROM experiments WHERE id = ?1 OR name = ?1"
+                " ORDER BY id = ?1 DESC, created_at DESC, rowid DESC LIMIT 1",
+                [ref],
+            ) or self.query("SELECT spec FROM experiments WHERE substr(id, 1, ?) = ?", [len(ref), ref])
+        if not found:
+            raise NotFoundError(f"there is no experiment `{ref}` in {self.path}", "ems list")
+        if len(found) > 1:
+            candidates = [load_experiment(json.loads(spec)) for (spec,) in found]
+            listed = ", ".join(f"{each.id} ({each.name})" for each in candidates[:5])
+            raise NotFoundError(f"`{ref}` begins {len(found)} ids: {listed}", "type one more character of the id")
+        return load_experiment(json.loads(found[0][0]))
+
+    def remove(self, exp_id: str, purge: bool = False) -> None:
+        """Note that an experiment's files are gone; with ``purge`` forget it and its results wholly."""
+        with self.write() as db:
+            if purge:
+                db.execute("DELETE FROM experiments WHERE id = ?", [exp_id])
+                self.refresh_wide()
+                return
+            db.execute("UPDATE experiments SET removed_at = ? WHERE id = ?", [records.now(), exp_id])
+            db.execute(
+                "UPDATE runs SET state = 'CANCELLED', reason = 'removed', version = version + 1"
+                " WHERE experiment_id = ? AND state IN ('PENDING', 'RUNNING', 'UNKNOWN')",
+                [exp_id],
+            )
+            db.execute("UPDATE runs SET settled = 1 WHERE experiment_id = ?", [exp_id])
+
+    # -- runs
+
+    def runs(self, exp_id: str, indices: Collection[int] | None = None) -> Iterator[Run]:
+        """Yield the runs of an experiment (those of ``indices``) in order of index."""
+        sql = "SELECT idx, params, seed, key, loops FROM runs WHERE experiment_id = ?1"
+        chosen: list[str] = []
+        if indices is not None:
+            sql += " AND idx IN (SELECT value FROM json_each(?2))"
+            chosen = [json.dumps(sorted(indices))]
+        with self._errors():
+            for row in self.db.execute(sql + " ORDER BY idx", [exp_id, *chosen]):
+                yield _run(row)
+
+    def states(self, exp_id: str) -> list[tuple[int, State]]:
+        """Return index and state of every run, in order of index."""
+        rows = self.query("SELECT idx, state FROM runs WHERE experiment_id = ? ORDER BY idx", [exp_id])
+        return [(index, State(state)) for index, state in rows]
+
+    def counts(self, exp_ids: Iterable[str] | None = None) -> dict[str, dict[State, int]]:
+        """Return for each experiment how many of its runs are in each state (states of none are left out)."""
+        wanted = self.experiment_ids() if exp_ids is None else set(exp_ids)
+        found: dict[str, dict[State, int]] = {exp_id: {} for exp_id in wanted}
+        rows = self.query("SELECT experiment_id, state, count(*) FROM runs GROUP BY experiment_id, state")
+        for exp_id, state, count in rows:
+            if exp_id in found:
+                found[exp_id][State(state)] = count
+        return found
+
+    def completed_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return ``EXP/INDEX`` of a COMPLETED run for each of ``keys`` that has one (the newest where several)."""
+        return dict(self.query(_COMPLETED, [json.dumps(list(keys))]))
+
+    def attempts(self, exp_id: str, index: int) -> list[Attempt]:
+        """Return the attempts of a run, first one first."""
+        rows = self.query(_ATTEMPTS, [exp_id, index])
+        values = [[*row[:3], State(row[3]), *row[4:]] for row in rows]
+        return [Attempt(*each) for each in values]
+
+    # -- metrics
+
+    def metric_names(self, exp_ids: Iterable[str] | None = None) -> list[str]:
+        """Return the names of the metrics that any run of the experiments has, in order of first appearance."""
+        ids = self.experiment_ids() if exp_ids is None else exp_ids
+        return [name for _, name in self.query(_METRIC_NAMES, [json.dumps(list(ids))])]
+
+    def run_table(self, exp_ids: Iterable[str] | None = None) -> Iterator[RunRow]:
+        """Yield every run of the experiments (default: all), in order of experiment and index, with its metrics."""
+        ids = self._ids_in_order() if exp_ids is None else list(exp_ids)
+        names = dict(self.query("SELECT id, name FROM metrics"))
+        for exp_id in ids:
+            metrics = self._summaries(exp_id, names)
+            with self._errors():
+                for run_id, params, state, *rest in self.db.execute(_RUN_TABLE, [exp_id]):
+                    values = [*rest[:3], wide.load_params(params), _STATES[state], *rest[3:], metrics.get(run_id, {})]
+                    yield RunRow(*values)
+
+    def _summaries(self, exp_id: str, names: Mapping[int, str]) -> dict[int, dict[str, Summary]]:
+        rows = self.query(_SUMMARIES, [exp_id])
+        return {
+            run_id: {names[row[1]]: _summary(*row[2:]) for row in group}
+            for run_id, group in groupby(rows, key=lambda row: row[0])
+        }
+
+    def curves(self, exp_ids: Iterable[str], metric: str) -> Iterator[tuple[str, int, float, float]]:
+        """Yield experiment id, run index, step and value of the current points of one metric, in that order.
+
+        Current are the points of the last attempt and of those that it resumed from; where several have the same
+        step the latest attempt's counts. Texts are left out; NaN and inf are kept.
+        """
+        for exp_id in exp_ids:
+            with self._errors():
+                for index, step, value, text in self.db.execute(_CURVES, [exp_id, metric]):
+                    if value is not None:
+                        yield exp_id, index, step, value
+                    elif text == "NaN":
+                        yield exp_id, index, step, math.nan
+
+
+_STATES = {state.value: state for state in State}
+
+_RUN_TABLE = """
+SELECT r.id, r.params, r.state, r.experiment_id, e.name, r.idx, r.slurm_state, r.attempt, coalesce(a.started_at, ''),
+       a.wall_s, a.max_rss_mb, coalesce(a.gpus, ''), coalesce(a.host, ''), r.reason, r.seed
+FROM runs r JOIN experiments e ON e.id = r.experiment_id
+LEFT JOIN attempts a ON a.run_id = r.id AND a.attempt = r.attempt
+WHERE r.experiment_id = ? ORDER BY r.idx
+"""
+
+# The chain of a run is its last attempt and those that it resumed from; attempt 0 stands for files that belong to the
+# run as a whole. A bare column beside max() is of the row that has the maximum (SQLite's documented rule).
+_CURVES = """
+WITH RECURSIVE chain (run_id, attempt) AS (
+    SELECT id, attempt FROM runs WHERE experiment_id = ?1
+    UNION SELECT id, 0 FROM runs WHERE experiment_id = ?1
+    UNION SELECT a.run_id, a.resumed_from FROM chain c
+    JOIN attempts a ON a.run_id = c.run_id AND a.attempt = c.attempt WHERE a.resumed_from IS NOT NULL
+)
+SELECT idx, step, value, text FROM (
+    SELECT r.idx, p.step, p.value, p.text, max(p.attempt)
+    FROM runs r JOIN chain c ON c.run_id = r.id
+    JOIN points p ON p.run_id = r.id AND p.attempt = c.attempt
+        AND p.metric_id = (SELECT id FROM metrics WHERE name = ?2)
+    WHERE r.experiment_id = ?1 GROUP BY r.idx, p.step
+) ORDER BY idx, step
+"""
+
+_ATTEMPTS = """
+SELECT r.idx, a.attempt, a.chunk, a.state, a.host, a.pid, a.job, a.slurm_state, a.started_at, a.ended_at, a.exit_code,
+       a.signal, a.reason, a.gpus, a.max_rss_mb, a.cpu_s, a.wall_s, a.resumed_from
+FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.experiment_id = ? AND r.idx = ? ORDER BY a.attempt
+"""
+
+_METRIC_NAMES = """
+SELECT id, name FROM metrics m WHERE EXISTS (
+    SELECT 1 FROM runs r JOIN summaries s ON s.run_id = r.id AND s.metric_id = m.id
+    WHERE r.experiment_id IN (SELECT value FROM json_each(?))
+) ORDER BY id
+"""
+
+_SUMMARIES = """
+SELECT s.run_id, s.metric_id, s.last, s.last_text, s.min, s.max, s.sum, s.n, s.n_nan, s.n_text, s.last_step
+FROM runs r JOIN summaries s ON s.run_id = r.id WHERE r.experiment_id = ? ORDER BY s.run_id, s.metric_id
+"""
+
+_COMPLETED = """
+SELECT key, experiment_id || '/' || idx FROM runs
+WHERE state = 'COMPLETED' AND key IN (SELECT value FROM json_each(?)) ORDER BY id
+"""
+
+
+def find(start: Path) -> Path:
+    """Return the path of the store that belongs to ``start``, whether it exists yet or not."""
+    start = start.resolve()
+    folders = [start, *start.parents]
+    for folder in folders:
+        if (folder / FOLDER / "ems.db").is_file():
+            return folder / FOLDER / "ems.db"
+    top = next((folder for folder in folders if (folder / ".git").exists()), start)
+    return top / FOLDER / "ems.db"
+
+
+def load_experiment(record: Mapping[str, Any]) -> Experiment:
+    """Make an experiment of its ``spec.json``; keys of a newer ``ems`` are passed over."""
+    known = {each.name for each in dataclasses.fields(Experiment)}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.items() if key in known
+    }
+    values["loops"] = tuple(LoopRef(**{**loop, "names": tuple(loop["names"])}) for loop in record.get("loops") or ())
+    values["resources"] = Resources(**(record.get("resources") or {}))
+    values["pass_as"] = PassAs(record.get("pass_as") or PassAs.FLAGS)
+    return Experiment(**values)
+
+
+def load_run(record: Mapping[str, Any]) -> Run:
+    """Make a run of its line in ``runs.jsonl``."""
+    return Run(record["index"], record["params"], record["seed"], record["key"], tuple(record.get("loops") or ()))
+
+
+def _run_values(exp_id: str, run: Run, names: dict[str, tuple[str, ...]]) -> tuple[object, ...]:
+    """Return the columns of a run; add the names of its params to ``names``."""
+    names.update(wide.flatten(run.params))
+    return exp_id, run.index, wide.dump_params(run.params), run.seed, run.key, json.dumps(run.loops)
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    index, params, seed, key, loops = row
+    return Run(index, wide.load_params(params), seed, key, tuple(json.loads(loops)))
+
+
+def _summary(
+    last: Any, last_text: Any, low: Any, high: Any, total: Any, n: int, n_nan: int, n_text: int, last_step: float
+) -> Summary:
+    final: float | str = math.nan if last_text == "NaN" else last_text if last is None else last
+    mean: float | None = None
+    if n_nan:
+        mean = math.nan
+    elif low is not None:
+        mean = (math.nan if total is None else total) / (n - n_text)
+    return Summary(final, low, high, mean, n, last_step)
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if folder.name == FOLDER and not ignore.exists():
+        ignore.write_text("*\n")
+
+
+def _age(path: Path) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
