@@ -1,0 +1,1 @@
+"""Where runs are executed: the :class:`~ems.executor.base.Executor` Protocol, ``here`` and ``slurm``."""
