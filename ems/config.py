@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ems.errors import ConfigError
+from ems.errors import ConfigError, UsageError
 from ems.model import Json, PassAs, Resources
 
 PROJECT_FILE = "ems.yaml"
@@ -164,8 +164,10 @@ def load(project: Path | None, *, on: str | None = None, flags: Mapping[str, Jso
     ------
     ConfigError
         If a file is no YAML, has an unknown key or a value of the wrong kind; names file, line and key.
+    UsageError
+        If a flag has a value that cannot be.
     """
-    typed = {key: value for key, value in (flags or {}).items() if value is not None}
+    typed = _check_flags({key: value for key, value in (flags or {}).items() if value is not None})
     files = [(path.name if path.parent == project else _short(path), _read(path)) for path in _paths(project)]
     chosen = on if on is not None else next((file.on for _, file in files if file.on is not None), None)
     layers: list[Layer] = [("flag", typed | ({"on": on} if on is not None else {}))]
@@ -175,6 +177,17 @@ def load(project: Path | None, *, on: str | None = None, flags: Mapping[str, Jso
         layers.append((origin, _flat(file)))
     names = tuple(dict.fromkeys(name for _, file in files for name in file.targets))
     return _join(layers, project, names)
+
+
+def _check_flags(flags: Mapping[str, Json]) -> dict[str, Json]:
+    """Hold flags to what files are held to."""
+    prefix = "resources."
+    resources = {key.removeprefix(prefix): value for key, value in flags.items() if key.startswith(prefix)}
+    others = {key: value for key, value in flags.items() if not key.startswith(prefix)}
+    try:
+        return _flat(TargetSection.model_validate({**others, "resources": resources}))
+    except ValidationError as error:
+        raise UsageError(_said(error), "`--help` after the command says what it takes") from None
 
 
 def _paths(project: Path | None) -> list[Path]:
@@ -285,9 +298,15 @@ def _explain(path: Path, text: str, error: ValidationError) -> ConfigError:
         close = difflib.get_close_matches(str(location[-1]), known, 1, 0.6)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
         return ConfigError(f"{where}: unknown key `{key}`", hint)
-    said = first["msg"].removeprefix("Value error, ")
-    wanted = said[:1].lower() + said[1:]
-    return ConfigError(f"{where}: `{key}` {wanted}, got {first['input']!r}".replace("` input should be", "` should be"))
+    return ConfigError(f"{where}: {_said(error)}")
+
+
+def _said(error: ValidationError) -> str:
+    """Return the first complaint: ```workers` should be greater than or equal to 1, got 0``."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"`{key}` {words[:1].lower()}{words[1:]}, got {first['input']!r}"
 
 
 def _known_keys(parents: Sequence[int | str]) -> list[str]:

@@ -1,0 +1,10 @@
+"""``python -m ems``."""
+
+from __future__ import annotations
+
+import sys
+
+from ems.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The typer application: help in sections without boxes, the list of commands, and how one is invoked."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ems.errors import EmsError, UsageError
+from ems.version import __version__
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+SUBMIT, LOOK, RESULTS, AGAIN, SETUP = "Submit", "Look and steer", "Results", "Once more", "Set-up"
+
+
+def _sections(records: Iterable[tuple[str, tuple[str, str]]], formatter: Any) -> None:
+    """Write ``(section, (term, text))`` records under their headings, in order of first appearance."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for section, record in records:
+        sections.setdefault(section, []).append(record)
+    for section, rows in sections.items():
+        with formatter.section(section):
+            formatter.write_dl(rows)
+
+
+class Command(TyperCommand):
+    """A command whose help has its options in sections and its examples as they are typed."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, then options by ``rich_help_panel``."""
+        found = ((param, param.get_help_record(ctx)) for param in self.get_params(ctx))
+        _sections(
+            ((_panel(param), record) for param, record in found if record is not None),
+            formatter,
+        )
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+        """Write the examples verbatim."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+
+def _panel(param: Any) -> str:
+    own = getattr(param, "rich_help_panel", None)
+    return str(own or ("Arguments" if param.param_type_name == "argument" else "Options"))
+
+
+class Group(TyperGroup):
+    """The ``ems`` command itself: its commands in sections."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+        """Write commands by ``rich_help_panel``."""
+        room = formatter.width - 6 - max(map(len, self.commands))
+        _sections(
+            (
+                (str(getattr(command, "rich_help_panel", None) or "Commands"), (name, command.get_short_help_str(room)))
+                for name, command in self.commands.items()
+                if not command.hidden
+            ),
+            formatter,
+        )
+
+
+app = typer.Typer(
+    cls=Group,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def command(section: str, *examples: str, name: str | None = None) -> Callable[[Function], Function]:
+    """Register a function as a command.
+
+    Parameters
+    ----------
+    section
+        Heading under which ``ems --help`` lists it.
+    examples
+        Command lines shown at the end of its help.
+    name
+        Its name where the function's own will not do.
+    """
+    return app.command(name, cls=Command, rich_help_panel=section, epilog="\n".join(examples))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"ems {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, epilog="Each command has its own --help.")
+def ems(
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001  # acts when it is parsed
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[  # noqa: ARG001  # read by main()
+        bool, typer.Option("--debug", help="Show the traceback of an error (also after a command).")
+    ] = False,
+) -> None:
+    """From a training script to an experiment on SLURM, and back to a table."""
+    if ctx.invoked_subcommand is None:
+        sys.stdout.write(f"{ctx.get_help()}\n")
+
+
+def load() -> Any:
+    """Import every command; return the whole as one click command."""
+    for module in ("submit", "look", "report", "results", "again", "setup"):
+        importlib.import_module(f"ems.cli.{module}")
+    return typer.main.get_command(app)
+
+
+def invoke(own: Sequence[str], rest: Sequence[str], typed: Sequence[str]) -> int:
+    """Run a command line.
+
+    Parameters
+    ----------
+    own
+        What is meant for ``ems``: what stands before ``--``.
+    rest
+        What is meant for the user's script: what stands after ``--``.
+    typed
+        The command line as it was typed, for the record.
+    """
+    context = {"script_args": tuple(rest), "typed": ("ems", *typed)}
+    status = load().main(args=list(own), prog_name="ems", standalone_mode=False, obj=context)
+    return status if isinstance(status, int) else 0
+
+
+def explain_usage(error: Exception) -> EmsError | None:
+    """Turn an error of typer's own (an unknown option, a missing argument) into one of ours; None for any other."""
+    if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+        return None
+    words, _, suggestion = error.format_message().partition(" Did you mean ")
+    words = re.sub(r"'([^']*)'", r"`\1`", " ".join(words.split()).rstrip(". "))
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "ems"
+    known = list(getattr(error, "possibilities", None) or ())
+    if known:
+        words = words.partition(" (Possible")[0]
+        suggestion = " or ".join(difflib.get_close_matches(getattr(error, "option_name", ""), known) or known)
+    suggestion = suggestion.rstrip("?").replace("'", "`")
+    hint = f"did you mean {suggestion}? `{path} --help` lists all" if suggestion else f"see `{path} --help`"
+    return UsageError(words[:1].lower() + words[1:], hint)

@@ -1,0 +1,122 @@
+"""What commands need before they can start: the store, the settings, the target of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ems.errors import NotFoundError, UsageError
+from ems.model import Address
+
+if TYPE_CHECKING:
+    from ems.config import Settings
+    from ems.model import Experiment
+    from ems.store import Store
+    from ems.target import Target
+
+
+class Session:
+    """One command's view of a project: opened lazily, closed once.
+
+    Parameters
+    ----------
+    project
+        The project's root; holds ``.ems`` and, if any, ``ems.yaml``.
+    store
+        Its store, open.
+    """
+
+    def __init__(self, project: Path, store: Store) -> None:
+        self.project = project
+        self.store = store
+        self._targets: dict[str, Target] = {}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The project's and the user's settings, no flag among them."""
+        from ems import config
+
+        return config.load(self.project)
+
+    def target(self, name: str) -> Target:
+        """Return the target of that name; each is resolved once."""
+        from ems import config, target
+
+        if name not in self._targets:
+            self._targets[name] = target.resolve(name, config.load(self.project, on=name))
+        return self._targets[name]
+
+    def experiment(self, reference: str) -> Experiment:
+        """Find an experiment by id prefix, name or ``last``.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none, or more than one.
+        """
+        return self.store.resolve(reference)
+
+    def address(self, text: str) -> tuple[Experiment, Address]:
+        """Find ``EXP[/INDEX[/FILE]]``; the run is known to exist.
+
+        Raises
+        ------
+        UsageError
+            If it is no address.
+        NotFoundError
+            If there is no such experiment or run.
+        """
+        address = Address.parse(text)
+        experiment = self.experiment(address.experiment)
+        if address.index is not None and address.index >= experiment.n_runs:
+            raise NotFoundError(
+                f"{experiment.name} {experiment.id} has no run {address.index}",
+                f"its runs are 0 to {experiment.n_runs - 1}: ems ls {experiment.id}",
+            )
+        return experiment, address
+
+    def run(self, text: str) -> tuple[Experiment, int, str | None]:
+        """Find ``EXP/INDEX[/FILE]``; an experiment of one run needs no index.
+
+        Raises
+        ------
+        UsageError
+            If the address names no run.
+        """
+        experiment, address = self.address(text)
+        if address.index is None and experiment.n_runs != 1:
+            raise UsageError(
+                f"`{text}` names an experiment of {experiment.n_runs:,} runs, not a run",
+                f"add the run's index: {text}/0 to {text}/{experiment.n_runs - 1}",
+            )
+        return experiment, address.index or 0, address.file
+
+
+@contextmanager
+def open_session(project: Path | None = None) -> Iterator[Session]:
+    """Open a project's store, and close it whatever happens.
+
+    Parameters
+    ----------
+    project
+        The project's root, whose store is made if need be. Default: the store that is found from the working
+        directory upwards; then nothing is made, so that looking somewhere leaves no trace there.
+
+    Raises
+    ------
+    NotFoundError
+        If no store is found.
+    """
+    from ems import store
+
+    path = project / store.FOLDER / "ems.db" if project else store.find(Path.cwd())
+    if project is None and not path.exists():
+        raise NotFoundError(
+            f"there are no experiments in {Path.cwd()} or above",
+            "start one with `ems parrun SCRIPT`, or go to its project",
+        )
+    with store.Store(path) as opened:
+        yield Session(path.parent.parent, opened)

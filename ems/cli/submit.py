@@ -1,0 +1,349 @@
+"""``ems parrun`` and ``ems run``: from what was typed to an experiment that runs."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ems.cli import options as o
+from ems.cli.app import SUBMIT, command
+from ems.errors import UsageError
+
+if TYPE_CHECKING:
+    from ems.cli.session import Session
+    from ems.config import Settings
+    from ems.executor.base import Submission
+    from ems.model import Json
+    from ems.submission import Plan, Request
+
+_SHOWN = 100  # runs that --dry-run lists
+
+Script = Annotated[
+    str | None,
+    typer.Argument(metavar="[SCRIPT]", help="The training script; a sweep file may name it.", show_default=False),
+]
+ScriptArgs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[-- SCRIPT_ARGS]", help="What every run of the script is given besides.", show_default=False
+    ),
+]
+
+# One table instead of two signatures of forty parameters: name -> type, in the order of --help
+_SWEEP: Mapping[str, Any] = {
+    "zips": o.Zips,
+    "samples": o.Samples,
+    "sweep": o.Sweep,
+    "count_by_running": o.CountByRunning,
+    "max_parallel": o.MaxParallel,
+    "pack": o.Pack,
+}
+_RESOURCES: Mapping[str, Any] = {
+    "gres": o.Gres,
+    "gpus": o.Gpus,
+    "cpus": o.Cpus,
+    "mem": o.Mem,
+    "time": o.Time,
+    "partition": o.Partition,
+    "account": o.Account,
+    "qos": o.Qos,
+    "constraint": o.Constraint,
+    "nodes": o.Nodes,
+    "exclude": o.Exclude,
+    "alloc": o.Alloc,
+}
+_SETTINGS: Mapping[str, Any] = {
+    "pass_as": o.PassParams,
+    "seed": o.Seed,
+    "max_parallel": o.MaxParallel,
+    "pack": o.Pack,
+    "workers": o.Workers,
+    "grace_s": o.Grace,
+    "max_requeues": o.MaxRequeues,
+    "python": o.Python,
+    "setup": o.Setup,
+    "env": o.Env,
+    "container": o.Container,
+    "data": o.Data,
+    "max_file_mb": o.MaxFile,
+    "log_patterns": o.LogPatterns,
+    "metric_files": o.MetricFiles,
+}
+_PARRUN: Mapping[str, Any] = {
+    "script": Script,
+    "script_args": ScriptArgs,
+    "sets": o.Sets,
+    **_SWEEP,
+    **_SETTINGS,
+    "again": o.Again,
+    "on": o.On,
+    **_RESOURCES,
+    "name": o.Name,
+    "message": o.Message,
+    "tags": o.Tags,
+    "wait": o.Wait,
+    "dry_run": o.DryRun,
+    "as_json": o.AsJson,
+}
+_RUN = {name: type_ for name, type_ in _PARRUN.items() if name not in _SWEEP}
+
+
+def _typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a function that takes keywords the signature that typer is to read."""
+
+    def sign(function: Callable[..., None]) -> Callable[..., None]:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        context = inspect.Parameter("ctx", kind, annotation=typer.Context)
+        defaults = {o.Again: False, o.CountByRunning: False, o.Wait: False, o.DryRun: False, o.AsJson: False}
+        typed = [inspect.Parameter(n, kind, default=defaults.get(t), annotation=t) for n, t in table.items()]
+        function.__signature__ = inspect.Signature([context, *typed])  # type: ignore[attr-defined]  # read by inspect
+        function.__annotations__ = {"ctx": typer.Context, **table}
+        return function
+
+    return sign
+
+
+@command(
+    SUBMIT,
+    "ems parrun train.py                                  the script's own loops",
+    "ems parrun train.py --set lr=0.1,0.01 --set seed=0..9",
+    "ems parrun train.py --set 'lr=loguniform(1e-5,1e-1)' --samples 20",
+    "ems parrun --sweep sweep.yaml --gres gpu:1 --time 2:00:00",
+    "ems parrun train.py --dry-run -- --epochs 3",
+)
+@_typed_by(_PARRUN)
+def parrun(ctx: typer.Context, **typed: Any) -> None:
+    """Sweep a script: one run for each point, all in parallel."""
+    _submit(ctx, typed, single=False)
+
+
+@command(SUBMIT, "ems run train.py --set lr=0.1 --gres gpu:1 -- --epochs 3")
+@_typed_by(_RUN)
+def run(ctx: typer.Context, **typed: Any) -> None:
+    """Run a script once."""
+    _submit(ctx, typed, single=True)
+
+
+def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
+    from ems import submission
+    from ems.cli import render, waiting
+    from ems.cli.session import open_session
+
+    started = time.monotonic()
+    _check_words(ctx, typed)
+    with open_session(_project(typed)) as session:
+        plan = submission.plan(_request(ctx, session, typed, single), session.store)
+        for warning in plan.warnings:
+            render.note(f"warning: {warning}")
+        if typed["dry_run"]:
+            _show_plan(plan, typed["as_json"])
+            return
+        if not plan.experiment.n_runs:
+            _say_nothing_to_do(plan, typed["as_json"])
+            return
+        if not typed["as_json"]:
+            render.say(headline(plan))
+        done = submission.submit(plan, session.store)
+        if typed["as_json"]:
+            render.print_json({**summary(plan), **describe_submission(done)})
+        else:
+            render.say(submitted_line(plan.target.executor.name, done, time.monotonic() - started))
+        if typed["wait"]:
+            waiting.until_finished(session, plan.experiment, quiet=typed["as_json"])
+        elif not typed["as_json"]:
+            _say_next(session)
+
+
+def _check_words(ctx: typer.Context, typed: Mapping[str, Any]) -> None:
+    if typed["script_args"]:
+        extra = " ".join(typed["script_args"])
+        raise UsageError(
+            f"`{extra}` is not meant for ems",
+            f"what is meant for the script stands after `--`: ems {ctx.info_name} {typed['script']} -- {extra}",
+        )
+    if typed["script"] is None and typed.get("sweep") is None:
+        raise UsageError("no script is named", f"ems {ctx.info_name} train.py")
+
+
+def _project(typed: Mapping[str, Any]) -> Path:
+    from ems import snapshot
+
+    return snapshot.project_root(Path.cwd() / (typed["script"] or typed["sweep"]))
+
+
+def _settings(session: Session, typed: Mapping[str, Any]) -> Settings:
+    from ems import config
+
+    flags = {name: typed.get(name) for name in _SETTINGS}
+    flags |= {f"resources.{name}": typed[name] for name in _RESOURCES}
+    return config.load(session.project, on=typed["on"], flags=flags)
+
+
+def _request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], single: bool) -> Request:
+    from ems import target
+    from ems.submission import Request
+
+    settings = _settings(session, typed)
+    context: Mapping[str, tuple[str, ...]] = ctx.obj
+    return Request(
+        script=Path(typed["script"]) if typed["script"] else None,
+        target=target.resolve(settings.on, settings),
+        args=context["script_args"],
+        single=single,
+        sets=tuple(typed["sets"] or ()),
+        zips=tuple(typed.get("zips") or ()),
+        samples=typed.get("samples"),
+        sample_seed=settings.seed,
+        sweep_file=Path(typed["sweep"]) if typed.get("sweep") else None,
+        count_by_running=bool(typed.get("count_by_running")),
+        name=typed["name"],
+        message=typed["message"],
+        tags=tuple(typed["tags"] or ()),
+        again=typed["again"],
+        resources=settings.resources,
+        pack=None if single else settings.pack,
+        max_parallel=None if single else settings.max_parallel,
+        command_line=context["typed"],
+        **{name: getattr(settings, name) for name in (*(set(_SETTINGS) - {"pack", "max_parallel"}), "worker_python")},
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what is said
+
+
+def headline(plan: Plan) -> str:
+    """Say in one line what runs, how often, which code and where."""
+    from ems.cli import render
+
+    experiment, frozen = plan.experiment, plan.snapshot
+    runs = render.plural(experiment.n_runs, "run")
+    if plan.axes:
+        runs += " = " + " x ".join(f"{','.join(axis.names)} ({len(axis):,})" for axis in plan.axes)
+    if len(plan.skipped):
+        runs += f" - {len(plan.skipped):,} completed before"
+    base = frozen.user_commit[:6] if frozen.user_commit else "no commit"
+    if frozen.changed_files:
+        base += f" + {render.plural(frozen.changed_files, 'changed file')}"
+    partition = f", partition {experiment.resources.partition}" if experiment.resources.partition else ""
+    return (
+        f"experiment {experiment.id}  {experiment.name}  {runs}   code {frozen.id[:8]} ({base})"
+        f"   on {plan.target.name}{partition}"
+    )
+
+
+def submitted_line(executor: str, done: Submission, seconds: float) -> str:
+    """Say what was handed over: ``submitted array job 1842 in 0.6 s; you may close the laptop``."""
+    from ems.cli import render
+
+    jobs = [job for _, job in done.submitted]
+    if executor == "here":
+        said = "started" if jobs else "nothing new was started"
+        line = f"{said} in {render.duration(seconds)}; you may close the terminal"
+    else:
+        named = ", ".join(jobs) if len(jobs) <= 5 else f"{jobs[0]} to {jobs[-1]}"
+        what = f"submitted {render.plural(len(jobs), 'array job')}" if len(jobs) > 1 else "submitted array job"
+        line = (
+            f"{what} {named} in {render.duration(seconds)}; you may close the laptop"
+            if jobs
+            else "nothing was submitted"
+        )
+    if done.waiting_chunks:
+        waits = "waits" if done.waiting_chunks == 1 else "wait"
+        line += f"\n{render.plural(done.waiting_chunks, 'more array job')} {waits} for room in the queue"
+        line += f" ({done.refusal})" if done.refusal else ""
+    return line
+
+
+def summary(plan: Plan) -> dict[str, Json]:
+    """Say in JSON what a plan is."""
+    experiment = plan.experiment
+    return {
+        "experiment": experiment.id,
+        "name": experiment.name,
+        "runs": experiment.n_runs,
+        "skipped": len(plan.skipped),
+        "target": plan.target.name,
+        "snapshot": plan.snapshot.id,
+        "warnings": list(plan.warnings),
+        "gpu_hours": plan.gpu_hours,
+    }
+
+
+def describe_submission(done: Submission) -> dict[str, Json]:
+    """Say in JSON what was handed over."""
+    return {
+        "jobs": [job for _, job in done.submitted],
+        "waiting_chunks": done.waiting_chunks,
+        "refusal": done.refusal,
+    }
+
+
+def _say_next(session: Session) -> None:
+    from ems.cli import render
+
+    away = "" if Path.cwd().is_relative_to(session.project) else f"cd {session.project} && "
+    render.note(f"next: {away}ems status · ems logs last/0 -f · ems harvest · ems report")
+
+
+def _say_nothing_to_do(plan: Plan, as_json: bool) -> None:
+    from ems.cli import render
+
+    if as_json:
+        render.print_json({**summary(plan), "experiment": None, "jobs": []})
+        return
+    example = next(iter(plan.skipped.values()), "")
+    what = "this run" if len(plan.skipped) == 1 else f"all {len(plan.skipped):,} runs"
+    render.say(f"nothing to do: {what} completed before with the same code, params and args, e.g. {example}")
+    render.note(f"next: ems report {example.partition('/')[0]} · add --again to run once more")
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    """Show what would be submitted: the runs, the chunks, the script, the GPU-hours."""
+    from ems.cli import render
+
+    if as_json:
+        runs = [{"index": each.index, "seed": each.seed, "params": each.params} for each in plan.runs()]
+        render.print_json(
+            {**summary(plan), "experiment": None, "points": runs, "chunks": plan.chunks, "script": plan.script()}
+        )
+        return
+    render.say(headline(plan).replace(f"experiment {plan.experiment.id}", "dry run:", 1), "")
+    shown = list(islice(plan.runs(), _SHOWN))
+    names = list(dict.fromkeys(name for each in shown for name in each.params))
+    columns = [render.Column("run", right=True, keep=True), *(render.Column(name, cut=True) for name in names)]
+    rows = [[str(each.index), *(render.value_text(each.params.get(name)) for name in names)] for each in shown]
+    more = plan.experiment.n_runs - len(shown)
+    render.print_table(
+        columns, rows, footer=[f"… {more:,} more runs; --json lists all"] if more > 0 else [], paged=False
+    )
+    render.say("", *_chunk_lines(plan), f"GPU-hours at most: {_gpu_hours(plan)}", "", plan.script().rstrip("\n"))
+    render.note("", "next: the same without --dry-run submits it")
+
+
+def _chunk_lines(plan: Plan) -> list[str]:
+    from ems.cli import render
+
+    noun = "array job" if plan.target.executor.name == "slurm" else "pool of workers"
+    tasks = [int(chunk["tasks"]) for chunk in plan.chunks]
+    nouns = "array jobs" if noun == "array job" else "pools of workers"
+    sizes = " + ".join(f"{size:,}" for size in tasks) if len(tasks) <= 5 else f"{len(tasks)} x up to {max(tasks):,}"
+    return [f"{render.plural(len(tasks), noun, nouns)}: {sizes} {'tasks' if max(tasks, default=0) != 1 else 'task'}"]
+
+
+def _gpu_hours(plan: Plan) -> str:
+    from ems.cli import render
+
+    hours = plan.gpu_hours
+    gpus, runs = plan.experiment.resources.gpus_per_run, plan.experiment.n_runs
+    if hours is None:
+        return "not bounded, since no --time is asked"
+    if not gpus:
+        return "0 (no GPU is asked)"
+    limit = plan.experiment.resources.time
+    return f"{render.number(hours)} = {render.plural(runs, 'run')} x {render.plural(gpus, 'GPU')} x {limit}"

@@ -1,0 +1,67 @@
+"""Staying with an experiment until its last run ends (``--wait``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import typer
+
+from ems.errors import ExecutorError
+from ems.model import State
+
+if TYPE_CHECKING:
+    from ems.cli.session import Session
+    from ems.model import Experiment
+
+_POLL_S = {"here": (0.1, 1.0), "slurm": (1.0, 10.0)}  # first and longest pause between two looks
+
+
+def until_finished(session: Session, experiment: Experiment, quiet: bool = False) -> None:
+    """Show progress until every run has ended, then harvest and say how it went.
+
+    Ctrl-C ends the waiting, not the experiment.
+
+    Raises
+    ------
+    typer.Exit
+        With 1 if a run failed or was cancelled, with 130 after Ctrl-C.
+    """
+    from ems.cli import render, results
+
+    try:
+        with render.progress() as show:
+            counts = _watch(session, experiment, (lambda _: None) if quiet else show)
+    except KeyboardInterrupt:
+        render.note(
+            f"{experiment.name} {experiment.id} goes on running without you",
+            f"next: ems status · ems logs {experiment.id}/0 -f · ems cancel {experiment.id} · ems harvest",
+        )
+        raise typer.Exit(130) from None
+    results.harvest_and_say(session, [experiment.id], quiet=quiet)
+    if counts.get(State.COMPLETED, 0) != experiment.n_runs:
+        raise typer.Exit(1)
+    if not quiet:
+        render.note(f"next: ems report {experiment.id}")
+
+
+def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]) -> dict[State, int]:
+    """Look again and again, ever less often, until no run is left that will still change by itself."""
+    from ems.cli import render
+
+    started = time.monotonic()
+    pause, longest = _POLL_S.get(experiment.executor, (1.0, 10.0))
+    while True:
+        trouble = ""
+        try:
+            session.refresh([experiment])
+        except ExecutorError as error:
+            trouble = f"   {error.message}; trying again"
+        counts = session.store.counts([experiment.id])[experiment.id]
+        if sum(n for state, n in counts.items() if state.is_finished) >= experiment.n_runs:
+            return counts
+        elapsed = render.duration(time.monotonic() - started)
+        show(f"{render.state_words(counts)} of {experiment.n_runs:,}   {elapsed}{trouble}")
+        time.sleep(pause)
+        pause = min(longest, pause * 1.3)
