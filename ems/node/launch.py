@@ -32,20 +32,18 @@ class LoopChanged(BaseException):
     """A swept loop is not here what it was at submission. No ``except Exception`` of the script may hide it."""
 
 
-def arguments(launcher: str, loops: Sequence[Loop], indices: Sequence[int]) -> List[str]:
+def arguments(loops: Sequence[Loop], indices: Sequence[int]) -> List[str]:
     """Return the words between the interpreter and the script that run one combination.
 
     Parameters
     ----------
-    launcher
-        Path of this file on the node.
     loops
         The experiment's loops, outermost first, as in ``spec.json``.
     indices
         The item number of each loop.
     """
     chosen = [dict(loop, index=index) for loop, index in zip(loops, indices)]  # noqa: B905 - Python 3.8
-    return [launcher, "--loops", json.dumps(chosen, separators=(",", ":"))]
+    return [os.path.abspath(__file__), "--loops", json.dumps(chosen, separators=(",", ":"))]
 
 
 def as_json(value: Any) -> Tuple[Any, bool]:
