@@ -17,6 +17,8 @@ from ems.errors import UsageError
 Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
 Params: TypeAlias = Mapping[str, Json]
 
+MAX_POINTS = 1_000_000  # of one sweep; more is a mistake or needs `ems tune`
+
 
 class State(enum.StrEnum):
     """The state of a run. What cannot be mapped is UNKNOWN, never "done"."""
@@ -61,12 +63,17 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class LoopRef:
-    """One ``for`` of the script that is an axis: where it stands and how many items it has."""
+    """One ``for`` of the script that is an axis: where it stands and how many items it has.
+
+    ``size`` is -1 where it depends on an outer loop. Where ``known`` is false, params hold the source text of some
+    items, since their values show only on the node.
+    """
 
     line: int
-    column: int
+    column: int  # in bytes of UTF-8, as in ast
     names: tuple[str, ...]
     size: int
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
