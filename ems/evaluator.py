@@ -1,8 +1,9 @@
 """What an expression of a script will be, found without running the script.
 
 Only expressions whose value follows from the text are evaluated: literals, arithmetic, comprehensions, and calls of
-the pure functions listed here. Everything else raises :class:`UnknownError`; nothing is ever guessed. Real objects are used
-throughout (a ``zip`` is a ``zip``, an array an array), so that what would fail in the script fails here too.
+the pure functions listed here. Everything else raises :class:`UnknownError`; nothing is ever guessed. Real
+objects are used throughout (a ``zip`` is a ``zip``, an array an array), so that what would fail in the script fails
+here too.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _has_opaque(value: Value) -> bool:
 
 def _numpy(name: str) -> Callable[..., Value]:
     def call(*args: Value, **kwargs: Value) -> Value:
-        import numpy as np  # only for scripts that use it: it is slow to import
+        import numpy as np  # noqa: PLC0415 - slow to import: only for scripts that use it
 
         if any(_has_opaque(a) for a in args):
             raise TypeError("an item is not known before the run")
@@ -338,10 +339,13 @@ class Evaluator:
         if isinstance(node, ast.Attribute):
             root = self._dotted(node.value)
             return None if root is None else f"{root}.{node.attr}"
-        if isinstance(node, ast.Name) and not any(node.id in scope for scope in self._local):
+        if isinstance(node, ast.Name) and not self._is_local(node):
             value = self._resolve(node)
             return str(value) if isinstance(value, Imported) else None
         return None
+
+    def _is_local(self, node: ast.Name) -> bool:
+        return any(node.id in scope for scope in self._local)
 
     def _call(self, node: ast.Call) -> Value:
         function = self._function(node)
@@ -360,19 +364,17 @@ class Evaluator:
 
     def _function(self, node: ast.Call) -> Callable[..., Value]:
         function = node.func
-        if isinstance(function, ast.Name) and not any(function.id in scope for scope in self._local):
-            value = self._resolve(function)
-            found = IMPORTS.get(value) if isinstance(value, Imported) else value
-            if callable(found):
-                return found
+        dotted = self._dotted(function)
+        found: Value = None
+        if dotted is not None:
+            found = IMPORTS.get(dotted)
         elif isinstance(function, ast.Attribute):
-            dotted = self._dotted(function)
-            if dotted is not None and callable(IMPORTS.get(dotted)):
-                found_here: Callable[..., Value] = IMPORTS[dotted]
-                return found_here
-            if dotted is None:
-                return self._method(function)
-        raise UnknownError(node)
+            found = self._method(function)
+        elif isinstance(function, ast.Name) and not self._is_local(function):
+            found = self._resolve(function)
+        if not callable(found):
+            raise UnknownError(node)
+        return found  # type: ignore[no-any-return] # callable() does not narrow Any
 
     def _method(self, node: ast.Attribute) -> Callable[..., Value]:
         owner = self(node.value)
