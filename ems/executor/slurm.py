@@ -216,7 +216,15 @@ def _raw_flags(resources: Resources) -> list[str]:
         raise UsageError(f"`--alloc {resources.alloc}`: {error}", "quote it as on sbatch's own command line") from None
     for word in raw:
         option = word.partition("=")[0]
-        ours = next((long for long, short in _OURS.items() if option == long or (short and word.startswith(short))), "")
+        # sbatch takes any unambiguous beginning of a long option
+        ours = next(
+            (
+                long
+                for long, short in _OURS.items()
+                if (len(option) > 3 and long.startswith(option)) or (short and word.startswith(short))
+            ),
+            "",
+        )
         if ours:
             raise UsageError(f"`--alloc` may not set {ours}: ems sets it itself", f"leave `{word}` out")
     if "\n" in (resources.alloc or ""):
