@@ -82,6 +82,12 @@ def process_start(pid: int) -> int:
     return int(stat.rpartition(")")[2].split()[19]) if stat else 0
 
 
+def oom_kills() -> int:
+    """Return how often the kernel has killed a process for want of memory since boot, in cgroups too."""
+    found = re.search(r"^oom_kill (\d+)", _read("/proc/vmstat"), re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
 def seconds(limit: Optional[str]) -> Optional[float]:
     """Read a time limit in SLURM's forms: ``90`` (minutes), ``90:30``, ``1:30:00``, ``2-12``, ``2-12:30[:00]``.
 

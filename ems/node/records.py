@@ -192,3 +192,27 @@ def last_attempt(files: ExperimentFiles, index: int) -> Optional[Record]:
     """Return the newest attempt record of run ``index``, or None."""
     numbers = files.attempt_numbers(index)
     return read_json(files.attempt(index, numbers[-1])) if numbers else None
+
+
+def cancelled_up_to(files: ExperimentFiles, index: int) -> int:
+    """Return the highest chunk for which run ``index`` is cancelled by itself; 0 where it is not.
+
+    ``runs/I/cancel`` holds that number: what :func:`cancel` writes, workers look for.
+    """
+    try:
+        with open(files.run(index, "cancel")) as file:
+            return int(file.read())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def cancel(files: ExperimentFiles, index: int) -> None:
+    """Have run ``index`` not be started, or ended within a second, by the workers of all present chunks."""
+    os.makedirs(files.run(index), exist_ok=True)
+    write_atomic(files.run(index, "cancel"), "%d\n" % max(files.chunk_numbers(), default=0), durable=False)
+
+
+def has_waiting_chunks(files: ExperimentFiles) -> bool:
+    """Whether a chunk has not been handed to the scheduler yet."""
+    names = set(os.listdir(files.chunks))
+    return any(n.endswith(".json") and n[:-5].isdigit() and n[:-5] + ".job" not in names for n in names)

@@ -1,8 +1,8 @@
 """Who may use what: the cores and GPUs of this machine, or those of one SLURM job.
 
 On a machine without SLURM each core and each GPU is a file below ``/tmp/ems-UID/slots``, which whoever uses it holds
-locked by flock(2): two experiments at once never share a GPU, nor use more cores than there are. Runs inherit the lock of
-their GPU, so it stays taken while they live, even if their worker is killed.
+locked by flock(2): two experiments at once never share a GPU, nor use more cores than there are. Runs inherit the
+lock of their GPU, so it stays taken while they live, even if their worker is killed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import stat
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Optional, Sequence, Tuple
+
+    from ems.node.records import Record
 
 
 class Share:
@@ -118,6 +120,14 @@ class Machine:
             path = None if self._folder is None else os.path.join(self._folder, name)
             self._open[name] = -1 if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._open[name]
+
+
+def gpus_per_run(resources: Record) -> int:
+    """Count the GPUs that ``gpus`` or ``gres`` ask for, as ems.model.Resources does."""
+    asked = [item.split(":") for item in (resources.get("gpus") or "").split(",") if item]
+    gres = [item.split(":") for item in (resources.get("gres") or "").replace("gres:", "").split(",")]
+    asked += [words for words in gres if words[0] == "gpu"]
+    return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in asked)
 
 
 def lock_folder() -> Optional[str]:

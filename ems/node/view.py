@@ -11,6 +11,7 @@ Compiled modules are shared by all runs of a snapshot: ``__pycache__`` of each f
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 TYPE_CHECKING = False
@@ -127,10 +128,8 @@ def _copy(path: str, content: bytes, mode: int, mtime_ns: int) -> None:
 
 
 def _unless_there(make: Callable[..., object], *args: object) -> None:
-    try:
+    with contextlib.suppress(FileExistsError):
         make(*args)
-    except FileExistsError:
-        pass
 
 
 def _ask(question: Callable[[str], object], path: str):  # type: ignore[no-untyped-def]  # whatever the question returns

@@ -1,0 +1,336 @@
+"""One attempt at a run: claimed by exactly one worker, started as the user would have, recorded however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+
+from ems.node import records
+from ems.node.job import CANCELLED, TIME_LIMIT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+    from ems.node.job import Job
+    from ems.node.records import ExperimentFiles, Record
+    from ems.node.slots import Share
+
+_MAX_VARIABLE = 120_000  # bytes; Linux allows 128 KiB a variable
+_RETRIES = 5  # of writing a record: a file system may be full or away for a moment
+_NOT_INHERITED = ("SUBMITIT_", "EMS_")
+# what Python ignores for itself must not be ignored by the script
+_DEFAULT_SIGNALS = [
+    getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGCHLD", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class CannotStartError(Exception):
+    """A run cannot be started; ``message`` is the reason, ``hint`` says how to mend it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Optional[Record]:
+    """Claim the next attempt at run ``index`` for this job and return its record; None if it is not ours to run.
+
+    A chunk gives each of its runs one attempt, and a further one whenever the job that had it was requeued: so a chunk
+    may be submitted twice, or a worker started twice, and nothing runs twice.
+
+    Raises
+    ------
+    OSError
+        If the record cannot be written.
+    """
+    last = records.last_attempt(files, index)
+    if last is not None and not _is_next(last, chunk["chunk"], job):
+        return None
+    number = 1 if last is None else last["attempt"] + 1
+    is_fresh = last is None or (bool(chunk.get("fresh")) and last["chunk"] < chunk["chunk"])
+    record: Record = {
+        "v": 1,
+        "index": index,
+        "attempt": number,
+        "chunk": chunk["chunk"],
+        "state": "RUNNING",
+        **job.facts(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "started_at": records.now(),
+        "resumed_from": None if is_fresh or last is None else last["attempt"],
+        "stdout_from": _size(files.run(index, "stdout.log")),
+        "stderr_from": _size(files.run(index, "stderr.log")),
+    }
+    os.makedirs(files.run(index, "attempts"), exist_ok=True)
+    return (
+        record if records.create_exclusive(files.attempt(index, number), records.dump(record), durable=False) else None
+    )
+
+
+def _is_next(last: Record, chunk: int, job: Job) -> bool:
+    if last["chunk"] != chunk:
+        return bool(last["chunk"] < chunk)
+    if last["job"] != job.name:
+        return False
+    return bool(last["restart"] < job.restart or last["state"] == "PENDING")
+
+
+class Attempt:
+    """A claimed attempt and, once started, its process.
+
+    Parameters
+    ----------
+    files, spec, record
+        Of the experiment, and what :func:`claim` returned.
+    share
+        The part of the machine that it may use.
+    """
+
+    def __init__(self, files: ExperimentFiles, spec: Record, record: Record, share: Share) -> None:
+        self.files, self.spec, self.record, self.share = files, spec, record, share
+        self.index: int = record["index"]
+        self.folder = files.run(self.index)
+        self.view = os.path.join(self.folder, "files")
+        self.pid = 0
+        self.started = time.monotonic()
+        self.why = ""  # why the worker ended it, if it did
+        self.kill_at: Optional[float] = None
+        if share.gpus is not None:
+            record["gpus"] = ",".join(share.gpus)
+
+    # ------------------------------------------------------------------------------------------ start
+
+    def start(self, lib: str) -> None:
+        """Start the script in its view.
+
+        Raises
+        ------
+        CannotStartError
+            If its command line cannot be made, or its program is not there.
+        OSError
+            If the run's directory cannot be written.
+        """
+        self._set_checkpoint()
+        run = records.read_run(self.files, self.index)
+        argv, extra = self._command(run)
+        env = self._environment(run, lib, extra)
+        argv = self._wrapped(argv, env)
+        program = _find(argv[0], env.get("PATH", os.defpath))
+        self.record["python"] = self.spec["python"]
+        os.chdir(os.path.join(self.view, self.spec.get("cwd") or "."))
+        for handle in self.share.inherit:
+            os.set_inheritable(handle, True)
+        try:
+            self.pid = os.posix_spawn(
+                program,
+                argv,
+                env,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, self._log("stdout"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
+                    (os.POSIX_SPAWN_OPEN, 2, self._log("stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
+                ],
+                setpgroup=0,
+                setsigmask=(),
+                setsigdef=_DEFAULT_SIGNALS,
+            )
+        except OSError as error:
+            raise CannotStartError("`%s` cannot be started: %s" % (argv[0], error.strerror)) from error
+        finally:
+            for handle in self.share.inherit:
+                os.set_inheritable(handle, False)
+            os.chdir("/")
+
+    def _log(self, stream: str) -> str:
+        return os.path.join(self.folder, stream + ".log")
+
+    def _set_checkpoint(self) -> None:
+        """Make the checkpoint directory; a run that begins anew finds it empty, the old one is kept aside."""
+        checkpoint = os.path.join(self.folder, "checkpoint")
+        if self.record["resumed_from"] is None and self.record["attempt"] > 1 and os.path.isdir(checkpoint):
+            aside = "%d-checkpoint" % (self.record["attempt"] - 1)
+            os.rename(checkpoint, os.path.join(self.folder, "attempts", aside))
+        os.makedirs(checkpoint, exist_ok=True)
+
+    def _command(self, run: Record) -> Tuple[List[str], Dict[str, str]]:
+        from ems.node import argv
+
+        spec = self.spec
+        launcher = None
+        if spec.get("loops"):
+            from ems.node import launch
+
+            launcher = launch.arguments(spec["loops"], run["loops"])
+        script = os.path.relpath(spec["script"], spec.get("cwd") or ".")
+        try:
+            words, env = argv.command(
+                spec["python"], script, spec["args"], run["params"], spec["pass_as"], spec.get("command"), launcher
+            )
+        except ValueError as error:
+            raise CannotStartError(str(error)) from error
+        return words, env
+
+    def _wrapped(self, words: List[str], env: Mapping[str, str]) -> List[str]:
+        """Put container and setup lines around the command."""
+        if self.spec.get("container"):
+            from ems.node import container
+
+            binds = [self.files.root, *(self.spec.get("data") or {}).values()]
+            words = container.prefix(self.spec["container"], binds, env, bool(self.record["gpus"])) + words
+        if self.spec.get("setup"):
+            words = ["bash", "-c", _setup(self.spec["setup"]), "ems", *words]
+        return words
+
+    def _environment(self, run: Record, lib: str, extra: Mapping[str, str]) -> Dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        env.update(self.spec.get("env") or {})
+        env.update(extra)
+        paths = [lib, *filter(None, [env.get("PYTHONPATH")])]
+        env.update(
+            PYTHONPATH=os.pathsep.join(paths),
+            EMS_EXPERIMENT=self.files.id,
+            EMS_INDEX=str(self.index),
+            EMS_ATTEMPT=str(self.record["attempt"]),
+            EMS_RESUME="0" if self.record["resumed_from"] is None else "1",
+            EMS_SEED=str(run["seed"]),
+            EMS_RUN_DIR=self.folder,
+            EMS_CHECKPOINT_DIR=os.path.join(self.folder, "checkpoint"),
+            EMS_ROOT=self.files.root,
+            EMS_DATA=os.path.join(self.files.root, "data"),
+        )
+        params = records.dump(run["params"])
+        if len(params) < _MAX_VARIABLE // 4 or len(params.encode("utf-8", "surrogatepass")) < _MAX_VARIABLE:
+            env["EMS_PARAMS"] = params
+        else:
+            env["EMS_PARAMS_FILE"] = os.path.join(self.folder, "params.json")
+            records.write_atomic(env["EMS_PARAMS_FILE"], params, durable=False)
+        if self.spec.get("loops"):
+            env["EMS_LOOP_PARAMS"] = self._loop_params()
+        if self.share.gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(self.share.gpus)
+        return env
+
+    def _loop_params(self) -> str:
+        return os.path.join(self.folder, "attempts", "%d.params" % self.record["attempt"])
+
+    # ------------------------------------------------------------------------------------------ end
+
+    def end(self, why: str, grace_s: float) -> None:
+        """Have it end: SIGTERM to all its processes, and SIGKILL after ``grace_s`` seconds."""
+        if not self.why:
+            self.why, self.kill_at = why, time.monotonic() + grace_s
+            self.signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)  # a stopped process would not learn of it
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes of the run, except those that left its process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def record_end(self, status: int, usage: Any, is_requeued: bool = False, is_oom: bool = False) -> None:
+        """Write down how it ended.
+
+        Parameters
+        ----------
+        status, usage
+            From os.wait4.
+        is_requeued
+            Whether a run that was ended is to go on in a next attempt.
+        is_oom
+            Whether the kernel killed something for want of memory while it ran.
+        """
+        self.record["exit_code"] = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        self.record["signal"] = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else ""
+        self.record["max_rss_mb"] = round(usage.ru_maxrss / 1024, 1)
+        self.record["cpu_s"] = round(usage.ru_utime + usage.ru_stime, 3)
+        self.record["wall_s"] = round(time.monotonic() - self.started, 3)
+        self._take_loop_params()
+        if self.why == CANCELLED:
+            self.close("CANCELLED", self.why)
+        elif self.why:
+            self.close("PENDING" if is_requeued else "FAILED", self.why)
+        elif status == 0:
+            self.close("COMPLETED", "")
+        else:
+            self._diagnose(is_oom)
+
+    def _diagnose(self, is_oom: bool) -> None:
+        from ems.node import diagnosis
+
+        text = diagnosis.tail(self._log("stderr"), self.record["stderr_from"])
+        code = os.path.join(self.files.root, "code", self.spec["snapshot"])
+        error = diagnosis.last_error(text, (self.view, code))
+        self.record["error"] = error
+        reason = diagnosis.reason(self.record["exit_code"], self.record["signal"], error, text)
+        self.close("FAILED", "out of memory (%s)" % reason if is_oom else reason)
+
+    def times_out_of_time(self) -> int:
+        """Count the earlier attempts of this chunk that the time limit ended."""
+        earlier = (records.read_json(self.files.attempt(self.index, n)) for n in range(1, self.record["attempt"]))
+        chunk = self.record["chunk"]
+        return sum(r is not None and r["chunk"] == chunk and r.get("reason") == TIME_LIMIT for r in earlier)
+
+    def _take_loop_params(self) -> None:
+        """Move what the launcher wrote (the actual values of a loop that is not known before) into the record."""
+        if self.spec.get("loops"):
+            with contextlib.suppress(OSError, ValueError):
+                self.record["params"] = records.read_json(self._loop_params())
+                os.unlink(self._loop_params())
+
+    def fail(self, reason: str, hint: str = "") -> None:
+        """Write down that it could not even be started; its stderr says so too."""
+        with open(self._log("stderr"), "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write("ems: %s\n%s" % (reason, "hint: %s\n" % hint if hint else ""))
+        self.record["exit_code"], self.record["signal"] = None, ""
+        self.close("FAILED", reason)
+
+    def close(self, state: str, reason: str) -> None:
+        """Write the record of the ended attempt, patiently: a file system may be full or away for a moment.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written for several seconds.
+        """
+        self.record.update(state=state, reason=reason, ended_at=records.now())
+        path = self.files.attempt(self.index, self.record["attempt"])
+        for left in reversed(range(_RETRIES)):
+            try:
+                records.write_atomic(path, records.dump(self.record), durable=False)
+                break
+            except OSError:
+                if not left:
+                    raise
+                time.sleep(1)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _find(program: str, path: str) -> str:
+    """Return the program's path, found in the PATH that the run has, not the worker.
+
+    Raises
+    ------
+    CannotStartError
+        If it is not there.
+    """
+    found = program if os.sep in program else shutil.which(program, path=path)
+    if found is None or not os.access(found, os.X_OK):
+        raise CannotStartError("`%s` is not on node %s" % (program, os.uname().nodename))
+    return found
+
+
+def _setup(lines: Sequence[str]) -> str:
+    """Return a bash script that runs the setup lines and becomes the run; its words are arguments, never code."""
+    guarded = ['{ %s\n} || { code=$?; echo "ems: setup failed" >&2; exit $code; }' % line for line in lines]
+    return "\n".join([*guarded, 'exec "$@"'])

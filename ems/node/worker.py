@@ -1,0 +1,339 @@
+"""The worker: claims runs of one chunk, starts them, waits for them, writes down how they ended.
+
+    python3 -I -S ROOT/lib/HASH/ems/node/worker.py ROOT EXP CHUNK [--task T] [--workers W] [--gpus 0,1] [--here]
+
+Standard library only, Python 3.8 or newer, ready in milliseconds. In an array job it is the batch shell of one array
+task; on a machine without SLURM one worker is the pool that holds W runs at a time. It is one thread that waits for
+signals: SIGCHLD (a run has ended), SIGUSR1 (SLURM: the time limit is near), SIGTERM (cancelled or preempted).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+
+if __name__ == "__main__":  # -I: nothing but this folder's own package is on the path
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import signal
+
+from ems.node import job as jobs
+from ems.node import records
+from ems.node.attempt import Attempt, CannotStartError, claim
+from ems.node.job import CANCELLED, PREEMPTED, TERMINATED, TIME_LIMIT, Job
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+
+    from ems.node.records import ExperimentFiles, Record
+    from ems.node.slots import Allotment, Machine, Share
+
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_SLOT_POLL_S = 0.05  # another pool's run has ended: nobody tells
+_CANCEL_POLL_S = 1.0
+_KILL_AGAIN_S = 5.0
+_CHEAP_CHECK_S = 0.02
+
+
+class Options:
+    """What the command line says."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        words: List[str] = []
+        given: Dict[str, str] = {}
+        rest = iter(argv)
+        for word in rest:
+            if word == "--here":
+                given[word] = "1"
+            elif word in ("--task", "--workers", "--gpus"):
+                given[word] = next(rest)
+            else:
+                words.append(word)
+        root, self.experiment, chunk = words
+        self.root, self.chunk = os.path.abspath(root), int(chunk)
+        self.here = "--here" in given
+        self.task = int(given.get("--task") or os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
+        self.workers = int(given["--workers"]) if "--workers" in given else None
+        self.gpus = [gpu for gpu in given.get("--gpus", "").split(",") if gpu]
+
+
+class Worker:
+    """One worker of one chunk."""
+
+    def __init__(self, options: Options) -> None:
+        self.files: ExperimentFiles = records.ExperimentFiles(options.root, options.experiment)
+        spec, chunk = records.read_json(self.files.spec), records.read_json(self.files.chunk(options.chunk))
+        if spec is None or chunk is None:
+            raise FileNotFoundError("experiment %s has no chunk %d" % (options.experiment, options.chunk))
+        changed = {name: value for name, value in (chunk.get("resources") or {}).items() if value is not None}
+        spec["resources"] = {**(spec.get("resources") or {}), **changed}
+        self.spec, self.chunk = spec, chunk
+        self.job = Job(os.environ, options.here)
+        self.lib = sys.path[0]
+        self.workers = options.workers or chunk.get("pack") or 1
+        self.shares = _shares(spec["resources"], options, self.workers)
+        self.is_pool = options.here or bool(chunk.get("pack"))
+        self.limit_s = jobs.seconds(spec["resources"].get("time")) if options.here else None
+        self.grace_s = float(spec.get("grace_s", 60))
+        self.running: Dict[int, Attempt] = {}  # by process id
+        self.interrupted: List[Attempt] = []  # to go on in a next attempt
+        self.status = 0
+        self.why = ""  # why the worker ends before its runs are done, if it does
+        self._claimed_any = False
+        self._queue = _order(chunk, options.task, self.is_pool)
+        self._again: List[int] = []
+        self._runs_in: Optional[_Place] = None
+        self._oom_kills = jobs.oom_kills()
+        self._next_look = 0.0
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def work(self) -> int:
+        """Run until nothing is left to claim, or told to end; return the exit status."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        while self._fill() or self.running:
+            self._handle(signal.sigtimedwait(_SIGNALS, self._patience_s()))
+            self._reap()
+            self._look()
+        self._leave()
+        return self.status
+
+    def _fill(self) -> bool:
+        """Start runs while there are seats; return whether some wait for a share of the machine."""
+        while not self.why and len(self.running) < self.workers:
+            share = self.shares.take()
+            if share is None:
+                return True
+            index = self._again.pop(0) if self._again else next(self._queue, None)
+            if index is None or not self._start(index, share):
+                self.shares.give_back(share)
+            if index is None:
+                return False
+        return False
+
+    def _patience_s(self) -> float:
+        """Seconds until something is due that no signal tells of."""
+        if not self.why and len(self.running) < self.workers:
+            return _SLOT_POLL_S
+        now = time.monotonic()
+        due = [a.kill_at for a in self.running.values() if a.kill_at is not None] + [self._next_look]
+        if self.limit_s is not None:
+            due += [a.started + self.limit_s - self._grace_of_limit() for a in self.running.values() if not a.why]
+        return max(0.0, min(due) - now)
+
+    def _handle(self, info: Optional[signal.struct_siginfo]) -> None:
+        if info is None or info.si_signo in (signal.SIGCHLD, signal.SIGHUP) or self.why:
+            return
+        self.why = TIME_LIMIT if info.si_signo == signal.SIGUSR1 else TERMINATED
+        for attempt in self.running.values():
+            attempt.end(self.why, self.grace_s)
+        # only now ask SLURM why: it may take its time to answer
+        if self.why == TERMINATED:
+            self.why = self.job.why_terminated()
+        elif self.job.is_preempted():
+            self.why = PREEMPTED
+        for attempt in self.running.values():
+            attempt.why = self.why
+
+    def _reap(self) -> None:
+        while self.running:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            attempt = self.running.pop(pid, None)
+            if attempt is not None:
+                self._finish(attempt, status, usage)
+
+    def _look(self) -> None:
+        """Do what is due: end runs that are cancelled or out of time, kill those that do not end."""
+        now = time.monotonic()
+        is_poll, self._next_look = now >= self._next_look, max(self._next_look, now + _CANCEL_POLL_S)
+        for attempt in list(self.running.values()):
+            if attempt.kill_at is not None and now >= attempt.kill_at:
+                attempt.signal(signal.SIGKILL)
+                attempt.kill_at = now + _KILL_AGAIN_S
+            elif self.limit_s is not None and now >= attempt.started + self.limit_s - self._grace_of_limit():
+                attempt.end(TIME_LIMIT, self._grace_of_limit())
+            elif is_poll and self._is_cancelled(attempt.index):
+                attempt.end(CANCELLED, self.grace_s)
+
+    def _grace_of_limit(self) -> float:
+        return min(self.grace_s, (self.limit_s or 0.0) / 2)
+
+    def _is_cancelled(self, index: int) -> bool:
+        chunk: int = self.chunk["chunk"]
+        return records.cancelled_up_to(self.files, index) >= chunk
+
+    # ------------------------------------------------------------------------------------------ one run
+
+    def _start(self, index: int, share: Share) -> bool:
+        """Claim and start a run; return whether it is running now."""
+        try:
+            record = claim(self.files, self.chunk, index, self.job)
+        except OSError as error:
+            self._give_up("run %d cannot be claimed: %s" % (index, error))
+            return False
+        if record is None:
+            return False
+        self._claimed_any = True
+        attempt = Attempt(self.files, self.spec, record, share)
+        if self._is_cancelled(index):
+            attempt.close("CANCELLED", CANCELLED)
+            return False
+        try:
+            self._place().make(attempt.view)
+            attempt.start(self.lib)
+        except CannotStartError as error:
+            attempt.fail(error.message, error.hint)
+        except OSError as error:
+            attempt.fail("the run cannot be started: %s" % error)
+        else:
+            self.running[attempt.pid] = attempt
+            return True
+        self._clean(attempt)
+        return False
+
+    def _place(self) -> _Place:
+        if self._runs_in is None:
+            self._runs_in = _Place(self.files.root, self.spec)
+        self._runs_in.verify()
+        return self._runs_in
+
+    def _finish(self, attempt: Attempt, status: int, usage: Any) -> None:
+        attempt.signal(signal.SIGKILL)  # what it left behind ends with it
+        self.shares.give_back(attempt.share)
+        is_requeued = self._goes_on(attempt)
+        attempt.record_end(status, usage, is_requeued, self._was_out_of_memory(status))
+        self._clean(attempt)
+        if is_requeued:
+            self.interrupted.append(attempt)
+            if not self.why:
+                self._again.append(attempt.index)
+        elif not self.is_pool:
+            self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+    def _goes_on(self, attempt: Attempt) -> bool:
+        """Whether a run that was ended is to be resumed: always after preemption, some times after a time limit."""
+        if attempt.why in ("", CANCELLED):
+            return False
+        if attempt.why != TIME_LIMIT:
+            return True
+        return attempt.times_out_of_time() < int(self.spec.get("max_requeues", 3))
+
+    def _was_out_of_memory(self, status: int) -> bool:
+        """Whether the kernel has killed for want of memory since the last look."""
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            return False
+        before, self._oom_kills = self._oom_kills, jobs.oom_kills()
+        return self._oom_kills > before
+
+    def _clean(self, attempt: Attempt) -> None:
+        if self._runs_in is not None:
+            self._runs_in.clear(attempt.view)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.join(attempt.folder, "checkpoint"))  # unless it is used
+        if self.job.is_slurm and attempt.record["state"] != "PENDING" and records.has_waiting_chunks(self.files):
+            from ems.node import feed
+
+            feed.after_run(self.files, self.chunk["chunk"], attempt.index)
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def _give_up(self, problem: str) -> None:
+        sys.stderr.write("ems worker: %s\n" % problem)
+        self.status, self.why = 1, problem
+
+    def _leave(self) -> None:
+        """Have SLURM start this job again if runs are to go on, or are left and time was up."""
+        if self.why not in (TIME_LIMIT, PREEMPTED) or not self.job.is_slurm:
+            return
+        is_unfinished = self.is_pool and (self._claimed_any or self.job.restart == 0) and self._is_any_left()
+        if not self.interrupted and not is_unfinished:
+            return
+        if self.job.requeue():
+            self.status = 0
+        elif self.why == TIME_LIMIT:  # a preempted job is SLURM's to requeue
+            for attempt in self.interrupted:
+                attempt.close("FAILED", TIME_LIMIT)
+
+    def _is_any_left(self) -> bool:
+        return any(not self.files.attempt_numbers(index) for index in self._queue)
+
+
+class _Place:
+    """The checkout, and the views that runs get of it."""
+
+    def __init__(self, root: str, spec: Record) -> None:
+        from ems.node import checkout
+        from ems.node.seal import seal
+        from ems.node.view import View
+
+        self._root, self._snapshot, self._checkout = root, spec["snapshot"], checkout
+        data = {path: target for path, target in (spec.get("data") or {}).items() if os.path.exists(target)}
+        try:
+            self._files = checkout.manifest(root, spec["snapshot"])
+        except checkout.CheckoutError as error:
+            raise CannotStartError(error.message, error.hint) from error
+        self._view = View(root, spec["snapshot"], self._files, spec.get("linked_dirs") or (), data)
+        seal([os.path.join(root, "code", spec["snapshot"]), *data.values()])
+        self._valid_until = 0.0
+
+    def verify(self) -> None:
+        """Check that nobody changed the checkout; of a large one, spend at most a tenth of the time on it.
+
+        Raises
+        ------
+        CannotStartError
+            If a file was changed; the message names it.
+        """
+        began = time.monotonic()
+        if began < self._valid_until:
+            return
+        try:
+            self._checkout.verify(self._root, self._snapshot, self._files)
+        except self._checkout.CheckoutError as error:
+            raise CannotStartError(error.message, error.hint) from error
+        took = time.monotonic() - began
+        self._valid_until = began + (10 * took if took > _CHEAP_CHECK_S else 0.0)
+
+    def make(self, folder: str) -> None:
+        """Build a run's view."""
+        self._view.make(folder)
+
+    def clear(self, folder: str) -> None:
+        """Leave only what the run wrote."""
+        self._view.clear(folder)
+
+
+def _order(chunk: Record, task: int, is_pool: bool) -> Iterator[int]:
+    """Yield the runs that array task ``task`` is to try: its own one, or of a shared chunk all, from its own first."""
+    indices = records.chunk_indices(chunk)
+    if not is_pool:
+        yield from indices[task : task + 1]
+        return
+    first = min(task * (chunk.get("pack") or 0), len(indices))
+    yield from indices[first:]
+    yield from indices[:first]
+
+
+def _shares(resources: Record, options: Options, workers: int) -> Union[Machine, Allotment]:
+    from ems.node import slots
+
+    if options.here:
+        per_run = slots.gpus_per_run(resources)
+        return slots.Machine(options.gpus, per_run, resources.get("cpus") or 1, workers, slots.lock_folder())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return slots.Allotment([gpu for gpu in visible.split(",") if gpu], workers)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do the work of one worker; return the exit status."""
+    return Worker(Options(argv)).work()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
