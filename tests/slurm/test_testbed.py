@@ -1,0 +1,140 @@
+"""The cluster of the tests is a real one, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def mentioning(text: str) -> list[str]:
+    """Command lines of the processes that mention ``text``."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line and int(entry.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+def test_nodes_have_gpus_and_jobs_are_accounted(slurm, testbed, tmp_path):
+    job = slurm.run(
+        *("sbatch", "--parsable", "--array=0-3", "--gres=gpu:1", f"--output={tmp_path}/%a"),
+        *("--wrap", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"),
+    )
+    slurm.wait_for_empty_queue()
+    seen = [(tmp_path / str(task)).read_text().split() for task in range(4)]
+    assert all(node in slurm.node_names and gpu in "0123" and len(gpu) == 1 for node, gpu in seen)
+
+    def states():
+        return slurm.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "state").split()
+
+    testbed.wait_until(lambda: states() == ["COMPLETED"] * 4, 30, "accounting")
+
+
+def test_submit_limit_is_enforced_and_taken_away(slurm):
+    submit = ("sbatch", "--parsable", "--array=0-4", "--output=/dev/null", "--wrap", "true")
+    with slurm.limits(MaxSubmitJobs=3), pytest.raises(RuntimeError, match="AssocMaxSubmitJobLimit"):
+        slurm.run(*submit)
+    slurm.run(*submit)
+    slurm.wait_for_empty_queue()
+
+
+def test_array_size_can_be_changed(slurm):
+    submit = ("sbatch", "--parsable", "--array=0-21", "--output=/dev/null", "--wrap", "true")
+    with slurm.configured(MaxArraySize=21), pytest.raises(RuntimeError, match="Invalid job array"):
+        slurm.run(*submit)
+    slurm.run(*submit)
+    slurm.wait_for_empty_queue()
+
+
+def test_lost_node_takes_its_jobs_along_and_they_are_requeued(slurm, testbed, tmp_path):
+    out, waited = tmp_path / "out", tmp_path / "waited"
+    waited.touch()
+    script = (
+        f'echo "${{SLURM_RESTART_COUNT:-0}} $SLURMD_NODENAME"; [ -n "$SLURM_RESTART_COUNT" ] || exec tail -f {waited}'
+    )
+    slurm.run("sbatch", "--requeue", f"--output={out}", "--open-mode=append", "--wrap", script)
+    testbed.wait_until(lambda: mentioning(f"tail -f {waited}") != [], 20, "start")
+    lost = out.read_text().split()[1]
+    slurm.kill_node(lost)
+    assert not mentioning(f"tail -f {waited}")
+    testbed.wait_until(lambda: len(out.read_text().splitlines()) == 2, 90, "requeue on the other node")
+    restarts, node = out.read_text().splitlines()[1].split()
+    assert restarts == "1"
+    assert node in slurm.node_names
+    assert node != lost
+
+
+def test_controller_can_be_away(slurm):
+    slurm.stop_controller()
+    with pytest.raises(RuntimeError, match=r"(?i)unable to contact slurm controller"):
+        slurm.run("squeue")
+    slurm.start_controller()
+    slurm.wait_for_nodes()
+
+
+def test_second_cluster_beside_the_first_ends_with_its_killed_holder(slurm, testbed):
+    """Two at once do not disturb each other, and kill -9 of the holder leaves no process and no file."""
+    command = [sys.executable, testbed.__file__, "--", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "sbatch --output=/dev/null --wrap 'exec sleep 43211'; echo $SLURM_CONF; exec sleep 43212"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert "Submitted" in holder.stdout.readline()
+        folder = str(Path(holder.stdout.readline().strip()).parent)
+        assert folder != str(slurm.dir)
+        testbed.wait_until(lambda: mentioning("sleep 43211") != [], 20, "job on the second cluster")
+        holder.send_signal(signal.SIGKILL)
+    for trace in (folder, "sleep 43211", "sleep 43212"):
+        testbed.wait_until(lambda trace=trace: not mentioning(trace), 20, f"end of {trace}")
+    testbed.wait_until(lambda: not Path(folder).exists(), 20, "removal of the folder")
+    slurm.run("squeue")
+
+
+def test_job_over_its_memory_is_out_of_memory(slurm, testbed, tmp_path):
+    if not slurm.enforce_memory:
+        pytest.skip("no v1 memory controller: SLURM 22.05 cannot tell OUT_OF_MEMORY here")
+    greedy = "held = [bytearray(b'x' * 2**20) for _ in range(500)]"
+    job = slurm.run(
+        *("sbatch", "--parsable", "--mem=40M", f"--output={tmp_path}/out"),
+        "--wrap",
+        f'exec {sys.executable} -c "{greedy}"',
+    )
+    slurm.wait_for_empty_queue()
+
+    def state():
+        return slurm.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "state")
+
+    testbed.wait_until(lambda: state() == "OUT_OF_MEMORY", 30, "accounting")
+
+
+def test_reaper_kills_orphans_too(testbed, tmp_path):
+    """What a daemon starts and disowns ends with it: this is why a killed node loses its jobs."""
+    orphan = tmp_path / "orphan"
+    orphan.touch()
+    daemon = testbed.Daemon(
+        ["sh", "-c", f"setsid tail -f {orphan} & exec sleep 43214"], dict(os.environ), tmp_path / "log"
+    )
+    testbed.wait_until(lambda: mentioning(f"tail -f {orphan}") != [], 10, "start")
+    daemon.kill()
+    assert not mentioning(f"tail -f {orphan}")
+    assert not daemon.is_alive
+
+
+def test_reaper_ends_when_its_daemon_does(testbed, tmp_path):
+    daemon = testbed.Daemon(["sh", "-c", "exit 3"], dict(os.environ), tmp_path / "log")
+    started = time.monotonic()
+    testbed.wait_until(lambda: not daemon.is_alive, 10, "end")
+    daemon.kill()
+    assert time.monotonic() - started < 10

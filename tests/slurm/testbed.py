@@ -1,0 +1,632 @@
+"""A real SLURM on one Debian machine, as plain processes: munge, MariaDB, slurmdbd, slurmctld and several slurmd.
+
+::
+
+    with Cluster(nodes=2, gpus=4) as cluster:
+        subprocess.run(["sbatch", ...], env=cluster.environment())
+
+or, for anything else, ``python tests/slurm/testbed.py -- COMMAND…``, which runs COMMAND with SLURM_CONF set and ends
+everything after it.
+
+Each daemon is the child of a *reaper* (this file run with ``--reap``): a child subreaper (prctl(2)), so that whatever
+the daemon starts, slurmstepd and jobs included, stays its descendant. A reaper kills all its descendants as soon as
+its standard input ends, which happens when :meth:`Cluster.stop` closes it and also when the process that holds the
+cluster is killed in any way. So nothing outlives a cluster, a node can be lost at once with all that ran on it, and
+nothing is ever killed by name.
+
+Needs Debian's packages (``install.sh``); works as root, and as an ordinary user whose jobs then run as that user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_PROGRAMS = ("munged", "mariadbd", "mysql_install_db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_PORTS_PER_CLUSTER = 20
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def why_not() -> str:
+    """Say what this machine lacks for a cluster; empty where it lacks nothing."""
+    missing = [name for name in _PROGRAMS if shutil.which(name, path=_path()) is None]
+    if missing:
+        return f"needs {', '.join(missing)}; as root on Debian or Ubuntu: sh tests/slurm/install.sh"
+    return ""
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
+    """Poll ``condition`` every 20 ms; raise TimeoutError naming ``what`` after ``limit_s`` seconds."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {limit_s:g} s")
+        time.sleep(0.02)
+
+
+class Daemon:
+    """One foreground process under a reaper of its own.
+
+    Parameters
+    ----------
+    remove
+        A directory that the reaper removes when the cluster's holder was killed; :meth:`kill` leaves it alone.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], log: Path, *, node: str = "", remove: Path | None = None
+    ) -> None:
+        self.name = argv[0]
+        self.log = log
+        reaper = [sys.executable, "-I", __file__, "--reap", str(remove or ""), node, *argv]
+        with log.open("ab") as output:
+            self._reaper = subprocess.Popen(
+                reaper,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                env=dict(env),
+                start_new_session=True,
+            )
+        assert self._reaper.stdout is not None
+        self.pid = int(self._reaper.stdout.readline() or 0)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the daemon, or something it left behind, still runs."""
+        return self._reaper.poll() is None
+
+    def terminate(self) -> None:
+        """Let the daemon end by itself (SIGTERM), e.g. for slurmctld to save its state."""
+        self._ask(b"T")
+
+    def kill(self) -> None:
+        """Kill the daemon and all its descendants, at once (SIGKILL)."""
+        self._ask(b"K")
+
+    def _ask(self, request: bytes) -> None:
+        assert self._reaper.stdin is not None
+        assert self._reaper.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._reaper.stdin.write(request)
+            self._reaper.stdin.flush()
+        self._reaper.wait(30)
+        self._reaper.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._reaper.stdin.close()
+
+
+class Cluster:
+    """A running SLURM; a context manager.
+
+    Parameters
+    ----------
+    nodes, cpus, gpus
+        How many nodes (``n1``, ``n2``, ...), and how many CPUs and fake GPUs each is said to have. CPUs are not
+        bound: more than the machine has only means more jobs at a time.
+    memory_mb
+        Memory of each node as SLURM sees it.
+    enforce_memory
+        Whether memory is limited by cgroups, so that a job over its ``--mem`` ends as OUT_OF_MEMORY. Needs root and the
+        v1 memory controller (:func:`can_enforce_memory`).
+    options
+        More lines of slurm.conf, e.g. ``{"MaxArraySize": 21}``; they win over the ones written here.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        cpus: int = 8,
+        gpus: int = 4,
+        memory_mb: int = 16_000,
+        enforce_memory: bool = False,
+        options: Mapping[str, object] | None = None,
+    ) -> None:
+        self.node_names = [f"n{number + 1}" for number in range(nodes)]
+        self.cpus, self.gpus, self.memory_mb = cpus, gpus, memory_mb
+        self.enforce_memory = enforce_memory
+        self.options: dict[str, object] = dict(options or {})
+        self.user = pwd.getpwuid(os.geteuid()).pw_name
+        self._daemons: dict[str, Daemon] = {}
+        self._reservation: socket.socket | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are idle (about 5 s)."""
+        self.dir = Path(tempfile.mkdtemp(prefix="ems-slurm-"))
+        self.dir.chmod(0o755)
+        try:
+            self._reservation, self._port = _reserve_ports()
+            self._write_files()
+            self._start_munge()
+            self._start_database()
+            self._start("slurmdbd", ["slurmdbd", "-D"], MYSQL_UNIX_PORT=str(self._database_socket))
+            self._wait_for_port("slurmdbd", self._port + 1)
+            self.start_controller()
+            self._set_up_accounting()
+            for name in self.node_names:
+                self._start_slurmd(name)
+            self.wait_for_nodes()
+        except BaseException as error:
+            for log in sorted(self.dir.glob("log/*")):
+                error.add_note(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}")
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Kill everything that the cluster started and remove its directory."""
+        for daemon in reversed(self._daemons.values()):
+            daemon.kill()
+        self._daemons.clear()
+        if self._reservation is not None:
+            self._reservation.close()
+        _remove_tree(self.dir)
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+
+    def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return ``base`` (default: this process's environment) with which SLURM's commands reach this cluster."""
+        source = os.environ if base is None else base
+        env = {key: value for key, value in source.items() if not key.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
+        env |= {"SLURM_CONF": str(self.dir / "slurm.conf"), "PATH": _path(source)}
+        return env
+
+    def run(self, *argv: str, check: bool = True, stdin: str | None = None) -> str:
+        """Run one of SLURM's commands; return its standard output, stripped."""
+        done = subprocess.run(
+            argv, env=self.environment(), capture_output=True, text=True, timeout=60, check=False, input=stdin
+        )
+        if check and done.returncode != 0:
+            raise RuntimeError(f"{' '.join(argv)}: exit {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def sacctmgr(self, *words: str) -> str:
+        """Run ``sacctmgr -i WORDS…`` (immediate: no questions)."""
+        return self.run("sacctmgr", "-i", "-n", "-P", *words)
+
+    def queue(self, job: str = "") -> list[tuple[str, str, str]]:
+        """Return (job or array task, state, reason) of everything queued or running."""
+        only = ["-j", job] if job else []
+        lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", *only, check=not job).splitlines()
+        found = [tuple(line.split("|", 2)) for line in lines]
+        ended = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE")
+        return [(id_, state, reason) for id_, state, reason in found if state not in ended]
+
+    def wait_for_empty_queue(self, limit_s: float = 60) -> None:
+        """Wait until nothing is queued, running or completing."""
+        wait_until(lambda: not self.queue(), limit_s, "empty queue")
+
+    @contextlib.contextmanager
+    def limits(self, **limits: int) -> Iterator[None]:
+        """Set limits of the user's association, e.g. ``MaxSubmitJobs=9``, and take them away again."""
+        self._modify_user(limits)
+        try:
+            yield
+        finally:
+            self._modify_user(dict.fromkeys(limits, -1))
+
+    @contextlib.contextmanager
+    def configured(self, **options: object) -> Iterator[None]:
+        """Restart the controller with other lines in slurm.conf, e.g. ``MaxArraySize=21``, and back again."""
+        before = dict(self.options)
+        self._configure({**before, **options})
+        try:
+            yield
+        finally:
+            self._configure(before)
+
+    # -- breaking things ----------------------------------------------------------------------------------------------
+
+    def stop_controller(self, kill: bool = False) -> None:
+        """End slurmctld: in order, or as by a power cut; jobs go on."""
+        daemon = self._daemons.pop("slurmctld")
+        (daemon.kill if kill else daemon.terminate)()
+
+    def start_controller(self) -> None:
+        """Start slurmctld and wait until it answers."""
+        self._start("slurmctld", ["slurmctld", "-D"])
+        wait_until(lambda: self._answers("scontrol", "ping"), 20, "slurmctld")
+
+    def kill_node(self, name: str) -> None:
+        """Lose node ``name`` with all that runs on it, as by a power cut; SLURM finds out about 16 s later."""
+        self._daemons.pop(name).kill()
+
+    def start_node(self, name: str) -> None:
+        """Bring node ``name`` back."""
+        self._start_slurmd(name)
+        self.wait_for_nodes([name])
+
+    def heal(self) -> None:
+        """Start what is down and cancel all jobs, so that one test cannot harm the next."""
+        if not self._is_up("slurmctld"):
+            self.start_controller()
+        down = [name for name in self.node_names if not self._is_up(name)]
+        for name in down:
+            self._start_slurmd(name)
+        if self.queue():
+            self.run("scancel", f"--user={self.user}", check=False)
+            self.wait_for_empty_queue()
+        if down:
+            self.wait_for_nodes()
+
+    def _is_up(self, name: str) -> bool:
+        return name in self._daemons and self._daemons[name].is_alive
+
+    def wait_for_nodes(self, names: Sequence[str] | None = None) -> None:
+        """Wait until the nodes can take jobs."""
+        wanted = set(self.node_names if names is None else names)
+        usable = ("idle", "mixed", "allocated", "completing")
+
+        def ready() -> bool:
+            lines = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).split("\n")
+            return wanted <= {line.split()[0] for line in lines if line.split()[1:] and line.split()[1] in usable}
+
+        wait_until(ready, 30, f"nodes {', '.join(sorted(wanted))}")
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, argv: list[str], node: str = "", remove: Path | None = None, **env: str) -> Daemon:
+        log = self.dir / "log" / name
+        daemon = Daemon(argv, {**self.environment(), **env}, log, node=node, remove=remove)
+        self._daemons[name] = daemon
+        return daemon
+
+    def _start_munge(self) -> None:
+        key = self.dir / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        files = {"key-file": key, "socket": self._munge_socket}
+        files |= {f"{word}-file": self.dir / f"munge.{word}" for word in ("pid", "log", "seed")}
+        argv = ["munged", "--foreground", "--force", *(f"--{option}={path}" for option, path in files.items())]
+        self._start("munged", argv, remove=self.dir)
+        self._wait_for("munged", self._munge_socket.exists)
+
+    def _start_database(self) -> None:
+        data, user = self.dir / "database", f"--user={self.user}"
+        install = [
+            "mysql_install_db",
+            "--no-defaults",
+            user,
+            f"--datadir={data}",
+            "--auth-root-authentication-method=normal",
+        ]
+        with (self.dir / "log" / "mysql_install_db").open("wb") as log:
+            subprocess.run(
+                [*install, "--skip-test-db"], env=self.environment(), stdout=log, stderr=log, check=True, timeout=60
+            )
+        socket_path = self._database_socket
+        argv = ["mariadbd", "--no-defaults", user, f"--datadir={data}", f"--socket={socket_path}", "--skip-networking"]
+        # throw-away data: nothing is synchronised, and the log files stay small
+        quick = ["--innodb-flush-log-at-trx-commit=0", "--skip-log-bin", "--innodb-log-file-size=8M"]
+        self._start("mariadbd", argv + quick)
+        self._wait_for("mariadbd", socket_path.exists)
+
+    def _set_up_accounting(self) -> None:
+        def registered() -> bool:
+            return "ems" in self.run("sacctmgr", "-n", "-P", "show", "cluster", "format=cluster", check=False)
+
+        wait_until(registered, 20, "registration of the cluster in slurmdbd")
+        self.sacctmgr("add", "account", "lab", "cluster=ems")
+        self.sacctmgr("add", "user", self.user, "account=lab", "cluster=ems")
+        self._wait_for_association()
+
+    def _wait_for_association(self) -> None:
+        """Slurmdbd tells slurmctld of a new user a moment later; until then sbatch is refused."""
+        show = ("scontrol", "show", "assoc_mgr", "flags=assoc", f"users={self.user}")
+        wait_until(lambda: f"UserName={self.user}" in self.run(*show, check=False), 20, f"association of {self.user}")
+
+    def _modify_user(self, limits: Mapping[str, int]) -> None:
+        words = [f"{name}={value}" for name, value in limits.items()]
+        self.sacctmgr("modify", "user", "where", f"user={self.user}", "cluster=ems", "set", *words)
+        show = ("scontrol", "show", "assoc_mgr", "flags=assoc", f"users={self.user}")
+
+        def known() -> bool:
+            record = self.run(*show).split(f"UserName={self.user}")[-1]
+            return all(f"{name}={value if value >= 0 else ''}" in record for name, value in limits.items())
+
+        wait_until(known, 10, f"limits {words} in slurmctld")
+
+    def _configure(self, options: dict[str, object]) -> None:
+        self.options = options
+        self._write_slurm_conf()
+        self.stop_controller()
+        self.start_controller()
+        self.wait_for_nodes()
+
+    def _start_slurmd(self, name: str) -> None:
+        self._start(name, ["slurmd", "-D", "-N", name], node=name)
+
+    def _answers(self, *argv: str) -> bool:
+        daemon = self._daemons["slurmctld"]
+        if not daemon.is_alive:
+            raise RuntimeError(f"slurmctld ended: {daemon.log.read_text(errors='replace')[-1500:]}")
+        return "is UP" in self.run(*argv, check=False)
+
+    def _wait_for(self, name: str, condition: Callable[[], bool]) -> None:
+        daemon = self._daemons[name]
+
+        def ready() -> bool:
+            if not daemon.is_alive:
+                raise RuntimeError(f"{name} ended: {daemon.log.read_text(errors='replace')[-1500:]}")
+            return condition()
+
+        wait_until(ready, 30, name)
+
+    def _wait_for_port(self, name: str, port: int) -> None:
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        self._wait_for(name, listens)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _munge_socket(self) -> Path:
+        return self.dir / "munge.socket"
+
+    @property
+    def _database_socket(self) -> Path:
+        return self.dir / "database" / "socket"
+
+    def _write_files(self) -> None:
+        for name in ("log", "state", "spool"):
+            (self.dir / name).mkdir()
+        devices = self._make_devices()
+        self._write_slurm_conf()
+        lines = [f"NodeName={name} Name=gpu File={devices}" for name in self.node_names] if self.gpus else []
+        (self.dir / "gres.conf").write_text("\n".join(lines) + "\n")
+        constrain = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nMinRAMSpace=16\n" if self.enforce_memory else ""
+        (self.dir / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n{constrain}")
+        database = {"StorageType": "accounting_storage/mysql", "StorageHost": "localhost", "StorageUser": "root"}
+        common = {"AuthType": "auth/munge", "AuthInfo": f"socket={self._munge_socket}", "SlurmUser": self.user}
+        own = {
+            "DbdHost": "localhost",
+            "DbdPort": self._port + 1,
+            "PidFile": self.dir / "slurmdbd.pid",
+            "CommitDelay": 0,
+        }
+        conf = self.dir / "slurmdbd.conf"
+        conf.touch(mode=0o600)
+        conf.write_text(_lines({**database, **common, **own}))
+
+    def _make_devices(self) -> str:
+        """Make character devices that stand for GPUs; elsewhere than as root, name existing ones."""
+        existing = ["/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"][: self.gpus]
+        if os.geteuid() != 0:
+            return ",".join(existing)
+        try:
+            for number in range(self.gpus):
+                os.mknod(self.dir / f"nvidia{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            return ",".join(existing)
+        return f"{self.dir}/nvidia[0-{self.gpus - 1}]"
+
+    def _write_slurm_conf(self) -> None:
+        host = socket.gethostname()
+        settings: dict[str, object] = {
+            "ClusterName": "ems",
+            "SlurmctldHost": f"{host}(127.0.0.1)",
+            "SlurmctldPort": self._port + 2,
+            "SlurmUser": self.user,
+            "SlurmdUser": self.user,
+            "AuthType": "auth/munge",
+            # a requeued job may start when its old credential has expired: after 5 s instead of 2 minutes
+            "AuthInfo": f"socket={self._munge_socket},cred_expire=5",
+            "AccountingStorageType": "accounting_storage/slurmdbd",
+            "AccountingStorageHost": "127.0.0.1",
+            "AccountingStoragePort": self._port + 1,
+            "AccountingStoragePass": self._munge_socket,
+            "AccountingStorageEnforce": "associations,limits,qos",
+            "JobAcctGatherType": "jobacct_gather/linux",
+            "JobAcctGatherFrequency": 2,
+            "MpiDefault": "none",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/cgroup" if self.enforce_memory else "task/none",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_CPU_Memory",
+            "SchedulerParameters": "sched_interval=1,bf_interval=1,batch_sched_delay=0",
+            "SlurmdParameters": "config_overrides",
+            "ReturnToService": 2,
+            "JobRequeue": 1,
+            "KillWait": 3,
+            "OverTimeLimit": 0,
+            # a lost node is DOWN, its jobs NODE_FAIL and requeued, after about 16 s (26 s with MessageTimeout=10)
+            "SlurmdTimeout": 6,
+            "MessageTimeout": 5,
+            "MaxJobCount": 30_000,
+            "MaxArraySize": 1001,
+            "DefMemPerCPU": 100,
+            "StateSaveLocation": self.dir / "state",
+            "SlurmdSpoolDir": self.dir / "spool" / "%n",
+            "SlurmctldPidFile": self.dir / "slurmctld.pid",
+            "SlurmdPidFile": self.dir / "slurmd-%n.pid",
+            "GresTypes": "gpu",
+            **self.options,
+        }
+        gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
+        shape = f"CPUs={self.cpus} RealMemory={self.memory_mb}{gres} State=UNKNOWN"
+        nodes = [
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={self._port + 3 + number} {shape}"
+            for number, name in enumerate(self.node_names)
+        ]
+        nodes.append(f"PartitionName=main Nodes={','.join(self.node_names)} Default=YES MaxTime=INFINITE State=UP")
+        (self.dir / "slurm.conf").write_text(_lines(settings) + "\n".join(nodes) + "\n")
+
+
+def can_enforce_memory() -> bool:
+    """Whether slurmd can limit the memory of jobs here: root, and the v1 memory controller mounted writable."""
+    return os.geteuid() == 0 and os.access(_CGROUPS / "memory" / "memory.limit_in_bytes", os.W_OK)
+
+
+def _lines(settings: Mapping[str, object]) -> str:
+    return "".join(f"{key}={value}\n" for key, value in settings.items())
+
+
+def _path(env: Mapping[str, str] | None = None) -> str:
+    return (os.environ if env is None else env).get("PATH", os.defpath) + ":" + _SBIN
+
+
+def _reserve_ports() -> tuple[socket.socket, int]:
+    """Find a block of free ports below the ephemeral ones; its first one, held, reserves it for this cluster."""
+    for port in range(17_000, 32_000, _PORTS_PER_CLUSTER):
+        with contextlib.ExitStack() as stack:
+            guard = socket.socket()
+            try:
+                guard.bind(("127.0.0.1", port))
+                for other in range(port + 1, port + _PORTS_PER_CLUSTER):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", other))
+            except OSError:
+                guard.close()
+                continue
+            guard.listen(1)
+            return guard, port
+    raise RuntimeError("no block of free ports between 17000 and 32000")
+
+
+def _remove_cgroups(node: str) -> None:
+    """Remove what slurmd made for its jobs where memory is enforced; it does not do so itself when killed."""
+    for top in _CGROUPS.glob(f"*/slurm_{node}") if node else ():
+        for folder, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a directory that a dying process may still write to for a moment."""
+    deadline = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the reaper: a process of its own, see the module's docstring -----------------------------------------------------
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _die_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _reap(remove: str, node: str, argv: list[str]) -> int:
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    alarm = _wake_on_child()
+    # the reaper is single-threaded, so a preexec_fn is safe
+    daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=2, preexec_fn=_die_with_parent)  # noqa: PLW1509
+    print(daemon.pid, flush=True)
+    request = _wait_for_request(daemon.pid, alarm)
+    if request == b"T":
+        daemon.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            daemon.wait(15)
+    _kill_descendants()
+    _remove_cgroups(node)
+    if request == b"" and remove:
+        _remove_tree(Path(remove))
+    return 0
+
+
+def _wake_on_child() -> int:
+    """Return a file descriptor that becomes readable whenever a child ends."""
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    return readable
+
+
+def _wait_for_request(daemon: int, alarm: int) -> bytes:
+    """Wait for a byte from, or the end of, the holder; or for the end of the daemon. Collect orphans meanwhile."""
+    while True:
+        ready, _, _ = select.select([0, alarm], [], [])
+        if 0 in ready:
+            return os.read(0, 1)
+        os.read(alarm, 4096)
+        if daemon in _collect(daemon):
+            return b"K"
+
+
+def _collect(daemon: int) -> set[int]:
+    """Wait for every child that has ended; the daemon itself is left to its Popen."""
+    ended = set()
+    for child in _children(os.getpid()):
+        if child == daemon:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                ended.add(child)
+            continue
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+    return ended
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(word) for word in (thread / "children").read_text().split()]
+    return found
+
+
+def _kill_descendants() -> None:
+    """Kill until none is left: what forks meanwhile is caught in the next round, orphans come to this process."""
+    while family := _children(os.getpid()):
+        seen = list(family)
+        while family:
+            family = [child for parent in family for child in _children(parent)]
+            seen += family
+        for pid in seen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.005)
+
+
+def main() -> int:
+    """Run a command against a fresh cluster, or be a reaper."""
+    if sys.argv[1:2] == ["--reap"]:
+        return _reap(sys.argv[2], sys.argv[3], sys.argv[4:])
+    if sys.argv[1:2] != ["--"] or len(sys.argv) < 3:
+        print(f"usage: {sys.argv[0]} -- COMMAND…", file=sys.stderr)
+        return 2
+    if reason := why_not():
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    with Cluster() as cluster:
+        command = subprocess.Popen(sys.argv[2:], env=cluster.environment(), preexec_fn=_die_with_parent)  # noqa: PLW1509
+        return command.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
