@@ -91,7 +91,9 @@ def _fast_import(git_dir: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     if process.returncode != 0:
         for leftover in (*git_dir.glob("fast_import_crash_*"), *(git_dir / "objects" / "pack").glob("tmp_pack_*")):
             leftover.unlink(missing_ok=True)
-        reason = words.splitlines()[0].removeprefix("fatal: ") if words else f"exit {process.returncode}"
+        full = any(word in words for word in ("No space left", "Out of diskspace", "Disk quota exceeded"))
+        first = words.splitlines()[0].removeprefix("fatal: ") if words else f"exit {process.returncode}"
+        reason = "no space left on device" if full else first
         raise SnapshotError(f"git cannot write {git_dir}: {reason}", "is there space left, and may you write there?")
 
 

@@ -115,7 +115,7 @@ def collect(
         "user": _user(),
         "platform": platform.platform(),
         "ems": __version__,
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "command_line": list(command_line),
         "environment": {name: os.environ[name] for name in sorted(env_allow) if name in os.environ},
     }
@@ -166,7 +166,7 @@ def _store(aside: Path, diff: bytes) -> str:
 
 def _start_probe(python: str) -> subprocess.Popen[bytes] | None:
     # in the root directory, since `-c` puts the working directory on the path
-    command = [python, "-c", _PROBE]
+    command = [str(Path(python).absolute()) if "/" in python else python, "-c", _PROBE]
     quiet = subprocess.DEVNULL
     try:
         return subprocess.Popen(command, cwd="/", stdin=quiet, stdout=subprocess.PIPE, stderr=quiet)
