@@ -57,6 +57,8 @@ _INITIAL = (
         attempt INTEGER NOT NULL DEFAULT 0,
         version INTEGER NOT NULL DEFAULT 0,
         settled INTEGER NOT NULL DEFAULT 0,
+        gone_since REAL,
+        chain TEXT NOT NULL DEFAULT '',
         UNIQUE (experiment_id, idx)
     )
     """,
@@ -84,6 +86,8 @@ _INITIAL = (
         wall_s REAL,
         resumed_from INTEGER,
         error TEXT,
+        stdout_from INTEGER NOT NULL DEFAULT 0,
+        stderr_from INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (run_id, attempt)
     ) WITHOUT ROWID
     """,

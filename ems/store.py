@@ -420,13 +420,14 @@ FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.experiment_id = ? AND r.i
 _METRIC_NAMES = """
 SELECT id, name FROM metrics m WHERE EXISTS (
     SELECT 1 FROM runs r JOIN summaries s ON s.run_id = r.id AND s.metric_id = m.id
-    WHERE r.experiment_id IN (SELECT value FROM json_each(?))
+    WHERE s.n > 0 AND r.experiment_id IN (SELECT value FROM json_each(?))
 ) ORDER BY id
 """
 
 _SUMMARIES = """
 SELECT s.run_id, s.metric_id, s.last, s.last_text, s.min, s.max, s.sum, s.n, s.n_nan, s.n_text, s.last_step
-FROM runs r JOIN summaries s ON s.run_id = r.id WHERE r.experiment_id = ? ORDER BY s.run_id, s.metric_id
+FROM runs r JOIN summaries s ON s.run_id = r.id WHERE r.experiment_id = ? AND s.n > 0
+ORDER BY s.run_id, s.metric_id
 """
 
 _COMPLETED = """
