@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ems.errors import NotFoundError, UsageError
-from ems.model import Address
+from ems.model import Address, State
 
 if TYPE_CHECKING:
     from ems.config import Settings
-    from ems.model import Experiment
+    from ems.model import Experiment, JobInfo
+    from ems.node.records import ExperimentFiles
     from ems.store import Store
     from ems.target import Target
 
@@ -32,6 +33,7 @@ class Session:
     def __init__(self, project: Path, store: Store) -> None:
         self.project = project
         self.store = store
+        self.jobs: dict[str, JobInfo] = {}  # what schedulers said at the last refresh
         self._targets: dict[str, Target] = {}
 
     @cached_property
@@ -46,8 +48,49 @@ class Session:
         from ems import config, target
 
         if name not in self._targets:
-            self._targets[name] = target.resolve(name, config.load(self.project, on=name))
+            self._targets[name] = target.resolve(name, config.load(self.project, on=name), self.project)
         return self._targets[name]
+
+    def files(self, experiment: Experiment) -> ExperimentFiles:
+        """Return the paths of an experiment on its target."""
+        from ems.node.records import ExperimentFiles
+
+        return ExperimentFiles(self.target(experiment.target).root, experiment.id)
+
+    def state(self, experiment: Experiment, index: int) -> State:
+        """Return the state of a run as of the last refresh."""
+        return dict(self.store.states(experiment.id)).get(index, State.UNKNOWN)
+
+    def unfinished(self) -> list[Experiment]:
+        """Return the experiments of which a run may still change."""
+        counts = self.store.counts()
+        return [
+            each for each in self.store.experiments() if any(not state.is_finished for state in counts.get(each.id, {}))
+        ]
+
+    def refresh(self, experiments: Iterable[Experiment]) -> None:
+        """Hand over chunks that wait for room, then bring the states of runs up to date; no results are read.
+
+        Raises
+        ------
+        ExecutorError
+            If the scheduler cannot be reached.
+        """
+        from ems import harvest
+
+        def look(jobs: Iterable[str]) -> dict[str, JobInfo]:
+            found = target.executor.refresh(jobs)
+            self.jobs.update(found)
+            return found
+
+        by_target: dict[str, list[Experiment]] = {}
+        for experiment in experiments:
+            by_target.setdefault(experiment.target, []).append(experiment)
+        for name, group in by_target.items():
+            target = self.target(name)
+            for experiment in group:
+                target.executor.submit(experiment, self.files(experiment))
+            harvest.refresh_states(self.store, target.root, look, [each.id for each in group])
 
     def experiment(self, reference: str) -> Experiment:
         """Find an experiment by id prefix, name or ``last``.

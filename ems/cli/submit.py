@@ -193,7 +193,7 @@ def _request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], sin
     context: Mapping[str, tuple[str, ...]] = ctx.obj
     return Request(
         script=Path(typed["script"]) if typed["script"] else None,
-        target=target.resolve(settings.on, settings),
+        target=target.resolve(settings.on, settings, session.project),
         args=context["script_args"],
         single=single,
         sets=tuple(typed["sets"] or ()),

@@ -1,0 +1,220 @@
+"""``ems ls``, ``ems cat`` and ``ems get``: the files of runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ems.cli import options as o
+from ems.cli.app import LOOK, command
+from ems.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from ems.cli.session import Session
+    from ems.model import Experiment
+
+_OWN = ("stdout.log", "stderr.log", "metrics.jsonl")  # beside files/, the records that people ask for
+
+Address = Annotated[
+    str,
+    typer.Argument(metavar="EXP[/INDEX[/FOLDER]]", help="An experiment, a run, or a folder of it.", show_default=False),
+]
+File = Annotated[str, typer.Argument(metavar="EXP/INDEX/FILE", help="e.g. last/3/results.json.", show_default=False)]
+FileOrRun = Annotated[
+    str, typer.Argument(metavar="EXP/INDEX[/FILE]", help="A run, or a file or folder of it.", show_default=False)
+]
+
+
+@command(LOOK, "ems ls last", "ems ls last/3", "ems ls last/3/checkpoint")
+def ls(address: Address = "last", as_json: o.AsJson = False) -> None:
+    """List the runs of an experiment, or the files that a run has written."""
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        experiment, parsed = session.address(address)
+        if parsed.index is None:
+            _list_runs(session, experiment, as_json)
+            return
+        base = run_folder(session, experiment, parsed.index)
+        found = [
+            (path, size, modified)
+            for path, size, modified in written_files(base, _checkout(session, experiment))
+            if parsed.file is None or PurePosixPath(path).is_relative_to(PurePosixPath(parsed.file))
+        ]
+    if parsed.file is not None and not found:
+        raise NotFoundError(f"{address} is not there", f"ems ls {parsed.experiment}/{parsed.index}")
+    if as_json:
+        render.print_json([{"path": path, "bytes": size, "modified": _iso(at)} for path, size, at in found])
+        return
+    columns = [render.Column("file", keep=True), render.Column("size", right=True), render.Column("modified")]
+    rows = [[render.clean(path), render.size(size), render.ago(_iso(at))] for path, size, at in found]
+    render.print_table(columns, rows)
+    if found:
+        example = found[0][0]
+        render.note("", f"next: ems cat {parsed.experiment}/{parsed.index}/{example} · ems get {address}")
+
+
+def _list_runs(session: Session, experiment: Experiment, as_json: bool) -> None:
+    from ems.cli import render
+
+    rows = list(session.store.run_table([experiment.id]))
+    if as_json:
+        fields = ("index", "state", "params", "attempt", "started_at", "wall_s", "max_rss_mb", "gpus", "host", "reason")
+        render.print_json([{field: getattr(row, field) for field in fields} for row in rows])
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row.params))
+    columns = [
+        render.Column("run", right=True, keep=True),
+        render.Column("state", keep=True),
+        *(render.Column(name, cut=True) for name in names),
+        render.Column("attempt", right=True),
+        render.Column("time", right=True),
+        render.Column("reason", cut=True),
+    ]
+    cells = [
+        [
+            str(row.index),
+            render.state_cell(row.state),
+            *(render.value_text(row.params[name]) if name in row.params else render.ABSENT for name in names),
+            str(row.attempt or render.ABSENT),
+            render.duration(row.wall_s),
+            render.clean(row.reason),
+        ]
+        for row in rows
+    ]
+    render.print_table(columns, cells)
+
+
+@command(LOOK, "ems cat last/3/results.json", "ems cat last/3/stdout.log | tail")
+def cat(address: File) -> None:
+    """Print a file of a run, byte for byte."""
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        experiment, index, file = session.run(address)
+        if file is None:
+            raise UsageError(f"`{address}` names no file", f"ems ls {address}")
+        path = find_file(run_folder(session, experiment, index), file, address, experiment.cwd)
+    if path.is_dir():
+        raise UsageError(f"{address} is a folder", f"ems ls {address}")
+    with path.open("rb") as source:
+        shutil.copyfileobj(source, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+@command(LOOK, "ems get last/3/model.pt", "ems get last/3 run3/")
+def get(
+    address: FileOrRun,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="File or folder; default: here, under its own name.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.")] = False,
+) -> None:
+    """Copy a file, a folder or everything that a run has written."""
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        experiment, index, file = session.run(address)
+        base = run_folder(session, experiment, index)
+        if file is not None and not (found := find_file(base, file, address, experiment.cwd)).is_dir():
+            place = destination or Path(found.name)
+            copies = [(found, place / found.name if place.is_dir() else place)]
+        else:
+            place = destination or Path(f"{experiment.name}-{index}")
+            wanted = PurePosixPath(file or ".")
+            names = [path for path, _, _ in written_files(base, _checkout(session, experiment))]
+            inside = [path for path in names if file is None or PurePosixPath(path).is_relative_to(wanted)]
+            copies = [
+                (find_file(base, path, address), place / PurePosixPath(path).relative_to(wanted)) for path in inside
+            ]
+    there = [target for _, target in copies if target.exists()]
+    if there and not force:
+        raise UsageError(f"{there[0]} exists already", "add --force to overwrite it, or name another place")
+    for source, target in copies:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+    render.note(f"copied {render.plural(len(copies), 'file')} to {place}")
+
+
+# -- where files are ---------------------------------------------------------------------------------------------
+
+
+def run_folder(session: Session, experiment: Experiment, index: int) -> Path:
+    """Return the directory of a run.
+
+    Raises
+    ------
+    NotFoundError
+        If it does not exist: the run has not started, or its files were removed.
+    """
+    base = Path(session.files(experiment).run(index))
+    if not base.is_dir():
+        gone = experiment.id in session.store.removed()
+        raise NotFoundError(
+            f"{experiment.name} {experiment.id}/{index} has no files" + (": they were removed" if gone else " yet"),
+            f"ems reproduce {experiment.id}/{index}" if gone else f"ems status {experiment.id}",
+        )
+    return base
+
+
+def _checkout(session: Session, experiment: Experiment) -> Path:
+    return session.target(experiment.target).root / "code" / experiment.snapshot
+
+
+def find_file(base: Path, file: str, address: str, cwd: str = ".") -> Path:
+    """Find what a person means by a run's file: what the script wrote first, then the run's own records.
+
+    ``cwd`` is where the script works in the project: what it calls ``out.csv`` is found by that name.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none, or it lies outside of the run.
+    """
+    for place in (base / "files", base / "files" / cwd, base):
+        path = place / file
+        if path.exists() and ".." not in PurePosixPath(file).parts:
+            return path
+    raise NotFoundError(f"{address} is not there", f"ems ls {address.removesuffix('/' + file)}")
+
+
+def written_files(base: Path, checkout: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield path, size in bytes and time of what a run has written: its records, its checkpoint, its own files.
+
+    The project's files that the run only sees (links, and unchanged copies of modules) are left out.
+    """
+    for name in _OWN:
+        with suppress(FileNotFoundError):
+            facts = (base / name).stat()
+            if facts.st_size:
+                yield name, facts.st_size, facts.st_mtime
+    for top in ("checkpoint", "files"):
+        for path in sorted((base / top).rglob("*")):
+            if path.is_symlink() or not path.is_file():
+                continue
+            facts = path.stat()
+            relative = path.relative_to(base / top).as_posix()
+            if top == "files" and _is_unchanged(checkout / relative, facts.st_size, facts.st_mtime_ns):
+                continue
+            yield relative if top == "files" else f"{top}/{relative}", facts.st_size, facts.st_mtime
+
+
+def _is_unchanged(original: Path, size: int, mtime_ns: int) -> bool:
+    try:
+        facts = original.stat()
+    except OSError:
+        return False
+    return (facts.st_size, facts.st_mtime_ns) == (size, mtime_ns)
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,261 @@
+"""``ems status`` and ``ems list``: how experiments stand."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ems.cli import options as o
+from ems.cli.app import LOOK, command
+from ems.errors import ExecutorError
+from ems.model import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ems.cli.session import Session
+    from ems.model import Experiment, JobInfo, Json
+
+_WATCH_S = 2.0
+
+
+@command(LOOK, "ems status", "ems status last --watch")
+def status(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXP]", help="Default: all that are not finished, else the newest.", show_default=False
+        ),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every 2 s, until all have ended.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Count the runs by state; say what waits for what, and when it is expected to start."""
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        chosen = [session.experiment(experiment)] if experiment else session.unfinished()
+        chosen = chosen or session.store.experiments()[-1:]
+        if as_json:
+            _refresh(session, chosen)
+            render.print_json([_json(session, each) for each in chosen])
+            return
+        with render.screen() as show:
+            while True:
+                trouble = _refresh(session, chosen)
+                show([*_lines(session, chosen), *trouble])
+                if not watch or all(_is_over(session, each) for each in chosen):
+                    break
+                time.sleep(_WATCH_S)
+        _say_next(session, chosen)
+
+
+def _refresh(session: Session, experiments: Sequence[Experiment]) -> list[str]:
+    """Bring states up to date; where the scheduler is away say so, and show what was known."""
+    try:
+        session.refresh(experiments)
+    except ExecutorError as error:
+        return ["", f"{error.message}; this is how it stood before"]
+    return []
+
+
+def _is_over(session: Session, experiment: Experiment) -> bool:
+    return all(state.is_finished for state in session.store.counts([experiment.id])[experiment.id])
+
+
+def _lines(session: Session, experiments: Sequence[Experiment]) -> list[str]:
+    from ems.cli import render
+
+    if not experiments:
+        return ["no experiments yet"]
+    counts = session.store.counts([each.id for each in experiments])
+    states = [*(State.PENDING, State.RUNNING, State.COMPLETED, State.FAILED)]
+    states += [state for state in (State.CANCELLED, State.UNKNOWN) if any(state in each for each in counts.values())]
+    columns = [
+        render.Column("experiment", keep=True),
+        render.Column("name", cut=True),
+        render.Column("on"),
+        *(render.Column(state.lower(), right=True, keep=True) for state in states),
+        render.Column("elapsed", right=True),
+        render.Column("next", cut=True),
+    ]
+    rows = [
+        [
+            each.id,
+            each.name,
+            each.target,
+            *(_count_cell(state, counts[each.id].get(state, 0)) for state in states),
+            render.duration(_elapsed_s(session, each)),
+            _next(session, each),
+        ]
+        for each in experiments
+    ]
+    return render.layout(columns, rows, render.width()).lines
+
+
+def _count_cell(state: State, count: int) -> str:
+    from ems.cli import render
+
+    return render.Styled(f"{count:,}", render.STATE_STYLES.get(state, "") if count else "")
+
+
+def _elapsed_s(session: Session, experiment: Experiment) -> float | None:
+    """Seconds from submission to the end of the last run, or to now where one is still to end."""
+    from ems.cli import render
+
+    created = render.parse_time(experiment.created_at)
+    if created is None:
+        return None
+    if not _is_over(session, experiment):
+        return (datetime.now(UTC) - created).total_seconds()
+    ends = [
+        began.timestamp() + (row.wall_s or 0.0)
+        for row in session.store.run_table([experiment.id])
+        if (began := render.parse_time(row.started_at)) is not None
+    ]
+    return max(ends) - created.timestamp() if ends else None
+
+
+def _next(session: Session, experiment: Experiment) -> str:
+    """``2 wait for Resources, start ~14:05``: what is to come, or what to do about what failed."""
+    from ems.cli import render
+
+    waiting = _pending_jobs(session, experiment)
+    reasons = Counter(info.reason for info in waiting if info.reason)
+    words = [f"{n:,} {'waits' if n == 1 else 'wait'} for {reason}" for reason, n in reasons.most_common(2)]
+    starts = sorted(info.start_estimate for info in waiting if info.start_estimate)
+    words += [f"start ~{_local_clock(starts[0])}"] if starts else []
+    n_chunks = _waiting_chunks(session, experiment)
+    words += [f"{render.plural(n_chunks, 'array job')} to submit"] if n_chunks else []
+    words += ["held"] if _is_held(session, experiment) else []
+    return ", ".join(words)
+
+
+def _pending_jobs(session: Session, experiment: Experiment) -> list[JobInfo]:
+    jobs = set(_jobs(session, experiment))
+    return [
+        info for name, info in session.jobs.items() if info.state is State.PENDING and name.partition("_")[0] in jobs
+    ]
+
+
+def _jobs(session: Session, experiment: Experiment) -> list[str]:
+    from ems.node import feed
+
+    files = session.files(experiment)
+    return [job for number in files.chunk_numbers() if (job := feed.job_of(files, number)) is not None]
+
+
+def _waiting_chunks(session: Session, experiment: Experiment) -> int:
+    from ems.node import feed
+
+    return len(feed.waiting(session.files(experiment)))
+
+
+def _is_held(session: Session, experiment: Experiment) -> bool:
+    from ems.node import feed
+
+    return feed.is_held(session.files(experiment))
+
+
+def _local_clock(moment: str) -> str:
+    """Show squeue's time, which is local and without a zone."""
+    try:
+        when = datetime.fromisoformat(moment)
+    except ValueError:
+        return moment
+    now = datetime.now(when.tzinfo)
+    return when.strftime("%H:%M" if when.date() == now.date() else "%a %H:%M")
+
+
+def _json(session: Session, experiment: Experiment) -> dict[str, Json]:
+    counts = session.store.counts([experiment.id])[experiment.id]
+    waiting = _pending_jobs(session, experiment)
+    return {
+        "experiment": experiment.id,
+        "name": experiment.name,
+        "target": experiment.target,
+        "runs": experiment.n_runs,
+        **{state.lower(): counts.get(state, 0) for state in State},
+        "elapsed_s": _elapsed_s(session, experiment),
+        "jobs": list(_jobs(session, experiment)),
+        "waiting_chunks": _waiting_chunks(session, experiment),
+        "held": _is_held(session, experiment),
+        "reasons": dict(Counter(info.reason for info in waiting if info.reason)),
+        "start_estimate": min((info.start_estimate for info in waiting if info.start_estimate), default=None),
+        "created_at": experiment.created_at,
+    }
+
+
+def _say_next(session: Session, experiments: Sequence[Experiment]) -> None:
+    from ems.cli import render
+
+    if not experiments:
+        render.note("next: ems parrun SCRIPT")
+        return
+    failed = [each for each in experiments if session.store.counts([each.id])[each.id].get(State.FAILED)]
+    if failed:
+        render.note("", f"next: ems harvest · ems rerun {failed[-1].id} --failed")
+    else:
+        render.note("", "next: ems harvest · ems report")
+
+
+@command(LOOK, "ems list", "ems list --tag paper --json", name="list")
+def list_(
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="TAG", help="Only those with this tag.", show_default=False)
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """List the experiments of this project, oldest first."""
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        found = [each for each in session.store.experiments() if tag is None or tag in each.tags]
+        counts, removed = session.store.counts([each.id for each in found]), session.store.removed()
+    if as_json:
+        render.print_json(
+            [
+                {
+                    "experiment": each.id,
+                    "name": each.name,
+                    "created_at": each.created_at,
+                    "target": each.target,
+                    "script": each.script,
+                    "runs": each.n_runs,
+                    "states": {str(state): n for state, n in counts[each.id].items()},
+                    "tags": list(each.tags),
+                    "message": each.message,
+                    "snapshot": each.snapshot,
+                    "removed_at": removed.get(each.id),
+                }
+                for each in found
+            ]
+        )
+        return
+    titles = ("experiment", "name", "created", "on", "runs", "states", "tags", "message")
+    columns = [
+        render.Column(
+            title, right=title == "runs", keep=title in ("experiment", "name"), cut=title in ("name", "message")
+        )
+        for title in titles
+    ]
+    rows = [
+        [
+            each.id,
+            each.name,
+            render.ago(each.created_at),
+            each.target,
+            f"{each.n_runs:,}",
+            render.state_words(counts[each.id]) + (", files removed" if each.id in removed else ""),
+            ",".join(each.tags),
+            render.clean(each.message or ""),
+        ]
+        for each in found
+    ]
+    render.print_table(columns, rows)
