@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from ems.errors import TargetError
 from ems.model import Experiment, JobInfo, Resources
 from ems.node.records import ExperimentFiles, Record
 
@@ -102,3 +105,21 @@ class Executor(Protocol):
     def doctor(self) -> list[Check]:
         """Look at everything that this executor needs, and say how to mend what is missing."""
         ...
+
+
+@contextlib.contextmanager
+def writing_to(root: Path) -> Iterator[None]:
+    """Turn a full disk and the like into one clear sentence.
+
+    Raises
+    ------
+    TargetError
+        If ``root`` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TargetError(
+            f"{root} cannot be written: {error.strerror}",
+            "free some space (ems rm EXP) or set another `root:`; what was submitted stays so",
+        ) from error

@@ -11,19 +11,22 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from submitit import LocalExecutor as SubmititLocal
 
 from ems.errors import ExecutorError
 from ems.executor import probes
-from ems.executor.base import Check, Limits, Submission
+from ems.executor.base import Check, Limits, Submission, writing_to
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
 from ems.node.records import ExperimentFiles, Record
 
-_FOREVER_MIN = 60 * 24 * 3650
+_CONTROLLER = "submitit.local._local"
+_FOREVER_S = 10 * 365 * 86_400
 
 
 class _Pool(SubmititLocal):
@@ -34,7 +37,7 @@ class _Pool(SubmititLocal):
             **os.environ,
             "SUBMITIT_LOCAL_NTASKS": "1",
             "SUBMITIT_LOCAL_COMMAND": command,
-            "SUBMITIT_LOCAL_TIMEOUT_S": str(_FOREVER_MIN * 60),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(_FOREVER_S),
             "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "0",
             "SUBMITIT_LOCAL_NODEID": "0",
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
@@ -45,8 +48,10 @@ class _Pool(SubmititLocal):
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "controller.log").open("ab") as log:
             return subprocess.Popen(
+                # The id is on disk before anything runs: a pool is found even if who started it was killed.
                 # -P: a `signal.py` or `submitit.py` where the user stands must not be imported
-                [sys.executable, "-P", "-m", "submitit.local._local", str(self.folder)],
+                ["sh", "-c", 'echo $$ > pid && exec "$@"', "sh"]
+                + [sys.executable, "-P", "-m", _CONTROLLER, str(self.folder)],
                 env=env,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -116,40 +121,40 @@ class HereExecutor:
                 f"the root {self.root} has `{mark}` in its path, which submitit replaces", "set another `root:`"
             )
 
-        def start(files: ExperimentFiles, chunk: int, lock: int) -> str:
-            record = records.read_json(files.chunk(chunk)) or {}
-            pool = _Pool(folder=files.chunk(chunk, "pool")).start(self.script(experiment, record), lock)
-            with contextlib.suppress(AttributeError):
-                pool.returncode = 0  # it is meant to outlive us: no ResourceWarning, no waiting
-            return f"here-{pool.pid}-{_start_ticks(pool.pid)}"
-
         submitted = []
-        for number in feed.waiting(files):
-            if feed.is_held(files):
-                break
-            job = feed.submit(files, number, start, lambda *_: None)
-            if job is not None and job != feed.CANCELLED:
-                submitted.append((number, job))
-        return Submission(submitted, len(feed.waiting(files)))
+        with writing_to(self.root):
+            for number in feed.waiting(files):
+                if feed.is_held(files):
+                    break
+                job = feed.submit(files, number, partial(self._start, experiment), find)
+                if job is None and (running := find(files, number)):
+                    job = feed.record_job(files, number, running)
+                if job is not None and job != feed.CANCELLED:
+                    submitted.append((number, job))
+            return Submission(submitted, len(feed.waiting(files)))
+
+    def _start(self, experiment: Experiment, files: ExperimentFiles, chunk: int, lock: int) -> str:
+        record = records.read_json(files.chunk(chunk)) or {}
+        pool = _Pool(folder=files.chunk(chunk, "pool")).start(self.script(experiment, record), lock)
+        pool.returncode = 0  # it is meant to outlive us: nobody waits for it
+        return _name(pool.pid)
 
     def refresh(self, jobs: Iterable[str]) -> dict[str, JobInfo]:
         """See :meth:`Executor.refresh`; looks into /proc."""
         return {job: _look(job) for job in jobs if job.startswith((self.name, feed.CANCELLED))}
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        """See :meth:`Executor.cancel`; the controller passes SIGTERM on to the pool."""
+        """See :meth:`Executor.cancel`; workers pass SIGTERM on to their runs."""
         for pid in _alive(jobs):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-                for worker in _children(pid):
-                    os.kill(worker, signal.SIGCONT)  # a held pool learns of it too
+            for worker in _workers(pid) or [pid]:
+                _signal(worker, signal.SIGTERM)
+                _signal(worker, signal.SIGCONT)  # a held one learns of it too
 
     def hold(self, jobs: Iterable[str], release: bool = False) -> None:
         """See :meth:`Executor.hold`; a pool that is stopped claims nothing, and its runs go on without it."""
         for pid in _alive(jobs):
-            for worker in _children(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGCONT if release else signal.SIGSTOP)
+            for worker in _workers(pid):
+                _signal(worker, signal.SIGCONT if release else signal.SIGSTOP)
 
     def doctor(self) -> list[Check]:
         """See :meth:`Executor.doctor`."""
@@ -158,13 +163,27 @@ class HereExecutor:
         return [*probes.machine(self.root), Check("machine", True, said)]
 
 
+def find(files: ExperimentFiles, chunk: int) -> str | None:
+    """Return the pool of a chunk that is alive, whose starter was killed before it could say so."""
+    try:
+        pid = int(Path(files.chunk(chunk, "pool"), "pid").read_text())
+    except (OSError, ValueError):
+        return None
+    is_ours = os.fsencode(files.chunk(chunk, "pool")) in _command(pid)  # and not a later process of that id
+    return _name(pid) if is_ours else None
+
+
+def _name(pid: int) -> str:
+    return f"here-{pid}-{_status(pid)[1]}"
+
+
 def _look(job: str) -> JobInfo:
     if job.startswith(feed.CANCELLED):
         return JobInfo(job, State.CANCELLED, "CANCELLED", "cancelled before it was started")
     pid = next(_alive([job]), None)
     if pid is None:
         return JobInfo(job, State.UNKNOWN, "", "its workers are gone")
-    is_held = any(_status(worker)[0] == "T" for worker in _children(pid))
+    is_held = any(_status(worker)[0] == "T" for worker in _workers(pid, limit_s=0))
     return JobInfo(job, State.RUNNING, "", "held" if is_held else "", os.uname().nodename)
 
 
@@ -179,10 +198,6 @@ def _alive(jobs: Iterable[str]) -> Iterator[int]:
                 yield int(pid)
 
 
-def _start_ticks(pid: int) -> int:
-    return _status(pid)[1]
-
-
 def _status(pid: int) -> tuple[str, int]:
     """Return state letter and start (clock ticks since boot) of a process, proc(5); ``("", 0)`` where there is none."""
     try:
@@ -192,8 +207,27 @@ def _status(pid: int) -> tuple[str, int]:
     return words[0], int(words[19])
 
 
-def _children(pid: int) -> list[int]:
+def _command(pid: int) -> bytes:
     try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return []
+        return b""
+
+
+def _workers(pid: int, limit_s: float = 5.0) -> list[int]:
+    """Return the worker that a controller has started, waiting for it to; a worker is its own."""
+    deadline = time.monotonic() + limit_s
+    while _CONTROLLER.encode() in _command(pid):
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        if children or time.monotonic() > deadline:
+            return [int(child) for child in children]
+        time.sleep(0.02)
+    return [pid]
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

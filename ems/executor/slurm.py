@@ -20,7 +20,7 @@ from submitit import SlurmExecutor as SubmititSlurm
 
 from ems.errors import ExecutorError, UsageError
 from ems.executor import probes
-from ems.executor.base import Check, Limits, Submission
+from ems.executor.base import Check, Limits, Submission, writing_to
 from ems.executor.states import from_slurm, spell_out
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
@@ -125,23 +125,27 @@ class SlurmExecutor:
 
     def submit(self, experiment: Experiment, files: ExperimentFiles) -> Submission:
         """See :meth:`Executor.submit`."""
-        numbers = feed.waiting(files)
-        for number in numbers:
+        submitted: list[tuple[int, str]] = []
+        with writing_to(self.root):
+            self._write_scripts(experiment, files)
+            for number in feed.waiting(files):
+                try:
+                    fed = feed.feed(files, [number])
+                except feed.RefusedError as refusal:
+                    if refusal.is_full:
+                        return Submission(submitted, len(feed.waiting(files)), str(refusal))
+                    raise _refusal(refusal) from refusal
+                if not fed:  # held, or another process is feeding
+                    break
+                submitted += [(chunk, job) for chunk, job in fed if job != feed.CANCELLED]
+            return Submission(submitted, len(feed.waiting(files)))
+
+    def _write_scripts(self, experiment: Experiment, files: ExperimentFiles) -> None:
+        """Write the scripts of all chunks first: workers that feed later ones know nothing of submitit."""
+        for number in feed.waiting(files):
             if not Path(files.chunk(number, "sh")).exists():
                 chunk = records.read_json(files.chunk(number)) or {}
                 records.write_atomic(files.chunk(number, "sh"), self.script(experiment, chunk))
-        submitted: list[tuple[int, str]] = []
-        for number in numbers:
-            try:
-                fed = feed.feed(files, [number])
-            except feed.RefusedError as refusal:
-                if refusal.is_full:
-                    return Submission(submitted, len(feed.waiting(files)), str(refusal))
-                raise _refusal(refusal) from refusal
-            if not fed:  # held, or another process is feeding
-                break
-            submitted += [(chunk, job) for chunk, job in fed if job != feed.CANCELLED]
-        return Submission(submitted, len(feed.waiting(files)))
 
     def refresh(self, jobs: Iterable[str]) -> dict[str, JobInfo]:
         """See :meth:`Executor.refresh`; one squeue, and one sacct if squeue does not answer for all."""

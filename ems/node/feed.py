@@ -96,7 +96,7 @@ def submit(files: ExperimentFiles, chunk: int, start: Start, find: Find) -> Opti
             job = find(files, chunk)
         if job is None:
             job = start(files, chunk, lock)
-        return _record_job(files, chunk, job)
+        return record_job(files, chunk, job)
     except UnsureError:
         raise
     except RefusedError:
@@ -106,14 +106,22 @@ def submit(files: ExperimentFiles, chunk: int, start: Start, find: Find) -> Opti
         os.close(lock)
 
 
-def cancel_waiting(files: ExperimentFiles) -> int:
-    """Mark the chunks that were not handed over as cancelled, so that nobody ever does; return how many."""
-    numbers = [number for number in waiting(files) if not os.path.exists(files.chunk(number, "intent"))]
-    record = {"job": CANCELLED, "submitted_at": records.now(), "tasks": 0}
-    return sum(records.create_exclusive(files.chunk(number, "job"), records.dump(record)) for number in numbers)
+def cancel_waiting(files: ExperimentFiles, find: Find) -> None:
+    """Mark the chunks that were not handed over as cancelled, so that nobody ever does.
+
+    One whose submitter was killed, and which the scheduler turns out to have, gets its job recorded instead.
+
+    Raises
+    ------
+    UnsureError
+        If the scheduler cannot be asked.
+    """
+    for number in waiting(files):
+        submit(files, number, lambda *_: CANCELLED, find)
 
 
-def _record_job(files: ExperimentFiles, chunk: int, job: str) -> str:
+def record_job(files: ExperimentFiles, chunk: int, job: str) -> str:
+    """Write down the job of a chunk unless one is; return the one that is."""
     tasks = (records.read_json(files.chunk(chunk)) or {}).get("tasks", 0)
     record = {"job": job, "submitted_at": records.now(), "tasks": tasks}
     if records.create_exclusive(files.chunk(chunk, "job"), records.dump(record)):
@@ -320,7 +328,12 @@ def _run(argv: List[str], env: Dict[str, str], lock: Optional[int] = None) -> "s
 
 def is_held(files: ExperimentFiles) -> bool:
     """Whether ``ems hold`` keeps chunks back."""
-    return os.path.exists(os.path.join(files.dir, "hold"))
+    return os.path.exists(hold_path(files))
+
+
+def hold_path(files: ExperimentFiles) -> str:
+    """Return the file whose presence means that the experiment is held."""
+    return os.path.join(files.dir, "hold")
 
 
 def feed(files: ExperimentFiles, numbers: Optional[Iterable[int]] = None) -> List[Tuple[int, str]]:
