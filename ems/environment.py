@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ems.errors import ConfigError, TargetError
-from ems.node.container import ContainerError, find_runtime
 from ems.node.records import now, write_atomic
 
 _MARKER = "ems-ready.json"
@@ -125,17 +124,30 @@ def read_recipe(project: Path) -> Recipe:
 
 
 def check_container(image: str) -> None:
-    """Make sure that this machine can start a container.
+    """Make sure that this machine can start a container, before anything is queued for it.
+
+    Parameters
+    ----------
+    image
+        A file (``.sif``; ``.sqsh`` is enroot's), or ``docker://…`` for apptainer.
 
     Raises
     ------
     TargetError
-        If no runtime for it is installed here.
+        If no runtime is installed here, or only one that cannot start this kind of image.
     """
-    try:
-        find_runtime(image)
-    except ContainerError as error:
-        raise TargetError(error.message, error.hint) from error
+    kinds = ("enroot",) if image.endswith(".sqsh") else ("apptainer", "singularity", "enroot")
+    found = next(filter(shutil.which, kinds), None)
+    if found is None:
+        raise TargetError(
+            f"no {' or '.join(kinds)} here to start the container {image}",
+            "install it, load it by --setup 'module load …', or leave --container out",
+        )
+    if found == "enroot" and "://" in image:
+        raise TargetError(
+            f"enroot cannot start {image} directly",
+            f"`enroot import -o image.sqsh {image}`, then --container image.sqsh",
+        )
 
 
 def _build(recipe: Recipe, project: Path, folder: Path, base: str) -> None:
