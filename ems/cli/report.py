@@ -1,0 +1,261 @@
+"""``ems report``: the results of experiments as a table or a curve."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ems.cli.app import RESULTS, command
+from ems.cli.formats import SUFFIXES, Format
+from ems.errors import UsageError
+from ems.frame import Goal, Stat
+from ems.statistics import Method
+
+if TYPE_CHECKING:
+    from ems.cli.session import Session
+    from ems.model import Experiment
+    from ems.report import Query, Table
+
+WHAT, SHOW, WRITE = "What to show", "Statistics", "Where to"
+_LOOK_S = 0.3  # how long a report may look for runs that have ended since the last harvest
+
+_COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
+
+Names = list[str] | None
+
+
+def _option(panel: str, *flags: str, help: str, metavar: str | None = None) -> object:  # noqa: A002  # typer's word
+    return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+@command(
+    RESULTS,
+    "ems report --by lr",
+    "ems report --metric acc --sort -acc --top 10",
+    "ems report --where \"lr < 0.1 and state = 'COMPLETED'\"",
+    "ems report --by opt --baseline opt=sgd --metric acc",
+    "ems report --curve loss --by lr --png loss.png",
+    "ems report --by lr --format latex -o table.tex",
+)
+def report(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EXP]...", help="Ids, names or `all`; default: last.", show_default=False),
+    ] = None,
+    metric: Annotated[Names, _option(WHAT, "--metric", metavar="NAMES", help="Only these metrics: acc,loss.")] = None,
+    stat: Annotated[Stat, _option(WHAT, "--stat", help="Which value of a run counts (default last).")] = Stat.LAST,
+    where: Annotated[str, _option(WHAT, "--where", metavar="SQL", help="Only runs for which this holds.")] = "",
+    sort: Annotated[
+        Names, _option(WHAT, "--sort", metavar="NAMES", help="Order; -NAME or 'NAME desc' for largest first.")
+    ] = None,
+    top: Annotated[
+        int | None, _option(WHAT, "--top", metavar="N", help="Only the first N (without --sort: the best N).")
+    ] = None,
+    columns: Annotated[
+        Names, _option(WHAT, "--columns", metavar="NAMES", help="Only these columns, in this order; `all` for all.")
+    ] = None,
+    minimize: Annotated[
+        Names, _option(WHAT, "--minimize", metavar="METRICS", help="Low is good (a name like loss says so itself).")
+    ] = None,
+    maximize: Annotated[
+        Names, _option(WHAT, "--maximize", metavar="METRICS", help="High is good (a name like acc says so itself).")
+    ] = None,
+    by: Annotated[
+        Names, _option(SHOW, "--by", metavar="PARAMS", help="One row a value: mean ± 95 % CI over the rest, n, failed.")
+    ] = None,
+    ci: Annotated[Method, _option(SHOW, "--ci", help="Interval by Student's t (default) or bootstrap.")] = Method.T,
+    baseline: Annotated[
+        str,
+        _option(
+            SHOW, "--baseline", metavar="NAME=VALUE", help="Paired test and effect of each group against this one."
+        ),
+    ] = "",
+    curve: Annotated[
+        Names, _option(SHOW, "--curve", metavar="METRICS", help="Draw metrics over steps, or over the swept param.")
+    ] = None,
+    x: Annotated[str, _option(SHOW, "--x", metavar="NAME", help="Of --curve: `step` or a param.")] = "",
+    png: Annotated[
+        Path | None, _option(WRITE, "--png", metavar="FILE", help="Also write the curve as an image.")
+    ] = None,
+    form: Annotated[Format | None, _option(WRITE, "--format", help="Default: table, or what FILE's name says.")] = None,
+    as_json: Annotated[bool, _option(WRITE, "--json", help="The same as --format json.")] = False,
+    output: Annotated[
+        Path | None, _option(WRITE, "--output", "-o", metavar="FILE", help="Write to a file instead.")
+    ] = None,
+) -> None:
+    """Show the results: one row a run or a group, the best marked, or a curve."""
+    from ems.cli.session import open_session
+    from ems.report import Query
+
+    chosen = _format(form, as_json, output)
+    if png is not None and not curve:
+        raise UsageError("--png draws a curve, but no metric was named", "add --curve METRIC")
+    query = Query(
+        metrics=_split(metric),
+        by=_split(by),
+        stat=stat,
+        goals={**dict.fromkeys(_split(minimize), Goal.MINIMIZE), **dict.fromkeys(_split(maximize), Goal.MAXIMIZE)},
+        where=where,
+        sort=_split(sort),
+        top=_positive(top),
+        columns=_split(columns),
+        baseline=baseline,
+        method=ci,
+        is_wide=chosen.is_for_programs,
+    )
+    with open_session() as session:
+        found = _experiments(session, experiments or ["last"])
+        if curve:
+            _draw(session, found, query, _split(curve), x, png, output)
+        else:
+            _tabulate(session, found, query, chosen, output)
+        _say_what_is_new(session, found)
+
+
+def _split(typed: Names) -> tuple[str, ...]:
+    """Names, however they were typed: ``--metric a,b`` or ``--metric a --metric b``."""
+    return tuple(name.strip() for each in typed or () for name in each.split(",") if name.strip())
+
+
+def _positive(top: int | None) -> int | None:
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top} leaves nothing to show", "--top 10")
+    return top
+
+
+def _format(form: Format | None, as_json: bool, output: Path | None) -> Format:
+    if as_json and form not in (None, Format.JSON):
+        raise UsageError(f"--json and --format {form} contradict each other", "give one of them")
+    if as_json or form is not None:
+        return form or Format.JSON
+    return Format.TABLE if output is None else SUFFIXES.get(output.suffix.lower(), Format.TABLE)
+
+
+def _experiments(session: Session, typed: Sequence[str]) -> list[Experiment]:
+    if "all" in typed:
+        return session.store.experiments()
+    found = {each.id: each for each in map(session.experiment, typed)}
+    return list(found.values())
+
+
+# -- tables -----------------------------------------------------------------------------------------------------
+
+
+def _tabulate(
+    session: Session, experiments: Sequence[Experiment], query: Query, form: Format, output: Path | None
+) -> None:
+    from ems.cli import formats, render
+    from ems.report import tabulate
+
+    table = tabulate(session.store.run_table([each.id for each in experiments]), query)
+    if output is not None:
+        _write(output, formats.write(table, form))
+        render.note(f"wrote {render.plural(len(table), 'row')} to {output}")
+    elif form is Format.TABLE:
+        _show(table)
+    else:
+        sys.stdout.write(formats.write(table, form))
+        if form.is_for_programs:
+            render.note(*formats.notes(table, 100))
+
+
+def _show(table: Table) -> None:
+    from ems.cli import formats, render
+
+    width = render.width()
+    lines, left_out = formats.lines(table, width)
+    notes = formats.notes(table, min(width or 100, 100))
+    if left_out:
+        notes.append(f"not shown for want of width: {', '.join(left_out)} (--columns, or -o FILE)")
+    body = [render.paint(lines[0], "bold"), *lines[1:]] if len(table) else ["no run to show"]
+    render.page([*body, *(render.paint(line, "dim") for line in notes)], n_header=1)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}", "name a file in a folder that exists"
+        ) from error
+
+
+# -- curves -----------------------------------------------------------------------------------------------------
+
+
+def _draw(
+    session: Session,
+    experiments: Sequence[Experiment],
+    query: Query,
+    metrics: Sequence[str],
+    x: str,
+    png: Path | None,
+    output: Path | None,
+) -> None:
+    from ems import curve, where
+    from ems.cli import render
+    from ems.frame import Frame
+
+    ids = [each.id for each in experiments]
+    frame = Frame(list(session.store.run_table(ids)), query.stat, query.goals)
+    frame = frame.take(where.select(frame, query.where)) if query.where else frame
+    plot = curve.plot(frame, metrics, lambda name: session.store.curves(ids, name), query.by, x)
+    if png is not None:
+        curve.save(plot, png)
+    width = min(render.width() or 80, 120)
+    height = max(10, min(22, shutil.get_terminal_size((80, 24)).lines - 5))
+    is_ascii = output is None and not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    lines = curve.draw(plot, width, height, None if output else _paint, is_ascii)
+    if output is not None:
+        _write(output, "\n".join([*lines, ""]))
+    else:
+        render.say(*lines, *plot.notes)
+    for path in (png, output):
+        if path is not None:
+            render.note(f"wrote {path}")
+
+
+def _paint(number: int, text: str) -> str:
+    from ems.cli import render
+
+    return render.paint(text, _COLORS[number % len(_COLORS)])
+
+
+# -- what a harvest would add -----------------------------------------------------------------------------------
+
+
+def _say_what_is_new(session: Session, experiments: Sequence[Experiment]) -> None:
+    """Say to stderr when runs have ended since the last harvest, and how to bring them in."""
+    from ems.cli import render
+
+    ended, is_all = _ended_since_harvest(session, experiments)
+    if ended:
+        count = render.plural(ended, "run") if is_all else f"{ended:,} or more runs"
+        render.note(
+            f"{count} ended since the last harvest: ems harvest {experiments[0].id if len(experiments) == 1 else ''}"
+        )
+
+
+def _ended_since_harvest(session: Session, experiments: Sequence[Experiment]) -> tuple[int, bool]:
+    """Count the runs with an end on file that the store has not harvested; whether time allowed to look at all."""
+    from ems.node.records import ExperimentFiles, last_attempt
+
+    deadline, ended = time.monotonic() + _LOOK_S, 0
+    removed = session.store.removed()
+    for experiment in experiments:
+        waiting = session.store.query("SELECT idx FROM runs WHERE experiment_id = ? AND NOT settled", [experiment.id])
+        if not waiting or experiment.id in removed:
+            continue
+        files = ExperimentFiles(session.target(experiment.target).root, experiment.id)
+        for (index,) in waiting:
+            if time.monotonic() > deadline:
+                return ended, False
+            record = last_attempt(files, index)
+            ended += record is not None and record.get("state") in ("COMPLETED", "FAILED", "CANCELLED")
+    return ended, True
