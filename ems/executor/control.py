@@ -42,7 +42,7 @@ def cancel(executor: Executor, files: ExperimentFiles, indices: Collection[int] 
         If there is no such run.
     """
     if indices is None:
-        _cancel_waiting(executor, files)
+        _cancel_waiting(files)
         executor.cancel(jobs(files))
         _mark_cancelled(files)
         return
@@ -91,11 +91,13 @@ def _job_of(files: ExperimentFiles, number: int) -> str:
     return here.find(files, number) or ""
 
 
-def _cancel_waiting(executor: Executor, files: ExperimentFiles) -> None:
-    try:
-        feed.cancel_waiting(files, feed.find if executor.name == "slurm" else here.find)
-    except feed.RefusedError as refusal:
-        raise ExecutorError(f"SLURM does not answer: {refusal}", "repeat the command when it is back") from refusal
+def _cancel_waiting(files: ExperimentFiles) -> None:
+    feed.cancel_waiting(files)
+    in_doubt = [number for number in feed.waiting(files) if here.find(files, number) is None]
+    if in_doubt:
+        raise ExecutorError(
+            f"chunk {in_doubt[0]} of {files.id} is being submitted, or SLURM does not answer", "repeat the command"
+        )
 
 
 def _chunks_of(files: ExperimentFiles, indices: Collection[int]) -> Iterator[tuple[int, Record]]:

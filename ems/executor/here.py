@@ -49,9 +49,7 @@ class _Pool(SubmititLocal):
         with (self.folder / "controller.log").open("ab") as log:
             return subprocess.Popen(
                 # The id is on disk before anything runs: a pool is found even if who started it was killed.
-                # -P: a `signal.py` or `submitit.py` where the user stands must not be imported
-                ["sh", "-c", 'echo $$ > pid && exec "$@"', "sh"]
-                + [sys.executable, "-P", "-m", _CONTROLLER, str(self.folder)],
+                ["sh", "-c", 'echo $$ > pid && exec "$@"', "sh", *_controller(self.folder)],
                 env=env,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -161,6 +159,11 @@ class HereExecutor:
         devices = probes.gpus()
         said = f"{probes.cores()} cores, " + (f"GPUs {', '.join(devices)}" if devices else "no GPU")
         return [*probes.machine(self.root), Check("machine", True, said)]
+
+
+def _controller(folder: Path) -> list[str]:
+    # -P: nothing that lies in the working directory is imported instead of submitit or the standard library
+    return [sys.executable, "-P", "-m", _CONTROLLER, str(folder)]
 
 
 def find(files: ExperimentFiles, chunk: int) -> str | None:

@@ -106,18 +106,15 @@ def submit(files: ExperimentFiles, chunk: int, start: Start, find: Find) -> Opti
         os.close(lock)
 
 
-def cancel_waiting(files: ExperimentFiles, find: Find) -> None:
+def cancel_waiting(files: ExperimentFiles) -> None:
     """Mark the chunks that were not handed over as cancelled, so that nobody ever does.
 
-    One whose submitter was killed, and which the scheduler turns out to have, gets its job recorded instead.
-
-    Raises
-    ------
-    UnsureError
-        If the scheduler cannot be asked.
+    One whose submitter was killed, and which SLURM turns out to have, gets its job recorded instead. It goes on
+    waiting if SLURM does not answer.
     """
     for number in waiting(files):
-        submit(files, number, lambda *_: CANCELLED, find)
+        with contextlib.suppress(UnsureError):
+            submit(files, number, lambda *_: CANCELLED, find)
 
 
 def record_job(files: ExperimentFiles, chunk: int, job: str) -> str:
@@ -227,6 +224,8 @@ def sbatch(files: ExperimentFiles, chunk: int, lock: int) -> str:
             done = _run([*argv, path], env=clean_environment(path), lock=lock)
     except subprocess.TimeoutExpired:
         raise UnsureError("sbatch gave no answer within %d s" % _TIMEOUT_S) from None
+    except FileNotFoundError:
+        raise RefusedError("there is no sbatch on %s" % os.uname().nodename) from None
     job = done.stdout.strip().split("\n")[-1].split(";")[0]
     if done.returncode == 0 and job.isdigit():
         return job
@@ -237,13 +236,15 @@ def sbatch(files: ExperimentFiles, chunk: int, lock: int) -> str:
 
 
 def find(files: ExperimentFiles, chunk: int) -> Optional[str]:
-    """Return the job of a chunk whose submitter was killed, from what its workers wrote or from the scheduler.
+    """Return the job of a chunk whose submitter was killed, from what its workers wrote or from SLURM.
 
     Raises
     ------
     UnsureError
         If the scheduler cannot be asked.
     """
+    if (records.read_json(files.chunk(chunk)) or {}).get("executor") == "here":
+        return None  # what started it held the lock: it is gone
     return find_in_attempts(files, chunk) or find_by_name(files, chunk)
 
 

@@ -121,7 +121,7 @@ def test_a_chunk_cancelled_while_it_waits_is_never_handed_over(
 ) -> None:
     files = make(3, 3)
     feed.submit(files, 1, scheduler.start, scheduler.find)
-    feed.cancel_waiting(files, scheduler.find)
+    feed.cancel_waiting(files)
     assert feed.waiting(files) == []
     assert feed.submit(files, 2, scheduler.start, scheduler.find) == feed.CANCELLED
     assert scheduler.book == [1]
