@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import time
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 _MAX_VARIABLE = 120_000  # bytes; Linux allows 128 KiB a variable
 _RETRIES = 5  # of writing a record: a file system may be full or away for a moment
 _NOT_INHERITED = ("SUBMITIT_", "EMS_")
+_HANDED_OVER = ("EMS_", "SLURM_", "PYTHON", "CUDA_")  # into a container that does not take all of the environment
 # what Python ignores for itself must not be ignored by the script
 _DEFAULT_SIGNALS = [
     getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ", "SIGCHLD", "SIGHUP") if hasattr(signal, name)
@@ -122,7 +122,7 @@ class Attempt:
         argv = self._wrapped(argv, env)
         program = _find(argv[0], env.get("PATH", os.defpath))
         self.record["python"] = self.spec["python"]
-        os.chdir(os.path.join(self.view, self.spec.get("cwd") or "."))
+        os.chdir(self._cwd())
         for handle in self.share.inherit:
             os.set_inheritable(handle, True)
         try:
@@ -145,6 +145,9 @@ class Attempt:
             for handle in self.share.inherit:
                 os.set_inheritable(handle, False)
             os.chdir("/")
+
+    def _cwd(self) -> str:
+        return os.path.normpath(os.path.join(self.view, self.spec.get("cwd") or "."))
 
     def _log(self, stream: str) -> str:
         return os.path.join(self.folder, stream + ".log")
@@ -180,14 +183,22 @@ class Attempt:
         if self.spec.get("container"):
             from ems.node import container
 
+            names = [name for name in env if name.startswith(_HANDED_OVER)]
             binds = [self.files.root, *(self.spec.get("data") or {}).values()]
-            words = container.prefix(self.spec["container"], binds, env, bool(self.record["gpus"])) + words
+            try:
+                prefix = container.prefix(
+                    self.spec["container"], self._cwd(), binds, gpu=bool(self.record["gpus"]), variables=names
+                )
+            except container.ContainerError as error:
+                raise CannotStartError(error.message, error.hint) from error
+            words = prefix + words
         if self.spec.get("setup"):
             words = ["bash", "-c", _setup(self.spec["setup"]), "ems", *words]
         return words
 
     def _environment(self, run: Record, lib: str, extra: Mapping[str, str]) -> Dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        env.setdefault("PYTHONUNBUFFERED", "1")  # what is printed is seen at once, and not lost with a killed run
         env.update(self.spec.get("env") or {})
         env.update(extra)
         paths = [lib, *filter(None, [env.get("PYTHONPATH")])]
@@ -221,11 +232,12 @@ class Attempt:
     # ------------------------------------------------------------------------------------------ end
 
     def end(self, why: str, grace_s: float) -> None:
-        """Have it end: SIGTERM to all its processes, and SIGKILL after ``grace_s`` seconds."""
-        if not self.why:
-            self.why, self.kill_at = why, time.monotonic() + grace_s
+        """Have it end: SIGTERM to all its processes, and SIGKILL after ``grace_s`` seconds; again: correct why."""
+        if self.kill_at is None:
+            self.kill_at = time.monotonic() + grace_s
             self.signal(signal.SIGTERM)
             self.signal(signal.SIGCONT)  # a stopped process would not learn of it
+        self.why = why
 
     def signal(self, number: int) -> None:
         """Send a signal to all processes of the run, except those that left its process group."""
@@ -324,10 +336,12 @@ def _find(program: str, path: str) -> str:
     CannotStartError
         If it is not there.
     """
-    found = program if os.sep in program else shutil.which(program, path=path)
-    if found is None or not os.access(found, os.X_OK):
-        raise CannotStartError("`%s` is not on node %s" % (program, os.uname().nodename))
-    return found
+    # shutil.which would do; importing it takes a worker longer than all of this run
+    folders = [""] if os.sep in program else path.split(os.pathsep)
+    for found in (os.path.join(folder, program) for folder in folders):
+        if os.access(found, os.X_OK) and not os.path.isdir(found):
+            return found
+    raise CannotStartError("`%s` is not on node %s" % (program, os.uname().nodename))
 
 
 def _setup(lines: Sequence[str]) -> str:

@@ -1,42 +1,88 @@
-"""Running inside a container image: apptainer (or singularity), or enroot."""
+"""The words before a command that run it inside a container: apptainer (or singularity), or enroot."""
 
 from __future__ import annotations
 
 import os
-import shutil
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Mapping, Sequence
-
-_PASSED = ("EMS_", "SLURM_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+    from typing import Iterable, List, Optional
 
 
-def prefix(image: str, binds: Sequence[str], env: Mapping[str, str], has_gpu: bool) -> List[str]:
-    """Return the words before a command that run it in ``image``.
+class ContainerError(Exception):
+    """No container runtime can start the image; ``hint`` says how to mend it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def find_runtime(image: str, path: Optional[str] = None) -> str:
+    """Return which program starts ``image``: ``apptainer``, ``singularity`` or ``enroot``.
 
     Parameters
     ----------
     image
-        A file or URI that the runtime takes.
-    binds
-        Absolute paths that are seen inside at the same place.
-    env
-        The run's environment. Apptainer passes it on by itself, enroot only what is named.
-    has_gpu
-        Whether the node's GPU driver is to be seen inside.
+        A file (``.sif``; ``.sqsh`` is enroot's), ``docker://…`` for apptainer, or the name of an enroot container.
+    path
+        Where to look, like PATH; default: PATH itself.
 
     Raises
     ------
-    FileNotFoundError
-        If this node has no container runtime.
+    ContainerError
+        If none is installed here, or only one that cannot start this kind of image.
     """
-    for tool in ("apptainer", "singularity"):
-        if shutil.which(tool):
-            gpu = ["--nv"] if has_gpu else []
-            return [tool, "exec", *gpu, *(word for path in binds for word in ("--bind", path)), image]
-    if shutil.which("enroot"):
-        mounts = [word for path in binds for word in ("--mount", "%s:%s" % (path, path))]
-        names = sorted(name for name in env if name.startswith(_PASSED))
-        return ["enroot", "start", *mounts, *(word for name in names for word in ("--env", name)), image]
-    raise FileNotFoundError("node %s has neither apptainer, singularity nor enroot" % os.uname().nodename)
+    from shutil import which
+
+    kinds = ("enroot",) if image.endswith(".sqsh") else ("apptainer", "singularity", "enroot")
+    runtime = next((kind for kind in kinds if which(kind, path=path)), None)
+    if runtime is None:
+        raise ContainerError(
+            "no %s on %s to start the container %s" % (" or ".join(kinds), os.uname().nodename, image),
+            "install it, load it by --setup 'module load …', or leave --container out",
+        )
+    if runtime == "enroot" and "://" in image:
+        raise ContainerError(
+            "enroot cannot start %s directly" % image,
+            "enroot import -o image.sqsh %s, then --container image.sqsh" % image,
+        )
+    return runtime
+
+
+def prefix(
+    image: str, cwd: str, binds: Iterable[str] = (), gpu: bool = False, variables: Iterable[str] = (), runtime: str = ""
+) -> List[str]:
+    """Return the words to put before a command.
+
+    Parameters
+    ----------
+    image
+        See `find_runtime`.
+    cwd
+        Absolute working directory of the command, the same inside as outside.
+    binds
+        Absolute paths that must be seen at the same place inside (the target's root, data); missing ones are left out.
+    gpu
+        Whether the container needs the host's NVIDIA driver.
+    variables
+        Names (never values: argv is public) of environment variables to hand over; apptainer hands over all by itself.
+    runtime
+        ``apptainer``, ``singularity`` or ``enroot``; found where empty.
+
+    Raises
+    ------
+    ContainerError
+        As `find_runtime`.
+    """
+    runtime = runtime or find_runtime(image)
+    places = sorted({os.path.abspath(place) for place in binds if os.path.exists(place)})
+    if runtime == "enroot":
+        words = ["enroot", "start", "--rw"]
+        words += [word for place in places for word in ("--mount", "%s:%s" % (place, place))]
+        words += [word for name in sorted(variables) for word in ("--env", name)]
+        # enroot has no option for the working directory
+        return [*words, image, "sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", cwd]
+    words = [runtime, "exec", "--pwd", cwd]
+    words += [word for place in places for word in ("--bind", place)]
+    return [*words, *(["--nv"] if gpu else []), image]

@@ -37,6 +37,8 @@ class View:
     data
         Further paths of the project (what git ignores but runs need) -> absolute path on the target. They hide
         what the snapshot has below them.
+    script
+        The entry point, which Python never keeps compiled.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class View:
         files: Mapping[str, Sequence[object]],
         linked_dirs: Iterable[str] = (),
         data: Optional[Mapping[str, str]] = None,
+        script: str = "",
     ) -> None:
         self._code = os.path.join(root, "code", snapshot)
         self._links: Dict[str, str] = {path: os.path.join(self._code, path) for path in linked_dirs}
@@ -55,7 +58,7 @@ class View:
         for path, facts in files.items():
             if whole.isdisjoint(_lineage(path)):
                 self._plan(path, int(str(facts[0])))
-        for folder in {os.path.dirname(path) for path in self._copies}:
+        for folder in {os.path.dirname(path) for path in self._copies if path != script}:
             self._share_compiled(os.path.join(root, "pycache", snapshot, folder), folder)
         paths = (*self._links, *self._copies)
         self._dirs = sorted({parent for path in paths for parent in _lineage(os.path.dirname(path))})

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # -I: nothing but this folder's own package is on th
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import signal
+from itertools import islice
 
 from ems.node import job as jobs
 from ems.node import records
@@ -84,7 +85,7 @@ class Worker:
         self.why = ""  # why the worker ends before its runs are done, if it does
         self._claimed_any = False
         self._queue = _order(chunk, options.task, self.is_pool)
-        self._again: List[int] = []
+        self._next: List[int] = []  # seen in the queue, or to be resumed
         self._runs_in: Optional[_Place] = None
         self._oom_kills = jobs.oom_kills()
         self._next_look = 0.0
@@ -104,20 +105,22 @@ class Worker:
 
     def _fill(self) -> bool:
         """Start runs while there are seats; return whether some wait for a share of the machine."""
-        while not self.why and len(self.running) < self.workers:
+        while not self.why and len(self.running) < self.workers and self._has_next():
             share = self.shares.take()
             if share is None:
                 return True
-            index = self._again.pop(0) if self._again else next(self._queue, None)
-            if index is None or not self._start(index, share):
+            if not self._start(self._next.pop(), share):
                 self.shares.give_back(share)
-            if index is None:
-                return False
         return False
+
+    def _has_next(self) -> bool:
+        if not self._next:
+            self._next.extend(islice(self._queue, 1))
+        return bool(self._next)
 
     def _patience_s(self) -> float:
         """Seconds until something is due that no signal tells of."""
-        if not self.why and len(self.running) < self.workers:
+        if not self.why and len(self.running) < self.workers and self._next:
             return _SLOT_POLL_S
         now = time.monotonic()
         due = [a.kill_at for a in self.running.values() if a.kill_at is not None] + [self._next_look]
@@ -126,18 +129,23 @@ class Worker:
         return max(0.0, min(due) - now)
 
     def _handle(self, info: Optional[signal.struct_siginfo]) -> None:
-        if info is None or info.si_signo in (signal.SIGCHLD, signal.SIGHUP) or self.why:
+        if info is None or info.si_signo in (signal.SIGCHLD, signal.SIGHUP):
             return
-        self.why = TIME_LIMIT if info.si_signo == signal.SIGUSR1 else TERMINATED
+        if info.si_signo == signal.SIGUSR1:
+            self._end(self.why or TIME_LIMIT)
+            if self.job.is_preempted():
+                self._end(PREEMPTED)
+        else:  # may follow SIGUSR1: cancelled while it is ending
+            self._end(self.why or TERMINATED)
+            why = self.job.why_terminated()  # only now: SLURM may take its time to answer
+            if why != TERMINATED:
+                self._end(why)
+
+    def _end(self, why: str) -> None:
+        """Claim nothing more and have all runs end, or correct why."""
+        self.why = why
         for attempt in self.running.values():
-            attempt.end(self.why, self.grace_s)
-        # only now ask SLURM why: it may take its time to answer
-        if self.why == TERMINATED:
-            self.why = self.job.why_terminated()
-        elif self.job.is_preempted():
-            self.why = PREEMPTED
-        for attempt in self.running.values():
-            attempt.why = self.why
+            attempt.end(why, self.grace_s)
 
     def _reap(self) -> None:
         while self.running:
@@ -212,7 +220,7 @@ class Worker:
         if is_requeued:
             self.interrupted.append(attempt)
             if not self.why:
-                self._again.append(attempt.index)
+                self._next.append(attempt.index)
         elif not self.is_pool:
             self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
@@ -261,7 +269,7 @@ class Worker:
                 attempt.close("FAILED", TIME_LIMIT)
 
     def _is_any_left(self) -> bool:
-        return any(not self.files.attempt_numbers(index) for index in self._queue)
+        return bool(self._next) or any(not self.files.attempt_numbers(index) for index in self._queue)
 
 
 class _Place:
@@ -278,7 +286,7 @@ class _Place:
             self._files = checkout.manifest(root, spec["snapshot"])
         except checkout.CheckoutError as error:
             raise CannotStartError(error.message, error.hint) from error
-        self._view = View(root, spec["snapshot"], self._files, spec.get("linked_dirs") or (), data)
+        self._view = View(root, spec["snapshot"], self._files, spec.get("linked_dirs") or (), data, spec["script"])
         seal([os.path.join(root, "code", spec["snapshot"]), *data.values()])
         self._valid_until = 0.0
 
