@@ -121,7 +121,7 @@ def verify(root: PathLike, snapshot: str, files: Optional[Manifest] = None) -> N
         if known[1:4] != [found.st_size, found.st_mtime_ns, found.st_ctime_ns]:
             suspects.append((path, found))
     changed = [path for path, found in suspects if not _same(os.path.join(base, path), found, files[path])]
-    missing = [] if seen == len(files) else [path for path in files if not os.path.lexists(os.path.join(base, path))]
+    missing = [] if seen == len(files) else sorted(set(files).difference(path for path, _ in _walk(base)))
     _complain(base, changed, missing, added)
     if suspects:  # touched, restored from a backup, or stamped late by NFS: remember, so that the next check is quick
         _restamp(base, files, suspects)
