@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeAlias
 
 MARKERS = "●○▲△■□◆◇"
 _ASCII = str.maketrans("●○▲△■□◆◇·│└─┤┬", "ox^v#%*&.|+-++")
+_Grid: TypeAlias = dict[tuple[int, int], tuple[int, str]]  # column, row (from below) -> number of the line, character
 _MARK_EVERY = 8  # columns between the markers of a line that has more points than columns
 
 
@@ -51,7 +55,7 @@ class Scale:
     def _steps(self, most: int) -> list[float]:
         raw = (self.high - self.low) / most
         unit = 10.0 ** math.floor(math.log10(raw))
-        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * 0.999)
+        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * 0.75)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
 
@@ -82,21 +86,20 @@ def draw(
     """
     ys = [y for _, line in lines for y in line]
     y_scale = Scale.over(ys, height - 2, is_log_y)
-    labels = dict(y_scale.ticks(max(2, height // 4)))
+    labels = dict(y_scale.ticks(max(2, height // 3)))
     margin = max(map(len, labels.values()), default=0) + 1
     x_scale = Scale.over([x for line, _ in lines for x in line], max(2, width - margin - 2), is_log_x)
-    grid: dict[tuple[int, int], tuple[int, str]] = {}
+    grid: _Grid = {}
     for number, (x, y) in enumerate(lines):
         _join(grid, number, [x_scale.cell(v) for v in x], [y_scale.cell(v) for v in y])
     for number, (x, y) in enumerate(lines):  # after all dots: a point is never hidden by the way to another
         _mark(grid, number, [x_scale.cell(v) for v in x], [y_scale.cell(v) for v in y])
-    show = _painter(paint, is_ascii)
     rows = [
-        f"{labels.get(row, ''):>{margin}}{show(-1, '┤' if row in labels else '│')}"
-        + "".join(show(*grid[column, row]) if (column, row) in grid else " " for column in range(x_scale.cells))
+        f"{labels.get(row, ''):>{margin}}{'┤' if row in labels else '│'}{_row(grid, row, x_scale.cells, paint)}"
         for row in reversed(range(y_scale.cells))
     ]
-    return [row.rstrip() for row in [*rows, *_x_axis(x_scale, margin, show)]]
+    drawn = [row.rstrip() for row in [*rows, *_x_axis(x_scale, margin)]]
+    return [row.translate(_ASCII) for row in drawn] if is_ascii else drawn
 
 
 def marker(number: int, is_ascii: bool = False) -> str:
@@ -104,15 +107,14 @@ def marker(number: int, is_ascii: bool = False) -> str:
     return MARKERS[number].translate(_ASCII) if is_ascii else MARKERS[number]
 
 
-def _painter(paint: Callable[[int, str], str] | None, is_ascii: bool) -> Callable[[int, str], str]:
-    def show(number: int, character: str) -> str:
-        shown = character.translate(_ASCII) if is_ascii else character
-        return paint(number, shown) if paint and number >= 0 else shown
+def _row(grid: _Grid, row: int, cells: int, paint: Callable[[int, str], str] | None) -> str:
+    """Write one row of the grid; neighbours of the same line are painted together."""
+    found = [grid.get((column, row), (-1, " ")) for column in range(cells)]
+    parts = [(n, "".join(c for _, c in same)) for n, same in groupby(found, key=itemgetter(0))]
+    return "".join(paint(number, text) if paint and number >= 0 else text for number, text in parts)
 
-    return show
 
-
-def _join(grid: dict[tuple[int, int], tuple[int, str]], number: int, xs: Sequence[float], ys: Sequence[float]) -> None:
+def _join(grid: _Grid, number: int, xs: Sequence[float], ys: Sequence[float]) -> None:
     """Put dots on the straight ways between points, one a column, more where it is steep."""
     for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False):
         steps = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0))))
@@ -121,7 +123,7 @@ def _join(grid: dict[tuple[int, int], tuple[int, str]], number: int, xs: Sequenc
             grid.setdefault(at, (number, "·"))
 
 
-def _mark(grid: dict[tuple[int, int], tuple[int, str]], number: int, xs: Sequence[float], ys: Sequence[float]) -> None:
+def _mark(grid: _Grid, number: int, xs: Sequence[float], ys: Sequence[float]) -> None:
     """Put markers on the points; where there are too many, on some, at other columns for each line."""
     columns = {round(x) for x in xs}
     is_dense = len(columns) > (max(columns) - min(columns) + 1) / 3
@@ -133,7 +135,7 @@ def _mark(grid: dict[tuple[int, int], tuple[int, str]], number: int, xs: Sequenc
             grid[round(x), round(y)] = (number, MARKERS[number])
 
 
-def _x_axis(scale: Scale, margin: int, show: Callable[[int, str], str]) -> list[str]:
+def _x_axis(scale: Scale, margin: int) -> list[str]:
     most = max(2, scale.cells // 10)
     ticks = [(cell, label) for cell, label in scale.ticks(most) if 0 <= cell < scale.cells]
     axis, words = ["─"] * scale.cells, " " * scale.cells
@@ -143,4 +145,4 @@ def _x_axis(scale: Scale, margin: int, show: Callable[[int, str], str]) -> list[
             continue  # no room for this label
         axis[cell] = "┬"
         words = words[:start] + label + words[start + len(label) :]
-    return [" " * margin + "".join(show(-1, c) for c in ["└", *axis]), " " * (margin + 1) + words]
+    return [" " * margin + "".join(["└", *axis]), " " * (margin + 1) + words]

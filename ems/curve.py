@@ -10,6 +10,7 @@ from pathlib import Path
 from ems import canvas
 from ems.errors import EmsError, UsageError
 from ems.frame import Field, Frame, Goal, Kind, Value, identity
+from ems.model import State
 from ems.statistics import Method, estimate
 
 MAX_LINES = len(canvas.MARKERS)  # more cannot be told apart
@@ -67,17 +68,19 @@ def plot(frame: Frame, metrics: Sequence[str], points: Points, by: Sequence[str]
     fields = [frame.find(name, (Kind.METRIC,)) for name in metrics]
     groups = [frame.find(name, (Kind.PARAM, Kind.FACT)) for name in by]
     axis = None if x == "step" else frame.find(x, (Kind.PARAM,)) if x else _axis(frame, fields, groups)
+    kept = _without_failed(frame) if groups or axis else frame
     if axis is None:
-        made = _over_steps(frame, fields, groups, points)
+        lines, notes = _over_steps(kept, fields, groups, points)
     else:
-        made = _over_param(frame, fields, [each for each in groups if each != axis], axis)
-    lines, notes = made
+        lines, notes = _over_param(kept, fields, [each for each in groups if each != axis], axis)
+    if len(kept.rows) < len(frame.rows):
+        notes.append(f"{len(frame.rows) - len(kept.rows):,} failed or cancelled runs left out")
     if not lines:
         raise UsageError(f"there is no point of {', '.join(metrics)} to draw", "ems harvest")
     is_log_x = axis is not None and _is_log({value for line in lines for value in line.x})
     ys = [value for line in lines for value in line.y]
     is_log_y = min(ys) > 0 and max(ys) / min(ys) > _LOG_FROM
-    return Plot(tuple(lines), axis.name if axis else "step", ", ".join(metrics), is_log_x, is_log_y, notes)
+    return Plot(tuple(lines), axis.name if axis else "step", ", ".join(metrics), is_log_x, is_log_y, tuple(notes))
 
 
 def _axis(frame: Frame, metrics: Sequence[Field], groups: Sequence[Field]) -> Field | None:
@@ -107,7 +110,7 @@ def _is_log(values: Collection[float]) -> bool:
 
 def _over_param(
     frame: Frame, metrics: Sequence[Field], groups: Sequence[Field], axis: Field
-) -> tuple[list[Line], tuple[str, ...]]:
+) -> tuple[list[Line], list[str]]:
     xs = frame.values(axis)
     lines, is_mean = [], False
     for metric in metrics:
@@ -121,12 +124,13 @@ def _over_param(
             if at:
                 is_mean = is_mean or any(len(v) > 1 for v in at.values())
                 lines.append(_mean_line(_label(metric, label, len(metrics)), at))
-    return _few(lines, frame, metrics), ("mean with 95 % CI (t) where runs repeat",) if is_mean else ()
+    over = _mean_note(frame, [*groups, axis]) if is_mean else []
+    return _few(lines, frame, metrics, over)
 
 
 def _over_steps(
     frame: Frame, metrics: Sequence[Field], groups: Sequence[Field], points: Points
-) -> tuple[list[Line], tuple[str, ...]]:
+) -> tuple[list[Line], list[str]]:
     lines: list[Line] = []
     single = [] if groups else [Field("run", Kind.FACT, "index"), *frame.varying]
     labels = {
@@ -142,11 +146,19 @@ def _over_steps(
                 at.setdefault(label, {}).setdefault(step, []).append(value)
         order = [label for label in dict.fromkeys(labels.values()) if label in at]
         lines += [_mean_line(_label(metric, label, len(metrics)), _thin(at[label])) for label in order]
-    shown = _few(lines, frame, metrics)
-    notes = ["mean with 95 % CI (t) over runs"] if groups else []
-    if len(shown) < len(lines):
-        notes.append(f"the {len(shown)} best of {len(lines)} lines by their last value; --by PARAM averages runs")
-    return shown, tuple(notes)
+    is_mean = len(set(labels.values())) < len(labels)
+    return _few(lines, frame, metrics, _mean_note(frame, groups) if is_mean else [])
+
+
+def _mean_note(frame: Frame, fixed: Sequence[Field]) -> list[str]:
+    over = " x ".join(each.name for each in frame.varying if each not in fixed)
+    return [f"mean over {over or 'repeated runs'}; --png shades its 95 % CI (Student's t)"]
+
+
+def _without_failed(frame: Frame) -> Frame:
+    """Keep what may be averaged: a run that failed at half its way would pull the mean where it ended."""
+    ended_badly = (State.FAILED, State.CANCELLED)
+    return frame.take(i for i, row in enumerate(frame.rows) if row.state not in ended_badly)
 
 
 def _grouped(frame: Frame, groups: Sequence[Field], is_run: bool = False) -> dict[str, list[int]]:
@@ -189,15 +201,16 @@ def _thin(at: Mapping[float, list[float]]) -> dict[float, list[float]]:
     return {step: at[step] for step in (*steps[::every], steps[-1])}
 
 
-def _few(lines: list[Line], frame: Frame, metrics: Sequence[Field]) -> list[Line]:
-    """Keep the lines that end best, in their order; those of an unknown goal as they come."""
+def _few(lines: list[Line], frame: Frame, metrics: Sequence[Field], notes: list[str]) -> tuple[list[Line], list[str]]:
+    """Keep the lines that end best, in their order, or the first ones where no goal is known; say so."""
     if len(lines) <= MAX_LINES:
-        return lines
-    goal = frame.goal(metrics[0])
-    ends = {line.label: line.y[-1] for line in lines}
-    ranked = sorted(ends, key=ends.__getitem__, reverse=goal is Goal.MAXIMIZE) if goal else list(ends)
-    kept = set(ranked[:MAX_LINES])
-    return [line for line in lines if line.label in kept][:MAX_LINES]
+        return lines, notes
+    goal = frame.goal(metrics[0]) if len(metrics) == 1 else None
+    ranked = sorted(lines, key=lambda line: line.y[-1], reverse=goal is Goal.MAXIMIZE) if goal else lines
+    kept = {line.label for line in ranked[:MAX_LINES]}
+    which = f"the {MAX_LINES} lines that end best" if goal else f"the first {MAX_LINES} lines"
+    note = f"{which} of {len(lines)}; --by PARAM averages runs, --where picks some"
+    return [line for line in lines if line.label in kept][:MAX_LINES], [*notes, note]
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------

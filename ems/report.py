@@ -90,13 +90,13 @@ class Table:
         return len(self.columns[0].cells) if self.columns else 0
 
     def records(self) -> Iterator[dict[str, Value]]:
-        """Yield one flat record a row; an estimate ``acc`` becomes ``acc``, ``acc_low``, ``acc_high``, ``acc_n``."""
+        """Yield one flat record a row; an estimate ``acc`` becomes ``acc``, ``acc_ci_low``, ``acc_ci_high``, ``acc_n``."""
         for i in range(len(self)):
             record: dict[str, Value] = {}
             for column in self.columns:
                 cell = column.cells[i]
                 if isinstance(cell, Estimate):
-                    for suffix, value in zip(("", "_low", "_high", "_n"), _numbers_of(cell), strict=True):
+                    for suffix, value in zip(("", "_ci_low", "_ci_high", "_n"), _numbers_of(cell), strict=True):
                         record[column.name + suffix] = value
                 else:
                     record[column.name] = cell
@@ -120,9 +120,17 @@ def tabulate(rows: Iterable[RunRow], query: Query) -> Table:
     frame = whole.take(where.select(whole, query.where)) if query.where else whole
     is_grouped = bool(query.by or query.baseline)
     table = _by_group(frame, query, metrics) if is_grouped else _by_run(whole, frame, query, metrics)
-    if query.where:
-        table = replace(table, notes=(f"{len(frame.rows):,} of {len(whole.rows):,} runs: {query.where}", *table.notes))
-    return table
+    return replace(table, notes=(_whose(whole, frame, query), *table.notes))
+
+
+def _whose(whole: Frame, frame: Frame, query: Query) -> str:
+    """Say whose results these are: ``train 7f3a9c21: 11 completed, 1 failed``."""
+    names = list(dict.fromkeys(f"{row.exp_name} {row.exp_id}" for row in whole.rows))
+    name = names[0] if len(names) == 1 else f"{len(names)} experiments"
+    states = Counter(row.state for row in frame.rows)
+    counted = ", ".join(f"{states[state]:,} {state.lower()}" for state in State if states.get(state))
+    chosen = f" ({len(frame.rows):,} of {len(whole.rows):,} runs: {query.where})" if query.where else ""
+    return f"{name}: {counted or 'no runs'}{chosen}"
 
 
 def _metrics(frame: Frame, query: Query) -> list[Field]:
@@ -143,13 +151,12 @@ def _metrics(frame: Frame, query: Query) -> list[Field]:
 
 
 def _by_run(whole: Frame, frame: Frame, query: Query, metrics: list[Field]) -> Table:
-    order = _ordered(frame, query, metrics)
-    frame = frame.take(order)
-    states = Counter(row.state for row in frame.rows)
-    chosen = _chosen(whole, query, metrics, has_states=set(states) != {State.COMPLETED})
+    has_states = any(row.state is not State.COMPLETED for row in frame.rows)
+    frame = frame.take(_ordered(frame, query, metrics))
+    chosen = _chosen(whole, query, metrics, has_states)
     columns = [_run_column(frame, each, is_plain=query.is_wide) for each in chosen]
-    notes = [_states_note(states)] if set(states) - {State.COMPLETED} else []
-    return Table(tuple(columns), (*notes, *_best_notes(frame, metrics, columns, query)))
+    among = " among completed runs" if has_states else ""
+    return Table(tuple(columns), tuple(_best_notes(frame, metrics, columns, query, among)))
 
 
 def _chosen(whole: Frame, query: Query, metrics: list[Field], has_states: bool) -> list[Field]:
@@ -190,18 +197,15 @@ def _best(values: Sequence[float | None], goal: Goal | None) -> frozenset[int]:
     return frozenset(i for i, v in known if v == top)
 
 
-def _states_note(states: Mapping[State, int]) -> str:
-    counted = ", ".join(f"{states[state]:,} {state.lower()}" for state in State if states.get(state))
-    return f"{sum(states.values()):,} runs: {counted}; best among completed ones"
-
-
-def _best_notes(frame: Frame, metrics: list[Field], columns: Sequence[Column], query: Query) -> Iterator[str]:
+def _best_notes(
+    frame: Frame, metrics: list[Field], columns: Sequence[Column], query: Query, among: str = ""
+) -> Iterator[str]:
     marked = {column.name for column in columns if column.best}
     ends = {Goal.MINIMIZE: "lowest", Goal.MAXIMIZE: "highest", None: ""}
     words = [f"{ends[frame.goal(each)]} {each.name}" for each in metrics if each.name in marked]
     value = "" if query.stat is Stat.LAST else f"{query.stat} value of each run; "
     if words or value:
-        yield value + (f"best: {', '.join(words)}" if words else "no best marked")
+        yield value + (f"best: {', '.join(words)}{among}" if words else "no best marked")
     unknown = [each.name for each in metrics if frame.goal(each) is None and _is_numeric(frame, each)]
     if unknown and (not words or query.metrics):
         yield f"to mark the best: --minimize {unknown[0]} or --maximize {unknown[0]}"
@@ -279,7 +283,7 @@ def _by_group(frame: Frame, query: Query, metrics: list[Field]) -> Table:
         metrics = metrics[:1]  # each comparison takes three columns
     groups = _groups(frame, by)
     columns = [Column(each.name, [group.key[i] for group in groups]) for i, each in enumerate(by)]
-    columns.append(Column("n", [len(group.completed) for group in groups], "count"))
+    columns.append(Column(_free("n", by), [len(group.completed) for group in groups], "count"))
     notes = [_interval_note(frame, by, query)]
     family: list[Column] = []
     for metric in metrics:
@@ -291,7 +295,7 @@ def _by_group(frame: Frame, query: Query, metrics: list[Field]) -> Table:
             family += _against(frame, groups, by, wanted, metric, values, query)
     columns += _corrected(family)
     notes += _baseline_notes(frame, by, query, family)
-    columns += _counts(frame, groups)
+    columns += _counts(frame, groups, by)
     notes += _group_notes(frame, columns, groups, query)
     notes += _best_notes(frame, metrics, columns, replace(query, stat=Stat.LAST))
     return _finish(columns, notes, query, {each.name: frame.goal(each) for each in metrics})
@@ -357,14 +361,18 @@ def _interval_note(frame: Frame, by: Sequence[Field], query: Query) -> str:
     return f"mean ± 95 % CI{which} by {how}, over {' x '.join(over) or 'repeated runs'}"
 
 
-def _counts(frame: Frame, groups: Sequence[_Group]) -> Iterator[Column]:
+def _free(name: str, by: Sequence[Field]) -> str:
+    return f"{name}_runs" if name in {each.name for each in by} else name
+
+
+def _counts(frame: Frame, groups: Sequence[_Group], by: Sequence[Field]) -> Iterator[Column]:
     """Yield how many of each group failed, and how many have not ended well for another reason."""
     failed = [sum(frame.rows[i].state is State.FAILED for i in group.rows) for group in groups]
     texts = [f"{n} of {len(g.rows)}" if n else "0" for n, g in zip(failed, groups, strict=True)]
-    yield Column("failed", failed, "count", texts=texts)
+    yield Column(_free("failed", by), failed, "count", texts=texts)
     other = [len(g.rows) - len(g.completed) - n for n, g in zip(failed, groups, strict=True)]
     if any(other):
-        yield Column("unfinished", other, "count", title="not ended")
+        yield Column(_free("unfinished", by), other, "count", title="not ended")
 
 
 def _group_notes(frame: Frame, columns: Sequence[Column], groups: Sequence[_Group], query: Query) -> Iterator[str]:
@@ -435,27 +443,36 @@ def _against(
             "repeat each point over seeds: ems parrun SCRIPT --set seed=0..4 ...",
         )
     others = [frame.values(each) for each in rest]
-    paired_values = [_by_pair(group, others, values) for group in groups]
-    found = {tuple(map(identity, group.key)): i for i, group in enumerate(groups)}
-    results: list[Paired | None] = []
-    for i, group in enumerate(groups):
-        base = found.get(tuple(identity(wanted.get(each, v)) for each, v in zip(by, group.key, strict=True)))
-        shared = [] if base is None or base == i else [p for p in paired_values[i] if p in paired_values[base]]
-        pairs = [(paired_values[i][p], paired_values[base][p]) for p in shared if base is not None]
-        results.append(paired([a for a, _ in pairs], [b for _, b in pairs], query.method) if pairs else None)
-    is_base = [all(identity(wanted.get(f, v)) == identity(v) for f, v in zip(by, g.key, strict=True)) for g in groups]
-    names = [f"{metric.name}_{word}" for word in ("difference", "effect", "p")]
+    sides = [_by_pair(group, others, values) for group in groups]
+    bases = _bases(groups, by, wanted)
+    results = [
+        None if base is None or base == i else _compare(sides[i], sides[base], query) for i, base in enumerate(bases)
+    ]
     nothing = Estimate(None, None, None, 0)
     differences: list[Cell] = [r.difference if r else nothing for r in results]
+    words = ["baseline" if base == i else "" for i, base in enumerate(bases)]
+    name = metric.name
     return [
-        Column(names[0], differences, "metric", title=f"{metric.name} vs baseline", texts=_base_texts(is_base)),
-        Column(names[1], [r.effect if r else None for r in results], "metric", title="effect"),
-        Column(names[2], [r.p if r else None for r in results], "p", title="p"),
+        Column(f"{name}_difference", differences, "metric", title=f"{name} vs baseline", texts=words),
+        Column(f"{name}_effect", [r.effect if r else None for r in results], "metric", title="effect"),
+        Column(f"{name}_p", [r.p if r else None for r in results], "p", title="p"),
     ]
 
 
-def _base_texts(is_base: Sequence[bool]) -> list[str]:
-    return ["baseline" if each else "" for each in is_base]
+def _bases(groups: Sequence[_Group], by: Sequence[Field], wanted: Mapping[Field, Value]) -> list[int | None]:
+    """Return for each group the one that has the baseline's values and agrees in the rest of what it is grouped by."""
+    found = {tuple(map(identity, group.key)): i for i, group in enumerate(groups)}
+    return [
+        found.get(tuple(identity(wanted.get(each, own)) for each, own in zip(by, group.key, strict=True)))
+        for group in groups
+    ]
+
+
+def _compare(
+    values: Mapping[tuple[object, ...], float], base: Mapping[tuple[object, ...], float], query: Query
+) -> Paired | None:
+    shared = [pair for pair in values if pair in base]
+    return paired([values[p] for p in shared], [base[p] for p in shared], query.method) if shared else None
 
 
 def _by_pair(

@@ -50,7 +50,7 @@ def write(table: Table, form: Format) -> str:
         Format.JSON: _json,
         Format.MD: _markdown,
         Format.LATEX: _latex,
-        Format.TABLE: lambda t: "\n".join([*lines(t, None)[0], *notes(t, 100), ""]),
+        Format.TABLE: lambda t: "\n".join([*lines(t, None)[0], "", *notes(t, 100), ""]),
     }
     return writers[form](table)
 
@@ -61,17 +61,24 @@ def write(table: Table, form: Format) -> str:
 def lines(table: Table, max_width: int | None) -> tuple[list[str], tuple[str, ...]]:
     """Return heading and rows, aligned, and the titles of the columns that did not fit."""
     columns = [
-        render.Column(title(c), right=_is_right(c), cut=not _is_right(c), keep=i == 0 or c.kind == "count")
+        render.Column(
+            _heading(c), right=_is_right(c), cut=not _is_right(c), keep=i == 0 or c.kind == "count" or c.name == "state"
+        )
         for i, c in enumerate(table.columns)
     ]
     cells = [_marked(column, texts(column, table)) for column in table.columns]
     drawn = render.layout(columns, list(zip(*cells, strict=True)), max_width)
-    return drawn.lines, drawn.left_out
+    return drawn.lines, tuple(name.strip() for name in drawn.left_out)
 
 
 def notes(table: Table, max_width: int) -> list[str]:
     """Return the table's notes, wrapped."""
     return [line for note in table.notes for line in textwrap.wrap(note, max_width, subsequent_indent="  ")]
+
+
+def _heading(column: Column) -> str:
+    """Heading that ends where the numbers end, not above the word ``best``."""
+    return title(column) + (" " * (len(BEST) + 1) if column.best else "")
 
 
 def title(column: Column) -> str:
@@ -130,7 +137,7 @@ def _p_value(cell: object) -> str:
 
 def _counts(column: Column, table: Table) -> Sequence[object]:
     """Return how many runs each row counts; a cell whose own number differs says so."""
-    counted = next((each.cells for each in table.columns if each.name == "n" and each.kind == "count"), ())
+    counted = next((each.cells for each in table.columns if each.kind == "count"), ())
     return () if column.title else counted  # differences count pairs, which a note says
 
 

@@ -174,7 +174,7 @@ def _show(table: Table) -> None:
     if left_out:
         notes.append(f"not shown for want of width: {', '.join(left_out)} (--columns, or -o FILE)")
     body = [render.paint(lines[0], "bold"), *lines[1:]] if len(table) else ["no run to show"]
-    render.page([*body, *(render.paint(line, "dim") for line in notes)], n_header=1)
+    render.page([*body, "", *(render.paint(line, "dim") for line in notes)], n_header=1)
 
 
 def _write(path: Path, text: str) -> None:
