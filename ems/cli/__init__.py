@@ -47,25 +47,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        return _report(error)
+        return _report(error, own)
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, typed: Sequence[str]) -> int:
     """Print ``error: …``, an empty line and ``hint: …``; return the exit status."""
     from ems.cli import render
 
-    said = _explain(error)
+    said = _explain(error, typed)
     render.print_error(said)
     return said.exit_code
 
 
-def _explain(error: Exception) -> EmsError:
+def _explain(error: Exception, typed: Sequence[str]) -> EmsError:
     """Turn any exception into one sentence and a hint."""
     from ems.cli.app import explain_usage
 
     if isinstance(error, EmsError):
         return error
-    usage = explain_usage(error)
+    usage = explain_usage(error, typed)
     if usage is not None:
         return usage
     if isinstance(error, OSError) and error.strerror:

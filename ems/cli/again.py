@@ -12,12 +12,19 @@ from ems.cli.app import AGAIN, command
 from ems.errors import UsageError
 
 if TYPE_CHECKING:
+    from ems.cli.session import Session
+    from ems.model import Experiment
     from ems.rerun import Difference
 
 
 @command(AGAIN, "ems rerun last --failed --mem 32G", "ems rerun last/3", "ems rerun last --missing")
 def rerun(
-    address: o.ExpOrRun = "last",
+    addresses: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EXP[/INDEX]...", help="An experiment, or runs of one: last, last/3.", show_default=False
+        ),
+    ],
     failed: Annotated[bool, typer.Option("--failed", help="The runs that failed or were cancelled.")] = False,
     missing: Annotated[
         bool, typer.Option("--missing", help="The runs that never started and are in no queue.")
@@ -42,7 +49,11 @@ def rerun(
     wait: o.Wait = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Run again from the same code: the same runs, their next attempts."""
+    """Run again from the same code, as the next attempt.
+
+    Earlier attempts are kept. What failed goes on from its checkpoint unless --fresh is given; what completed starts
+    from nothing.
+    """
     from ems import rerun as library
     from ems.cli import render, submit, waiting
     from ems.cli.session import open_session
@@ -51,14 +62,13 @@ def rerun(
     started = time.monotonic()
     resources = Resources(gres, gpus, cpus, mem, time_, partition, account, qos, constraint, nodes, exclude, alloc)
     with open_session() as session:
-        experiment, parsed = session.address(address)
-        which = _which(address, parsed.index, failed=failed, missing=missing, every=all_)
+        experiment, indices = _runs(session, addresses)
+        which = _which(addresses[0], indices, failed=failed, missing=missing, every=all_)
         target = session.target(experiment.target)
         done = library.rerun(session.store, target, experiment, which, resources=resources, fresh=fresh)
         if as_json:
-            render.print_json(
-                {"experiment": experiment.id, "runs": list(done.indices), **submit.describe_submission(done.submission)}
-            )
+            facts = submit.describe_submission(done.submission)
+            render.print_json({"experiment": experiment.id, "runs": list(done.indices), **facts})
         else:
             runs = render.plural(len(done.indices), "run")
             render.say(f"experiment {experiment.id}  {experiment.name}  {runs} again   on {target.name}")
@@ -69,12 +79,25 @@ def rerun(
             render.note(f"next: ems status {experiment.id} · ems harvest {experiment.id}")
 
 
-def _which(address: str, index: int | None, *, failed: bool, missing: bool, every: bool) -> str | list[int]:
+def _runs(session: Session, addresses: list[str]) -> tuple[Experiment, list[int]]:
+    """Return the one experiment that is named, and the runs that are named of it (none: all of it is meant)."""
+    found = [session.address(address) for address in addresses]
+    experiment = found[0][0]
+    other = next((each for each, _ in found if each.id != experiment.id), None)
+    if other is not None:
+        raise UsageError(f"{addresses[0]} and {other.id} are of two experiments", "rerun one experiment at a time")
+    indices = [address.index for _, address in found if address.index is not None]
+    if indices and len(indices) < len(found):
+        raise UsageError(f"{experiment.id} is named as a whole and by its runs", "name it as a whole, or runs of it")
+    return experiment, indices
+
+
+def _which(address: str, indices: list[int], *, failed: bool, missing: bool, every: bool) -> str | list[int]:
     chosen = [word for word, on in (("failed", failed), ("missing", missing), ("all", every)) if on]
-    if index is not None:
+    if indices:
         if chosen:
-            raise UsageError(f"`{address}` is one run already", f"leave --{chosen[0]} out")
-        return [index]
+            raise UsageError(f"`{address}` says which run already", f"leave --{chosen[0]} out")
+        return indices
     if len(chosen) != 1:
         both = " and ".join(f"--{word}" for word in chosen)
         raise UsageError(
@@ -86,7 +109,10 @@ def _which(address: str, index: int | None, *, failed: bool, missing: bool, ever
 
 @command(AGAIN, "ems reproduce last/3")
 def reproduce(run: o.RunAddress, as_json: o.AsJson = False) -> None:
-    """Run once more as a new experiment, then compare the metrics and say by how much they differ."""
+    """Run once more as a new experiment, and compare.
+
+    Same code, params and seed; then says whether the metrics are equal, or by how much they are not.
+    """
     from ems import rerun as library
     from ems.cli import render, submit, waiting
     from ems.cli.session import open_session

@@ -17,7 +17,16 @@ from ems.version import __version__
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SUBMIT, LOOK, RESULTS, AGAIN, SETUP = "Submit", "Look and steer", "Results", "Once more", "Set-up"
+SECTIONS = SUBMIT, LOOK, FILES, STEER, RESULTS, AGAIN, SETUP = (
+    "Submit",
+    "Look",
+    "Files of runs",
+    "Steer",
+    "Results",
+    "Once more",
+    "Set-up",
+)
+_MODULES = ("submit", "status", "code", "logs", "files", "steer", "results", "report", "again", "setup")
 
 
 def _sections(records: Iterable[tuple[str, tuple[str, str]]], formatter: Any) -> None:
@@ -33,13 +42,13 @@ def _sections(records: Iterable[tuple[str, tuple[str, str]]], formatter: Any) ->
 class Command(TyperCommand):
     """A command whose help has its options in sections and its examples as they are typed."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Name the arguments as their ``metavar`` does, brackets and dots included."""
+        return ["[OPTIONS]", *(_metavar(param) for param in self.get_params(ctx) if _is_argument(param))]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then options by ``rich_help_panel``."""
-        found = ((param, param.get_help_record(ctx)) for param in self.get_params(ctx))
-        _sections(
-            ((_panel(param), record) for param, record in found if record is not None),
-            formatter,
-        )
+        _sections(((section, record) for section, _, record in parameters(self, ctx)), formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
         """Write the examples verbatim."""
@@ -48,9 +57,24 @@ class Command(TyperCommand):
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
-def _panel(param: Any) -> str:
-    own = getattr(param, "rich_help_panel", None)
-    return str(own or ("Arguments" if param.param_type_name == "argument" else "Options"))
+def parameters(command: Any, ctx: Any) -> list[tuple[str, Any, tuple[str, str]]]:
+    """List the visible parameters of a command: section of help, the parameter, and its two columns there."""
+    found = []
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None and _is_argument(param):
+            found.append(("Arguments", param, (_metavar(param), param.help or "")))
+        elif record is not None:
+            found.append((str(getattr(param, "rich_help_panel", None) or "Options"), param, record))
+    return found
+
+
+def _is_argument(param: Any) -> bool:
+    return bool(param.param_type_name == "argument")
+
+
+def _metavar(param: Any) -> str:
+    return str(param.metavar or param.name.upper())
 
 
 class Group(TyperGroup):
@@ -58,15 +82,14 @@ class Group(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
         """Write commands by ``rich_help_panel``."""
-        room = formatter.width - 6 - max(map(len, self.commands))
-        _sections(
-            (
-                (str(getattr(command, "rich_help_panel", None) or "Commands"), (name, command.get_short_help_str(room)))
-                for name, command in self.commands.items()
-                if not command.hidden
-            ),
-            formatter,
-        )
+        longest = max(map(len, self.commands))
+        room = formatter.width - 6 - longest
+        listed = [
+            (str(getattr(command, "rich_help_panel", None)), (f"{name:<{longest}}", command.get_short_help_str(room)))
+            for name, command in self.commands.items()
+            if not command.hidden
+        ]
+        _sections(sorted(listed, key=lambda record: SECTIONS.index(record[0])), formatter)
 
 
 app = typer.Typer(
@@ -115,7 +138,7 @@ def ems(
 
 def load() -> Any:
     """Import every command; return the whole as one click command."""
-    for module in ("submit", "look", "report", "results", "again", "setup"):
+    for module in _MODULES:
         importlib.import_module(f"ems.cli.{module}")
     return typer.main.get_command(app)
 
@@ -137,14 +160,16 @@ def invoke(own: Sequence[str], rest: Sequence[str], typed: Sequence[str]) -> int
     return status if isinstance(status, int) else 0
 
 
-def explain_usage(error: Exception) -> EmsError | None:
+def explain_usage(error: Exception, typed: Sequence[str]) -> EmsError | None:
     """Turn an error of typer's own (an unknown option, a missing argument) into one of ours; None for any other."""
     if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
         return None
     words, _, suggestion = error.format_message().partition(" Did you mean ")
     words = re.sub(r"'([^']*)'", r"`\1`", " ".join(words.split()).rstrip(". "))
+    words = re.sub(r"Value error, |Input (?=should)|, unable to parse .*", "", words)
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "ems"
+    named = next((word for word in typed if word in _names()), None)
+    path = context.command_path if context is not None else f"ems {named}" if named else "ems"
     known = list(getattr(error, "possibilities", None) or ())
     if known:
         words = words.partition(" (Possible")[0]
@@ -152,3 +177,7 @@ def explain_usage(error: Exception) -> EmsError | None:
     suggestion = suggestion.rstrip("?").replace("'", "`")
     hint = f"did you mean {suggestion}? `{path} --help` lists all" if suggestion else f"see `{path} --help`"
     return UsageError(words[:1].lower() + words[1:], hint)
+
+
+def _names() -> list[str]:
+    return [str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands]

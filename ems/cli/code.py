@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @command(LOOK, "ems show last", "ems show last/3")
 def show(address: o.ExpOrRun = "last", as_json: o.AsJson = False) -> None:
-    """Show what an experiment or a run is: code, params, environment, attempts, why it failed."""
+    """Show what an experiment or a run is made of.
+
+    Code, params, environment; of a run its attempts, and the traceback where it failed.
+    """
     from ems.cli import render
     from ems.cli.session import open_session
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ems.cli import options as o
-from ems.cli.app import LOOK, command
+from ems.cli.app import FILES, command
 from ems.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ FileOrRun = Annotated[
 ]
 
 
-@command(LOOK, "ems ls last", "ems ls last/3", "ems ls last/3/checkpoint")
+@command(FILES, "ems ls last", "ems ls last/3", "ems ls last/3/checkpoint")
 def ls(address: Address = "last", as_json: o.AsJson = False) -> None:
-    """List the runs of an experiment, or the files that a run has written."""
+    """List the runs of an experiment, or the files of a run."""
     from ems.cli import render
     from ems.cli.session import open_session
 
@@ -93,7 +93,7 @@ def _list_runs(session: Session, experiment: Experiment, as_json: bool) -> None:
     render.print_table(columns, cells)
 
 
-@command(LOOK, "ems cat last/3/results.json", "ems cat last/3/stdout.log | tail")
+@command(FILES, "ems cat last/3/results.json", "ems cat last/3/stdout.log | tail")
 def cat(address: File) -> None:
     """Print a file of a run, byte for byte."""
     from ems.cli.session import open_session
@@ -110,7 +110,7 @@ def cat(address: File) -> None:
     sys.stdout.buffer.flush()
 
 
-@command(LOOK, "ems get last/3/model.pt", "ems get last/3 run3/")
+@command(FILES, "ems get last/3/model.pt", "ems get last/3 run3/")
 def get(
     address: FileOrRun,
     destination: Annotated[
@@ -118,7 +118,7 @@ def get(
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.")] = False,
 ) -> None:
-    """Copy a file, a folder or everything that a run has written."""
+    """Copy what a run has written: a file, a folder, or all."""
     from ems.cli import render
     from ems.cli.session import open_session
 

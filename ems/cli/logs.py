@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ems.cli import options as o
-from ems.cli.app import LOOK, command
+from ems.cli.app import FILES, command
 from ems.errors import ExecutorError, NotFoundError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _POLL_S, _REFRESH_S = 0.2, 2.0
 _BLOCK = 1 << 16
 
 
-@command(LOOK, "ems logs last/0 -f", "ems logs last/3 --err", "ems logs last/3 --attempt 1")
+@command(FILES, "ems logs last/0 -f", "ems logs last/3 --err", "ems logs last/3 --attempt 1")
 def logs(
     run: o.RunAddress = "last",
     follow: Annotated[

@@ -32,7 +32,7 @@ def config(on: o.On = None, as_json: o.AsJson = False) -> None:
 
 @command(SETUP, "ems doctor", "ems doctor --on slurm")
 def doctor(on: o.On = None, as_json: o.AsJson = False) -> None:
-    """Look at everything that ems needs, and say what is missing and how to mend it."""
+    """Say what is missing on this machine, and how to mend it."""
     from ems import config as settings_
     from ems import target
     from ems.cli import render

@@ -34,7 +34,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every 2 s, until all have ended.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Count the runs by state; say what waits for what, and when it is expected to start."""
+    """Count runs by state; say what they wait for.
+
+    With SLURM's estimate of when the next one starts, where there is one.
+    """
     from ems.cli import render
     from ems.cli.session import open_session
 
@@ -144,10 +147,9 @@ def _pending_jobs(session: Session, experiment: Experiment) -> list[JobInfo]:
 
 
 def _jobs(session: Session, experiment: Experiment) -> list[str]:
-    from ems.node import feed
+    from ems.executor import control
 
-    files = session.files(experiment)
-    return [job for number in files.chunk_numbers() if (job := feed.job_of(files, number)) is not None]
+    return control.jobs(session.files(experiment))
 
 
 def _waiting_chunks(session: Session, experiment: Experiment) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ems.cli import options as o
-from ems.cli.app import LOOK, command
+from ems.cli.app import STEER, command
 from ems.model import State
 
 if TYPE_CHECKING:
@@ -15,21 +15,20 @@ if TYPE_CHECKING:
     from ems.model import Experiment
 
 
-@command(LOOK, "ems cancel last", "ems cancel last/3")
+@command(STEER, "ems cancel last", "ems cancel last/3")
 def cancel(address: o.ExpOrRun) -> None:
     """End an experiment, or one run of it."""
-    from ems import steering
     from ems.cli import render
     from ems.cli.session import open_session
+    from ems.executor import control
 
     with open_session() as session:
         experiment, parsed = session.address(address)
         indices = None if parsed.index is None else [parsed.index]
-        target = session.target(experiment.target)
         if _is_over(session, experiment, parsed.index):
             render.say(f"{address} has ended already: {_states(session, experiment)}")
             return
-        steering.cancel(target, experiment, indices)
+        control.cancel(session.target(experiment.target).executor, session.files(experiment), indices)
         session.refresh([experiment])
         what = f"{experiment.name} {experiment.id}" + ("" if parsed.index is None else f"/{parsed.index}")
         render.say(f"cancelled {what}: {_states(session, experiment)}")
@@ -50,40 +49,46 @@ def _states(session: Session, experiment: Experiment) -> str:
     return render.state_words(session.store.counts([experiment.id])[experiment.id])
 
 
-@command(LOOK, "ems hold last")
-def hold(experiment: o.ExpOrLast = "last") -> None:
-    """Let no more runs of an experiment start; what runs goes on."""
-    _hold(experiment, release=False)
+@command(STEER, "ems hold last", "ems hold last/3")
+def hold(address: o.ExpOrRun = "last") -> None:
+    """Let nothing more start; what runs goes on."""
+    _hold(address, release=False)
 
 
-@command(LOOK, "ems release last")
-def release(experiment: o.ExpOrLast = "last") -> None:
-    """Let the runs of a held experiment start again."""
-    _hold(experiment, release=True)
+@command(STEER, "ems release last")
+def release(address: o.ExpOrRun = "last") -> None:
+    """Let what was held start again."""
+    _hold(address, release=True)
 
 
-def _hold(reference: str, *, release: bool) -> None:
-    from ems import steering
+def _hold(address: str, *, release: bool) -> None:
     from ems.cli import render
     from ems.cli.session import open_session
+    from ems.executor import control
 
     with open_session() as session:
-        experiment = session.experiment(reference)
-        steering.hold(session.target(experiment.target), experiment, release=release)
+        experiment, parsed = session.address(address)
+        indices = None if parsed.index is None else [parsed.index]
+        executor = session.target(experiment.target).executor
+        control.hold(executor, session.files(experiment), indices, release=release)
         session.refresh([experiment])
         done = "released" if release else "held"
-        render.say(f"{done} {experiment.name} {experiment.id}: {_states(session, experiment)}")
-        render.note("next: ems status" if release else f"next: ems release {experiment.id}")
+        what = experiment.id if parsed.index is None else f"{experiment.id}/{parsed.index}"
+        render.say(f"{done} {experiment.name} {what}: {_states(session, experiment)}")
+        render.note("next: ems status" if release else f"next: ems release {what}")
 
 
-@command(LOOK, "ems rm 7f3a9c21", "ems rm 7f3a9c21 --purge --yes")
+@command(STEER, "ems rm 7f3a9c21", "ems rm 7f3a9c21 --purge --yes")
 def rm(
     experiment: o.Exp,
     purge: Annotated[bool, typer.Option("--purge", help="Forget the results in the store, too.")] = False,
     yes: o.Yes = False,
 ) -> None:
-    """Cancel an experiment and delete its files; its record and results stay in the store."""
-    from ems import steering
+    """Cancel an experiment and delete its files.
+
+    Its record and its harvested results stay in the store, unless --purge is given.
+    """
+    from ems import removal
     from ems.cli import render
     from ems.cli.session import open_session
 
@@ -95,7 +100,7 @@ def rm(
         if not yes and not _confirm(f"delete the files{' and all results' if purge else ''} of {what}?"):
             render.note("nothing was deleted")
             raise typer.Exit(1)
-        freed = steering.remove(session.store, session.target(found.target), found, purge=purge)
+        freed = removal.remove(session.store, session.target(found.target), found, purge=purge)
     cancelled = f", {render.plural(going, 'run')} cancelled" if going else ""
     kept = "" if purge else "; its record and harvested results are kept (--purge forgets them)"
     render.say(f"removed {what}: {render.size(freed)} freed{cancelled}{kept}")

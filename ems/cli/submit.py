@@ -41,8 +41,6 @@ _SWEEP: Mapping[str, Any] = {
     "samples": o.Samples,
     "sweep": o.Sweep,
     "count_by_running": o.CountByRunning,
-    "max_parallel": o.MaxParallel,
-    "pack": o.Pack,
 }
 _RESOURCES: Mapping[str, Any] = {
     "gres": o.Gres,
@@ -80,10 +78,10 @@ _PARRUN: Mapping[str, Any] = {
     "script_args": ScriptArgs,
     "sets": o.Sets,
     **_SWEEP,
-    **_SETTINGS,
     "again": o.Again,
     "on": o.On,
     **_RESOURCES,
+    **_SETTINGS,
     "name": o.Name,
     "message": o.Message,
     "tags": o.Tags,
@@ -91,7 +89,7 @@ _PARRUN: Mapping[str, Any] = {
     "dry_run": o.DryRun,
     "as_json": o.AsJson,
 }
-_RUN = {name: type_ for name, type_ in _PARRUN.items() if name not in _SWEEP}
+_RUN = {name: type_ for name, type_ in _PARRUN.items() if name not in {*_SWEEP, "max_parallel", "pack", "workers"}}
 
 
 def _typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
