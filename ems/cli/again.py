@@ -125,8 +125,8 @@ def reproduce(run: o.RunAddress, as_json: o.AsJson = False) -> None:
         if not as_json:
             render.say(f"experiment {again.id}  {again.name}  1 run = {original.id}/{index} again   on {target.name}")
             render.say(submit.submitted_line(target.executor.name, done, time.monotonic() - started))
-        session.harvest([original.id])
-        waiting.until_finished(session, again, quiet=as_json, say_next=False)
+        session.harvest([original])
+        waiting.until_finished(session, again, quiet=as_json, says_next=False)
         differences = library.compare(session.store, (original.id, index), (again.id, 0))
     if as_json:
         render.print_json(

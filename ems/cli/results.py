@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,12 @@ from ems.cli.app import RESULTS, command
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
+    from ems.failures import FailureGroup
+    from ems.harvest import ExperimentHarvest, HarvestReport
+    from ems.model import Experiment
 
 _WATCH_S = 5.0
+_MAX_PROBLEMS = 20
 
 
 @command(RESULTS, "ems harvest", "ems harvest last --metric-files 'out/*.csv'", "ems harvest --watch")
@@ -29,3 +33,91 @@ def harvest(
 
     Incremental, and safe at any moment: results of running runs are included, nothing is counted twice.
     """
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        chosen = [session.experiment(reference) for reference in experiments] if experiments else None
+        reports = _harvest(session, chosen, metric_files or ())
+        if as_json:
+            render.print_json(_json(reports))
+            return
+        say(reports)
+        while watch and (left := _unfinished(session, chosen)):
+            time.sleep(_WATCH_S)
+            say([report for report in _harvest(session, left, metric_files or ()) if _is_news(report)])
+    render.note("next: ems report" + (f" {experiments[0]}" if experiments and len(experiments) == 1 else ""))
+
+
+def _harvest(session: Session, chosen: Sequence[Experiment] | None, globs: Sequence[str]) -> list[HarvestReport]:
+    from ems.cli import render
+
+    with render.progress() as show:
+        began = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            if time.monotonic() - began > 1.0:  # a short harvest needs no progress
+                show(f"harvesting {done:,} of {total:,} runs")
+
+        return session.harvest(chosen, globs, tell)
+
+
+def _unfinished(session: Session, chosen: Sequence[Experiment] | None) -> list[Experiment]:
+    ids = None if chosen is None else {each.id for each in chosen}
+    return [each for each in session.unfinished() if ids is None or each.id in ids]
+
+
+def _is_news(report: HarvestReport) -> bool:
+    return bool(report.problems or any(e.new_points or e.new_completed or e.new_failed for e in report.experiments))
+
+
+def say(reports: Sequence[HarvestReport]) -> None:
+    """Say what harvests have brought: a line an experiment, a line a cause of failure."""
+    from ems.cli import render
+
+    for report in reports:
+        for exp_id in report.adopted:
+            render.note(f"found {exp_id}, which the store did not know")
+        for each in report.experiments:
+            render.say(_line(each, report.seconds), *(_failure_line(each, group) for group in each.failures))
+        for problem in report.problems[:_MAX_PROBLEMS]:
+            render.note(f"not read: {render.clean(problem)}")
+        if len(report.problems) > _MAX_PROBLEMS:
+            render.note(f"… {len(report.problems) - _MAX_PROBLEMS:,} more; --json lists all")
+        if report.trouble is not None:
+            render.note(f"{report.trouble.message}; states are as the workers recorded them")
+    if not any(report.experiments for report in reports):
+        render.say(f"nothing new in {render.duration(sum(report.seconds for report in reports))}")
+
+
+def _line(found: ExperimentHarvest, seconds: float) -> str:
+    """Return ``train 7f3a9c21: 5 completed (+3), 1 failed, 1,240 new points in 0.4 s``."""
+    from ems.cli import render
+
+    words = []
+    for state in ("completed", "failed", "cancelled", "running", "pending", "unknown"):
+        count, new = getattr(found, state), getattr(found, f"new_{state}", 0)
+        if count:
+            words.append(f"{count:,} {state}" + (f" (+{new:,})" if new else ""))
+    points = render.plural(found.new_points, "new point")
+    return f"{found.name} {found.exp_id}: {', '.join([*words, points])} in {render.duration(seconds)}"
+
+
+def _failure_line(found: ExperimentHarvest, group: FailureGroup) -> str:
+    from ems.cli import render
+
+    params = "".join(f" {name}={render.value_text(value)}" for name, value in group.example_params.items())
+    cause = f"{group.count:,} failed: {render.clean(group.cause)}, e.g. {found.exp_id}/{group.example}{params}"
+    rerun = f"rerun: {group.rerun_command}"
+    room = render.width() or 200
+    return f"{cause}    {rerun}" if len(cause) + len(rerun) + 4 <= room else f"{cause}\n    {rerun}"
+
+
+def _json(reports: Sequence[HarvestReport]) -> dict[str, Any]:
+    return {
+        "experiments": [asdict(each) for report in reports for each in report.experiments],
+        "seconds": sum(report.seconds for report in reports),
+        "problems": [problem for report in reports for problem in report.problems],
+        "adopted": [exp_id for report in reports for exp_id in report.adopted],
+        "trouble": next((report.trouble.message for report in reports if report.trouble is not None), None),
+    }

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from ems.errors import NotFoundError, UsageError
+from ems.errors import ExecutorError, NotFoundError, UsageError
 from ems.model import Address, State
 
 if TYPE_CHECKING:
     from ems.config import Settings
+    from ems.harvest import HarvestReport
     from ems.model import Experiment, JobInfo
     from ems.node.records import ExperimentFiles
     from ems.store import Store
     from ems.target import Target
+
+    Refresh: TypeAlias = Callable[[Iterable[str]], dict[str, JobInfo]]
 
 
 class Session:
@@ -68,7 +71,7 @@ class Session:
             each for each in self.store.experiments() if any(not state.is_finished for state in counts.get(each.id, {}))
         ]
 
-    def refresh(self, experiments: Iterable[Experiment]) -> None:
+    def refresh(self, experiments: Sequence[Experiment]) -> None:
         """Hand over chunks that wait for room, then bring the states of runs up to date; no results are read.
 
         Raises
@@ -78,19 +81,59 @@ class Session:
         """
         from ems import harvest
 
-        def look(jobs: Iterable[str]) -> dict[str, JobInfo]:
-            found = target.executor.refresh(jobs)
+        if not experiments:
+            return
+        trouble = self._feed(experiments)
+        for root, ask in self._by_root(experiments).items():
+            harvest.refresh_states(self.store, root, ask, [each.id for each in experiments])
+        if trouble is not None:
+            raise trouble
+
+    def harvest(
+        self,
+        experiments: Sequence[Experiment] | None = None,
+        metric_globs: Sequence[str] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[HarvestReport]:
+        """Bring states and results of some experiments (None: of all, unknown ones included) into the store.
+
+        A report for each root that experiments lie under.
+        """
+        from ems import harvest
+
+        self._feed(self.unfinished() if experiments is None else experiments)
+        known = self.store.experiments() if experiments is None else experiments
+        roots: dict[Path, Mapping[str, Refresh]] = self._by_root(known)
+        if experiments is None:
+            roots.setdefault(self.target("here").root, {})
+        exp_ids = None if experiments is None else [each.id for each in experiments]
+        return [harvest.harvest(self.store, root, ask, exp_ids, metric_globs, progress) for root, ask in roots.items()]
+
+    def _feed(self, experiments: Iterable[Experiment]) -> ExecutorError | None:
+        """Hand over what could not be handed over before; return what stood against it."""
+        trouble = None
+        for experiment in experiments:
+            try:
+                self.target(experiment.target).executor.submit(experiment, self.files(experiment))
+            except ExecutorError as error:
+                trouble = error
+        return trouble
+
+    def _by_root(self, experiments: Iterable[Experiment]) -> dict[Path, Mapping[str, Refresh]]:
+        """Map each root to the ways of asking for the jobs below it, by the executor's name."""
+        found: dict[Path, dict[str, Refresh]] = {}
+        for name in dict.fromkeys(each.target for each in experiments):
+            target = self.target(name)
+            found.setdefault(target.root, {})[target.executor.name] = self._remembering(target.executor.refresh)
+        return dict(found)
+
+    def _remembering(self, refresh: Refresh) -> Refresh:
+        def ask(jobs: Iterable[str]) -> dict[str, JobInfo]:
+            found = refresh(jobs)
             self.jobs.update(found)
             return found
 
-        by_target: dict[str, list[Experiment]] = {}
-        for experiment in experiments:
-            by_target.setdefault(experiment.target, []).append(experiment)
-        for name, group in by_target.items():
-            target = self.target(name)
-            for experiment in group:
-                target.executor.submit(experiment, self.files(experiment))
-            harvest.refresh_states(self.store, target.root, look, [each.id for each in group])
+        return ask
 
     def experiment(self, reference: str) -> Experiment:
         """Find an experiment by id prefix, name or ``last``.
@@ -156,7 +199,7 @@ def open_session(project: Path | None = None) -> Iterator[Session]:
     from ems import store
 
     path = project / store.FOLDER / "ems.db" if project else store.find(Path.cwd())
-    if project is None and not path.exists():
+    if project is None and not path.parent.is_dir():
         raise NotFoundError(
             f"there are no experiments in {Path.cwd()} or above",
             "start one with `ems parrun SCRIPT`, or go to its project",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _POLL_S = {"here": (0.1, 1.0), "slurm": (1.0, 10.0)}  # first and longest pause between two looks
 
 
-def until_finished(session: Session, experiment: Experiment, quiet: bool = False) -> None:
+def until_finished(session: Session, experiment: Experiment, *, quiet: bool = False, says_next: bool = True) -> None:
     """Show progress until every run has ended, then harvest and say how it went.
 
     Ctrl-C ends the waiting, not the experiment.
@@ -39,10 +39,12 @@ def until_finished(session: Session, experiment: Experiment, quiet: bool = False
             f"next: ems status · ems logs {experiment.id}/0 -f · ems cancel {experiment.id} · ems harvest",
         )
         raise typer.Exit(130) from None
-    results.harvest_and_say(session, [experiment.id], quiet=quiet)
+    reports = session.harvest([experiment])
+    if not quiet:
+        results.say(reports)
     if counts.get(State.COMPLETED, 0) != experiment.n_runs:
         raise typer.Exit(1)
-    if not quiet:
+    if not quiet and says_next:
         render.note(f"next: ems report {experiment.id}")
 
 
