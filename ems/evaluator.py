@@ -325,14 +325,16 @@ class Evaluator:
 
     def _formattedvalue(self, node: ast.FormattedValue) -> Value:
         value = no_set(node, self(node.value))
-        convert = {-1: lambda v: v, ord("s"): str, ord("r"): repr, ord("a"): ascii}[node.conversion]
-        return format(convert(value), "" if node.format_spec is None else self(node.format_spec))
+        convert: Mapping[int, Callable[[Value], str]] = {ord("s"): str, ord("r"): repr, ord("a"): ascii}
+        shown = value if node.conversion == -1 else convert[node.conversion](value)
+        return format(shown, "" if node.format_spec is None else self(node.format_spec))
 
     def _attribute(self, node: ast.Attribute) -> Value:
         dotted = self._dotted(node)
-        if dotted not in IMPORTS or callable(IMPORTS[dotted]):
+        value = None if dotted is None else IMPORTS.get(dotted)
+        if value is None or callable(value):
             raise UnknownError(node)
-        return IMPORTS[dotted]
+        return value
 
     def _dotted(self, node: ast.expr) -> str | None:
         """Return ``numpy.linspace`` for ``np.linspace``; None if it is not rooted in an import."""

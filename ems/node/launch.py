@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import contextlib
 import json
 import math
 import os
@@ -23,7 +22,9 @@ import sys
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Sized, Tuple
 
 Loop = Mapping[str, Any]  # line, column, names, size, known and, to narrow it, index
+Counted = Dict[str, Any]  # points: [[item numbers, params], ...]; sizes and known: one entry a loop
 MAX_POINTS = 1000000
+NOT_REACHED = "ems: the script ended without reaching its loops"
 _WRAP = "__ems_sweep__"
 _BARE: Dict[str, Any] = {"__cached__": None, "__annotations__": {}}  # some versions give them to every script
 
@@ -46,8 +47,8 @@ def arguments(loops: Sequence[Loop], indices: Sequence[int]) -> List[str]:
     return [os.path.abspath(__file__), "--loops", json.dumps(chosen, separators=(",", ":"))]
 
 
-def as_json(value: Any) -> Tuple[Any, bool]:
-    """Return ``(value as JSON, True)``, or ``(its repr, False)`` where JSON cannot hold it.
+def as_json(value: Any, show: Callable[[Any], str] = repr) -> Tuple[Any, bool]:
+    """Return ``(value as JSON, True)``, or ``(what show says of it, False)`` where JSON cannot hold it.
 
     Tuples become lists; NumPy's and torch's scalars and arrays the numbers in them.
     """
@@ -57,14 +58,14 @@ def as_json(value: Any) -> Tuple[Any, bool]:
     if value is None:
         return None, True
     if isinstance(value, (list, tuple)):
-        items = [as_json(item) for item in value]
+        items = [as_json(item, show) for item in value]
         return [item for item, _ in items], all(known for _, known in items)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        fields = {key: as_json(item) for key, item in value.items()}
+        fields = {key: as_json(item, show) for key, item in value.items()}
         return {key: item for key, (item, _) in fields.items()}, all(known for _, known in fields.values())
     if hasattr(value, "tolist") and hasattr(value, "dtype"):
-        return as_json(value.tolist())
-    return repr(value)[:1000], False
+        return as_json(value.tolist(), show)
+    return show(value)[:1000], False
 
 
 def same(expected: Any, actual: Any) -> bool:
@@ -339,14 +340,17 @@ def _run(loops: Sequence[Loop], script: str, args: Sequence[str]) -> None:
 
 def _count(loops: Sequence[Loop], out: str, script: str, args: Sequence[str]) -> None:
     count = Count(loops)
-    with contextlib.suppress(_Counted):
+    try:
         execute(script, args, loops, count)
-    with open(out, "w", encoding="utf-8") as file:
-        json.dump({"points": count.points, "sizes": count.sizes, "known": count.known}, file)
-    # The script is in the middle of its work: none of its exit handlers may take that for the end of an experiment.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+    except _Counted:
+        with open(out, "w", encoding="utf-8") as file:
+            json.dump({"points": count.points, "sizes": count.sizes, "known": count.known}, file)
+        # The script is in the middle of its work: none of its exit handlers may take that for the end of a run.
+        os._exit(0)
+    sys.exit(NOT_REACHED)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
