@@ -97,12 +97,20 @@ class RunState:
     state: str
     version: int
     has_ended: bool
-    chain_used: str
-    attempts: list[tuple[int, int | None, int, int]]  # attempt, resumed_from, stdout_from, stderr_from
+    chain_used: str  # the attempts of which the summaries were made
+    was_settled: bool
+    is_gone: bool  # the scheduler has said for a while that it is over
+    # attempt, resumed_from, stdout_from, stderr_from
+    attempts: list[tuple[int, int | None, int, int]] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
     folds: dict[str, Fold] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     is_settled: bool = False
+
+    @property
+    def has_new_chain(self) -> bool:
+        """Whether other attempts count than those of which the summaries were made."""
+        return self.chain_used != _listed(self.chain)
 
     @property
     def last_attempt(self) -> int:
@@ -120,16 +128,20 @@ class RunState:
         return frozenset(found)
 
 
-def load(db: sqlite3.Connection, run_ids: Sequence[int]) -> list[RunState]:
-    """Read what is known of some runs, as of one moment."""
+def load(db: sqlite3.Connection, run_ids: Sequence[int], gone_before: float) -> list[RunState]:
+    """Read what is known of some runs, as of one moment; ``gone_before`` (unix time) is for RunState.is_gone."""
     ids = [json.dumps(list(run_ids))]
     db.execute("BEGIN")
     try:
-        runs = {row[0]: RunState(row[0], row[1], json.loads(row[2]), *row[3:], []) for row in db.execute(_RUNS, ids)}
+        runs = {}
+        for row in db.execute(_RUNS, [*ids, gone_before]):
+            values = [*row[:2], json.loads(row[2]), *row[3:]]
+            runs[row[0]] = RunState(*values)
         for run_id, *attempt in db.execute(_ATTEMPTS, ids):
             runs[run_id].attempts.append(tuple(attempt))
         for run_id, key, *position, state in db.execute(_SOURCES, ids):
-            runs[run_id].sources[key] = Source(key, *position, json.loads(state))
+            values = [key, *position, json.loads(state)]
+            runs[run_id].sources[key] = Source(*values)
         for run_id, name, *fold in db.execute(_FOLDS, ids):
             runs[run_id].folds[name] = Fold(*fold)
     finally:
@@ -138,9 +150,10 @@ def load(db: sqlite3.Connection, run_ids: Sequence[int]) -> list[RunState]:
 
 
 _RUNS = """
-SELECT r.id, r.idx, r.params, r.state, r.version, coalesce(a.ended_at, '') != '', r.chain
+SELECT r.id, r.idx, r.params, r.state, r.version, coalesce(a.ended_at != '' AND a.reason != 'terminated by SLURM', 0), r.chain,
+       r.settled, coalesce(r.gone_since, 9e99) < ?2
 FROM runs r LEFT JOIN attempts a ON a.run_id = r.id AND a.attempt = r.attempt
-WHERE r.id IN (SELECT value FROM json_each(?)) ORDER BY r.id
+WHERE r.id IN (SELECT value FROM json_each(?1)) ORDER BY r.id
 """
 _ATTEMPTS = """
 SELECT run_id, attempt, resumed_from, stdout_from, stderr_from FROM attempts
@@ -183,7 +196,7 @@ class Writer:
         )
         if not claimed.rowcount:
             return False
-        dirty = set(run.folds) if run.chain_used != _listed(run.chain) else set()
+        dirty = set(run.folds) if run.has_new_chain else set()
         touched = set(dirty)
         for batch in run.batches:
             if batch.is_anew:

@@ -229,13 +229,15 @@ class Store:
                 "INSERT INTO runs (experiment_id, idx, params, seed, key, loops) VALUES (?, ?, ?, ?, ?, ?)",
                 (_run_values(experiment.id, run, names) for run in runs),
             )
-            self._add_params(experiment.id, names)
+            self._add_names(experiment.id, names)
 
-    def _add_params(self, exp_id: str, names: Mapping[str, tuple[str, ...]]) -> None:
-        self.db.executemany(
-            "INSERT OR IGNORE INTO params VALUES (?, ?, ?)",
-            [(exp_id, name, wide.json_path(path)) for name, path in names.items()],
-        )
+    def add_params(self, exp_id: str, params: Mapping[str, object]) -> None:
+        """Note the names of params that a run turned out to have. Call it inside :meth:`write`."""
+        self._add_names(exp_id, wide.flatten(params))
+
+    def _add_names(self, exp_id: str, names: Mapping[str, tuple[str, ...]]) -> None:
+        values = [(exp_id, name, wide.json_path(path)) for name, path in names.items()]
+        self.db.executemany("INSERT OR IGNORE INTO params VALUES (?, ?, ?)", values)
         self.refresh_wide()
 
     def refresh_wide(self) -> None:
@@ -259,7 +261,8 @@ class Store:
         """Return the ids of all experiments, those included whose files are gone."""
         return {exp_id for (exp_id,) in self.query("SELECT id FROM experiments")}
 
-    def _ids_in_order(self) -> list[str]:
+    def ids(self) -> list[str]:
+        """Return the ids of all experiments, newest last."""
         return [exp_id for (exp_id,) in self.query("SELECT id FROM experiments ORDER BY created_at, rowid")]
 
     def removed(self) -> dict[str, str]:
@@ -352,7 +355,7 @@ class Store:
 
     def run_table(self, exp_ids: Iterable[str] | None = None) -> Iterator[RunRow]:
         """Yield every run of the experiments (default: all), in order of experiment and index, with its metrics."""
-        ids = self._ids_in_order() if exp_ids is None else list(exp_ids)
+        ids = self.ids() if exp_ids is None else list(exp_ids)
         names = dict(self.query("SELECT id, name FROM metrics"))
         for exp_id in ids:
             metrics = self._summaries(exp_id, names)
