@@ -115,7 +115,7 @@ class Attempt:
         OSError
             If the run's directory cannot be written.
         """
-        self._set_checkpoint()
+        self._set_checkpoint_aside()
         run = records.read_run(self.files, self.index)
         argv, extra = self._command(run)
         env = self._environment(run, lib, extra)
@@ -152,13 +152,12 @@ class Attempt:
     def _log(self, stream: str) -> str:
         return os.path.join(self.folder, stream + ".log")
 
-    def _set_checkpoint(self) -> None:
-        """Make the checkpoint directory; a run that begins anew finds it empty, the old one is kept aside."""
+    def _set_checkpoint_aside(self) -> None:
+        """Keep the checkpoint of earlier attempts aside from a run that begins anew."""
         checkpoint = os.path.join(self.folder, "checkpoint")
         if self.record["resumed_from"] is None and self.record["attempt"] > 1 and os.path.isdir(checkpoint):
             aside = "%d-checkpoint" % (self.record["attempt"] - 1)
             os.rename(checkpoint, os.path.join(self.folder, "attempts", aside))
-        os.makedirs(checkpoint, exist_ok=True)
 
     def _command(self, run: Record) -> Tuple[List[str], Dict[str, str]]:
         from ems.node import argv

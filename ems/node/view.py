@@ -1,9 +1,12 @@
 """Where a run works: a view of the project in the run's own directory.
 
 Real directories, in which every file of the snapshot stands at its usual relative path. Python files are small copies,
-so that ``__file__`` lies in the view even where a script resolves it; all others are links into the read-only
+so that ``__file__`` lies in the view even where a script resolves it; all others are symbolic links into the read-only
 checkout. Relative reads work as in the project, relative writes land in the run's own directory. When the run has
 ended, everything it did not write is removed again: 10,000 runs keep no 10,000 copies of the project.
+
+The symbolic links exist once, in ``ROOT/views/PLAN/``; each view has hard links to them. That needs no inode (of which
+file servers give few) and where making one is slow, is fifty times faster.
 
 Compiled modules are shared by all runs of a snapshot: ``__pycache__`` of each folder is a link to
 ``ROOT/pycache/SNAPSHOT/FOLDER``. (PYTHONPYCACHEPREFIX would do that too, but has numpy and torch compiled anew.)
@@ -12,6 +15,7 @@ Compiled modules are shared by all runs of a snapshot: ``__pycache__`` of each f
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 
 TYPE_CHECKING = False
@@ -62,6 +66,7 @@ class View:
             self._share_compiled(os.path.join(root, "pycache", snapshot, folder), folder)
         paths = (*self._links, *self._copies)
         self._dirs = sorted({parent for path in paths for parent in _lineage(os.path.dirname(path))})
+        self._originals = _originals(os.path.join(root, "views"), list(self._links.items()))
 
     def _plan(self, path: str, mode: int) -> None:
         source = os.path.join(self._code, path)
@@ -93,8 +98,8 @@ class View:
         os.makedirs(folder, exist_ok=True)
         for path in self._dirs:
             _unless_there(os.mkdir, base + path)
-        for path, target in self._links.items():
-            _unless_there(os.symlink, target, base + path)
+        for number, (path, target) in enumerate(self._links.items()):
+            _unless_there(_link, "%s/%d" % (self._originals, number), target, base + path)
         for path, (content, mode, mtime_ns) in self._copies.items():
             _unless_there(_copy, base + path, content, mode, mtime_ns)
 
@@ -117,6 +122,33 @@ def _lineage(path: str) -> Iterator[str]:
     while path:
         yield path
         path = os.path.dirname(path)
+
+
+def _originals(folder: str, links: Sequence[Tuple[str, str]]) -> str:
+    """Make the symbolic links of a plan, named by their number, unless they are there; return their directory."""
+    digest = hashlib.sha256("\0".join(target for _, target in links).encode("utf-8", "surrogateescape"))
+    final = os.path.join(folder, digest.hexdigest()[:16])
+    if not os.path.isdir(final):
+        aside = "%s.%s.aside" % (final, os.urandom(6).hex())
+        try:
+            os.makedirs(aside)
+            for number, (_, target) in enumerate(links):
+                os.symlink(target, "%s/%d" % (aside, number))
+            os.rename(aside, final)
+        except OSError:  # another worker was first, or the disk is full: then the run's own links say so
+            import shutil
+
+            shutil.rmtree(aside, ignore_errors=True)
+    return final
+
+
+def _link(original: str, target: str, path: str) -> None:
+    try:
+        os.link(original, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # no such file system, or too many links to one file
+        os.symlink(target, path)
 
 
 def _copy(path: str, content: bytes, mode: int, mtime_ns: int) -> None:

@@ -9,7 +9,6 @@ signals: SIGCHLD (a run has ended), SIGUSR1 (SLURM: the time limit is near), SIG
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -242,8 +241,6 @@ class Worker:
     def _clean(self, attempt: Attempt) -> None:
         if self._runs_in is not None:
             self._runs_in.clear(attempt.view)
-        with contextlib.suppress(OSError):
-            os.rmdir(os.path.join(attempt.folder, "checkpoint"))  # unless it is used
         if self.job.is_slurm and attempt.record["state"] != "PENDING" and records.has_waiting_chunks(self.files):
             from ems.node import feed
 
