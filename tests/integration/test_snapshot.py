@@ -399,6 +399,21 @@ def test_a_broken_repository_is_an_error_in_gits_words(committed: Path) -> None:
         take(committed)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder away")
+def test_somebody_elses_repository_is_refused_with_gits_own_hint(committed: Path) -> None:
+    os.chown(committed, 65534, 65534)
+    os.chown(committed / ".git", 65534, 65534)
+    with pytest.raises(SnapshotError, match="dubious ownership") as caught:
+        take(committed)
+    assert f"git config --global --add safe.directory {committed}" in caught.value.hint
+
+
+def test_a_project_without_the_git_program_is_said(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(committed))
+    with pytest.raises(SnapshotError, match="git is not installed"):
+        take(committed)
+
+
 def test_the_root_of_a_target_inside_the_project_is_no_part_of_it(committed: Path) -> None:
     root = committed / "scratch" / "root"
     first = snapshot.take(committed, root / "snapshots.git")
