@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ems.cli import render
 from ems.model import Json, State
-from ems.report import Column, Table
 from ems.statistics import Estimate
+from ems.table import Column, Table
 
 BEST = "best"
 

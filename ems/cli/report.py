@@ -20,7 +20,8 @@ from ems.statistics import Method
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
-    from ems.report import Query, Table
+    from ems.report import Query
+    from ems.table import Table
 
 WHAT, SHOW, WRITE = "What to show", "Statistics", "Where to"
 _LOOK_S = 0.3  # how long a report may look for runs that have ended since the last harvest
