@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import sqlite3
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
@@ -59,3 +64,95 @@ def slurm(_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     yield _cluster
     _cluster.heal()
+
+
+class Lab:
+    """A project whose experiments go to the cluster: ``ems`` as a user types it, the store as SQLite has it."""
+
+    def __init__(
+        self, project: Path, ems: Callable[..., CompletedProcess[str]], slurm: Any, testbed: ModuleType
+    ) -> None:
+        self.project, self.ems, self.slurm = project, ems, slurm
+        self.wait_until = testbed.wait_until
+
+    def write(self, name: str, source: str) -> None:
+        """Write a script."""
+        (self.project / name).write_text(source)
+
+    def parrun(self, *args: str, **options: Any) -> str:
+        """``ems parrun ARGS… --on slurm``; returns the id of the experiment."""
+        words = ("parrun", *args, "--on", "slurm", "--python", sys.executable, "--json")
+        return str(json.loads(self.ems(*words, **options).stdout)["experiment"])
+
+    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Ask the store, read-only."""
+        with closing(sqlite3.connect(f"file:{self.project}/.ems/ems.db?mode=ro", uri=True)) as db:
+            return db.execute(sql, parameters).fetchall()
+
+    def states(self, experiment: str) -> dict[int, str]:
+        """State of each run, as the store has it."""
+        return dict(self.query("SELECT idx, state FROM runs WHERE experiment_id = ? ORDER BY idx", experiment))
+
+    def attempts(self, experiment: str) -> dict[int, list[dict[str, Any]]]:
+        """Attempts of each run, oldest first, as the store has them."""
+        columns = (
+            "attempt",
+            "state",
+            "job",
+            "host",
+            "gpus",
+            "started_at",
+            "ended_at",
+            "reason",
+            "slurm_state",
+            "signal",
+        )
+        sql = (
+            f"SELECT r.idx, {', '.join(f'a.{name}' for name in columns)} FROM attempts a JOIN runs r ON r.id = a.run_id"
+            " WHERE r.experiment_id = ? ORDER BY r.idx, a.attempt"
+        )
+        found = defaultdict(list)
+        for index, *values in self.query(sql, experiment):
+            found[index].append(dict(zip(columns, values, strict=True)))
+        return dict(found)
+
+    def metrics(self, experiment: str) -> dict[int, dict[str, Any]]:
+        """Last value (or text) of each metric of each run, as the store has them."""
+        sql = (
+            "SELECT r.idx, m.name, coalesce(s.last, s.last_text) FROM summaries s"
+            " JOIN runs r ON r.id = s.run_id JOIN metrics m ON m.id = s.metric_id WHERE r.experiment_id = ?"
+        )
+        found: dict[int, dict[str, Any]] = defaultdict(dict)
+        for index, name, value in self.query(sql, experiment):
+            found[index][name] = value
+        return dict(found)
+
+    def harvest(self) -> CompletedProcess[str]:
+        """``ems harvest``."""
+        return self.ems("harvest")
+
+    def run_dir(self, experiment: str, index: int) -> Path:
+        """Directory of a run."""
+        return self.project / ".ems" / "experiments" / experiment / "runs" / str(index)
+
+    def wait_for_start(self, experiment: str, *indices: int, limit_s: float = 60) -> None:
+        """Wait until the runs have printed something."""
+        logs = [self.run_dir(experiment, index) / "stdout.log" for index in indices]
+        self.wait_until(
+            lambda: all(log.exists() and log.stat().st_size for log in logs), limit_s, f"start of {indices}"
+        )
+
+    def wait_for_states(self, experiment: str, state: str, limit_s: float = 60) -> None:
+        """Harvest until all runs are in ``state``."""
+
+        def reached() -> bool:
+            self.harvest()
+            return set(self.states(experiment).values()) == {state}
+
+        self.wait_until(reached, limit_s, f"all runs of {experiment} {state}")
+
+
+@pytest.fixture
+def lab(project: Path, ems: Callable[..., CompletedProcess[str]], slurm: Any, testbed: ModuleType) -> Lab:
+    """A project to submit from."""
+    return Lab(project, ems, slurm, testbed)

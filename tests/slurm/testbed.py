@@ -53,12 +53,12 @@ def why_not() -> str:
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
-    """Poll ``condition`` every 20 ms; raise TimeoutError naming ``what`` after ``limit_s`` seconds."""
+    """Poll ``condition`` every 50 ms; raise TimeoutError naming ``what`` after ``limit_s`` seconds."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {limit_s:g} s")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 class Daemon:

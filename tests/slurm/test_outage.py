@@ -1,0 +1,274 @@
+"""SLURM away, and ems killed: nothing is lost, nothing happens twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLER = Path(__file__).parent / "killer"
+
+# leaves a line a start in a file that all runs share
+TALLY_SCRIPT = """
+import os, sys
+with open(os.path.join(os.environ["TALLY"], "tally"), "a") as file:
+    file.write("%s %s\\n" % (os.environ["EMS_EXPERIMENT"], os.environ["EMS_INDEX"]))
+print("acc=%s" % sys.argv[2])
+"""
+
+# logs some steps over about a second
+STEPS_SCRIPT = """
+import sys, time
+import ems
+for step in range(40):
+    ems.log(step=step, loss=int(sys.argv[2]) + 1 / (step + 1), note="step %d" % step)
+    time.sleep(0.03)
+print("acc=%s" % sys.argv[2])
+"""
+
+
+def test_controller_down_during_submit(lab):
+    lab.write("train.py", "print('acc=1')")
+    lab.slurm.stop_controller(kill=True)
+    said = lab.ems("parrun", "train.py", "--set", "i=0..3", "--on", "slurm", code=1)
+    assert "does not answer" in said.stderr
+    assert "hint:" in said.stderr
+    lab.slurm.start_controller()
+    lab.slurm.wait_for_nodes()
+    experiment = lab.parrun("train.py", "--set", "i=0..3")
+    lab.wait_for_states(experiment, "COMPLETED")
+    assert all(len(each) == 1 for each in lab.attempts(experiment).values())
+
+
+def test_controller_goes_down_between_planning_and_sbatch(lab, killer):
+    """The experiment is kept, and the next command hands it over."""
+    lab.write("train.py", "print('acc=1')")
+    words = ("train.py", "--set", "i=0..3", "--on", "slurm", "--python", sys.executable)
+    steps = killer.steps("parrun", *words, "--again")
+    lab.slurm.wait_for_empty_queue()
+    process = killer.start("parrun", *words, "--again", stop_at=killer.number(steps, r"start sbatch --parsable"))
+    lab.slurm.stop_controller(kill=True)
+    os.kill(process.pid, signal.SIGCONT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1, stderr
+    assert "does not answer" in stderr
+    assert "hint:" in stderr
+    lab.slurm.start_controller()
+    lab.slurm.wait_for_nodes()
+    [(experiment,)] = lab.query("SELECT id FROM experiments ORDER BY created_at DESC LIMIT 1")
+    assert set(lab.states(experiment).values()) == {"PENDING"}
+    lab.ems("status")
+    lab.wait_for_states(experiment, "COMPLETED")
+    assert all(len(each) == 1 for each in lab.attempts(experiment).values())
+
+
+def test_controller_down_during_harvest(lab):
+    """What the runs themselves wrote is harvested all the same; no run changes its state because SLURM is silent."""
+    lab.write("train.py", STEPS_SCRIPT)
+    experiment = lab.parrun("train.py", "--set", "i=0..3", "--max-parallel", "2")
+    lab.wait_until((lab.run_dir(experiment, 0) / "metrics.jsonl").exists, 60, "first metrics")
+    lab.harvest()
+    lab.slurm.stop_controller(kill=True)
+    before = lab.states(experiment)
+    said = lab.ems("harvest", code=None)
+    assert "does not answer" in said.stderr
+    assert "hint:" in said.stderr
+    after = lab.states(experiment)
+    assert not {after[index] for index in after} & {"FAILED", "CANCELLED", "UNKNOWN"}, (before, after)
+    said = lab.ems("status", code=None)
+    assert "does not answer" in said.stderr
+    lab.slurm.start_controller()
+    lab.slurm.wait_for_nodes()
+    lab.wait_for_states(experiment, "COMPLETED")
+    assert all(len(each) == 1 for each in lab.attempts(experiment).values())
+    assert {m["acc"] for m in lab.metrics(experiment).values()} == {0, 1, 2, 3}
+
+
+class Killer:
+    """Runs ``ems`` so that it is killed, or stopped, right before its Nth step; see killer/sitecustomize.py."""
+
+    def __init__(self, project: Path, log: Path) -> None:
+        self.project, self.log = project, log
+
+    def start(self, *words: str, kill_at: str = "", stop_at: int = 0) -> subprocess.Popen[str]:
+        """Start ``ems WORDS…``; with ``stop_at``, return when it stands still."""
+        env = {"PYTHONPATH": str(KILLER), "EMS_TEST_KILL_LOG": str(self.log)}
+        env |= {"EMS_TEST_KILL_AT": f"{stop_at}:STOP" if stop_at else kill_at}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ems", *words],
+            cwd=self.project,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if stop_at:
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), process.communicate()
+        return process
+
+    def kill(self, *words: str, kill_at: str) -> bool:
+        """Run ``ems WORDS…`` until it is killed; return whether it was."""
+        process = self.start(*words, kill_at=kill_at)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode in (0, -signal.SIGKILL, -signal.SIGALRM), stderr
+        return process.returncode != 0
+
+    def steps(self, *words: str) -> list[str]:
+        """Run ``ems WORDS…`` to its end and return its steps."""
+        self.log.unlink(missing_ok=True)
+        process = self.start(*words)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        return self.log.read_text().splitlines()
+
+    @staticmethod
+    def number(steps: list[str], pattern: str) -> int:
+        """Number (from 1) of the first step that matches."""
+        return next(number for number, step in enumerate(steps, start=1) if re.search(pattern, step))
+
+
+@pytest.fixture
+def killer(project, tmp_path):
+    return Killer(project, tmp_path / "steps")
+
+
+def different_steps(steps: list[str]) -> list[int]:
+    """Numbers of the first and the last step of each kind: what differs in names alone is of one kind."""
+    kinds: dict[str, list[int]] = {}
+    for number, step in enumerate(steps, start=1):
+        kind = re.sub(r"[0-9a-f]{8,}|\d+|/tmp/\S+?/project", "#", step)
+        kinds.setdefault(kind, []).append(number)
+    return sorted({number for numbers in kinds.values() for number in (numbers[0], numbers[-1])})
+
+
+def test_parrun_killed_at_every_step(lab, killer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TALLY", str(tmp_path))
+    lab.write("train.py", TALLY_SCRIPT)
+    words = ("parrun", "train.py", "--set", "i=0..1", "--again", "--on", "slurm", "--python", sys.executable)
+    killer.steps(*words)  # the first one in a project makes the store, the checkout and so on, and is another test
+    steps = killer.steps(*words)
+    sbatch = killer.number(steps, r"start sbatch --parsable")
+    points = [str(number) for number in different_steps(steps)]
+    points += [f"{sbatch}+{delay_s}" for delay_s in (0.002, 0.006, 0.012, 0.02)]
+    was_killed = [killer.kill(*words, kill_at=point) for point in points]
+    assert sum(was_killed) >= len(points) - 4, "all are killed, but perhaps not those that race with sbatch"
+
+    on_disk = sorted(path.name for path in (lab.project / ".ems" / "experiments").glob("[0-9a-f]*"))
+    for experiment in on_disk:
+        lab.ems("rerun", experiment, "--missing", "--yes", code=None)
+    lab.slurm.wait_for_empty_queue(120)
+    lab.harvest()
+    states = lab.query("SELECT e.id, r.state FROM experiments e LEFT JOIN runs r ON r.experiment_id = e.id")
+    assert sorted({experiment for experiment, _ in states}) == on_disk
+    assert {state for _, state in states} == {"COMPLETED"}
+    assert len(states) == 2 * len(on_disk)
+    assert lab.query("SELECT DISTINCT attempt FROM attempts") == [(1,)]
+    tally = (tmp_path / "tally").read_text().splitlines()
+    assert sorted(tally) == sorted(f"{experiment} {index}" for experiment in on_disk for index in range(2))
+    assert len(on_disk) > len(points) // 3, "many of the kills came after the experiment was written down"
+
+
+def test_first_parrun_of_a_project_killed_at_every_step(lab, killer, tmp_path, monkeypatch):
+    """Killed while store, snapshot or checkout are made: the same command typed again simply works."""
+    monkeypatch.setenv("TALLY", str(tmp_path))
+    lab.write("train.py", TALLY_SCRIPT)
+    words = ("parrun", "train.py", "--set", "i=0..1", "--again", "--on", "slurm", "--python", sys.executable)
+    steps = killer.steps(*words)
+    until = killer.number(steps, r"start sbatch --parsable")
+    points = [number for number in different_steps(steps) if number < until]
+    for point in points[:: max(1, len(points) // 12)]:
+        subprocess.run(["rm", "-rf", ".ems"], cwd=lab.project, check=True)
+        assert killer.kill(*words, kill_at=str(point)), steps[point - 1]
+        experiment = lab.parrun("train.py", "--set", "i=0..1", "--again")
+        lab.slurm.wait_for_empty_queue()
+        lab.ems("status")  # hands over what a kill after the rename left
+        lab.slurm.wait_for_empty_queue()
+        lab.harvest()
+        states = lab.query("SELECT DISTINCT state FROM runs")
+        assert states == [("COMPLETED",)], (point, steps[point - 1])
+        assert lab.states(experiment) == {0: "COMPLETED", 1: "COMPLETED"}
+    tally = (tmp_path / "tally").read_text().splitlines()
+    assert len(tally) == len(set(tally))
+
+
+def dump(project: Path, lab) -> dict[str, list[tuple[object, ...]]]:
+    """All that the store says of runs, attempts and points, without its own row numbers."""
+    runs = "JOIN runs r ON r.id = t.run_id"
+    return {
+        "runs": lab.query(
+            "SELECT experiment_id, idx, params, seed, key, state, slurm_state, reason, attempt, chain"
+            " FROM runs ORDER BY 1, 2"
+        ),
+        "attempts": lab.query(
+            "SELECT r.experiment_id, r.idx, t.attempt, t.chunk, t.state, t.host, t.job, t.started_at, t.ended_at,"
+            f" t.exit_code, t.reason, t.wall_s, t.resumed_from FROM attempts t {runs} ORDER BY 1, 2, 3"
+        ),
+        "points": lab.query("SELECT * FROM curves ORDER BY 1, 2, 3, 4, 5"),
+        "summaries": lab.query(
+            "SELECT r.experiment_id, r.idx, m.name, t.n, t.n_nan, t.n_text, t.last, t.last_text, t.last_step, t.min, t.max,"
+            f" round(t.sum, 9) FROM summaries t {runs} JOIN metrics m ON m.id = t.metric_id ORDER BY 1, 2, 3"
+        ),
+    }
+
+
+def test_harvest_killed_in_a_loop_while_runs_finish(lab):
+    lab.write("train.py", STEPS_SCRIPT)
+    experiment = lab.parrun("train.py", "--set", "i=0..39", "--max-parallel", "8")
+    chance = random.Random(4)
+    kills = 0
+    deadline = time.monotonic() + 120
+    while lab.slurm.queue() and time.monotonic() < deadline:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ems", "harvest"],
+            cwd=lab.project,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            process.wait(chance.uniform(0.2, 1.2))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.communicate()
+    assert kills >= 3
+    lab.wait_for_states(experiment, "COMPLETED")
+    survived = dump(lab.project, lab)
+
+    store = lab.project / ".ems" / "ems.db"
+    for file in store.parent.glob("ems.db*"):
+        file.rename(lab.project.parent / file.name)
+    lab.harvest()
+    fresh = dump(lab.project, lab)
+    assert len(fresh["runs"]) == 40
+    assert sum(row[2] == "loss" for row in fresh["points"]) == 40 * 40
+    for table, rows in fresh.items():
+        assert survived[table] == rows, table
+
+
+def test_states_cost_two_calls_whatever_the_number_of_runs(lab, tmp_path):
+    """One squeue and one sacct a refresh, counted by wrappers in front of the real ones."""
+    lab.write("train.py", "print('acc=1')")
+    experiments = [lab.parrun("train.py", "--set", f"i=0..{last}", "--again") for last in (0, 9, 39)]
+    folder, calls = tmp_path / "counted", tmp_path / "calls"
+    folder.mkdir()
+    for name in ("squeue", "sacct", "scontrol", "sinfo", "sbatch", "sacctmgr", "scancel"):
+        wrapper = folder / name
+        wrapper.write_text(f'#!/bin/sh\necho {name} >>{calls}\nexec {shutil.which(name)} "$@"\n')
+        wrapper.chmod(0o755)
+    lab.ems("status", PATH=f"{folder}:{os.environ['PATH']}")
+    said = calls.read_text().split()
+    assert said.count("squeue") == 1
+    assert said.count("sacct") <= 1
+    assert not set(said) - {"squeue", "sacct"}
+    assert len(json.loads(lab.ems("list", "--json").stdout)) == len(experiments)
