@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 _MB = 1_000_000
+_OF_ROOT = ("snapshots.git", "code", "experiments", "lib", "envs", "pycache")  # see ems.node.records
 _RACY_NS = 2_000_000_000  # a file younger than this when it was read is read again next time
 
 
@@ -105,7 +106,8 @@ def take(project: Path, git_dir: Path, *, max_file_mb: float = 50) -> Snapshot:
     project, git_dir = Path(os.path.realpath(project)), Path(os.path.realpath(git_dir))
     status = changed_files(project)  # git counts while we read
     try:
-        leave_out = [git_dir] if git_dir.parent == project else [git_dir.parent]
+        # a root that is the project itself must not freeze what it grows
+        leave_out = [git_dir.parent / name for name in _OF_ROOT] if git_dir.parent == project else [git_dir.parent]
         found = files(project, leave_out=leave_out)
         _refuse(project, found, max_file_mb)
         with _guarded(git_dir):

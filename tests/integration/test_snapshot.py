@@ -422,6 +422,12 @@ def test_the_root_of_a_target_inside_the_project_is_no_part_of_it(committed: Pat
     assert snapshot.take(committed, root / "snapshots.git").id == first.id
 
 
+def test_a_project_that_is_its_own_root_does_not_freeze_what_it_grows(committed: Path) -> None:
+    first = snapshot.take(committed, committed / "snapshots.git")
+    snapshot.checkout(committed, first.id)
+    assert snapshot.take(committed, committed / "snapshots.git").id == first.id
+
+
 def test_a_full_disk_is_said_and_leaves_no_litter(committed: Path, small_disk: Path) -> None:
     write(committed, {"noise": os.urandom(3_000_000)})
     with pytest.raises(SnapshotError, match=r"^git cannot write .*snapshots.git: no space left on device$"):
