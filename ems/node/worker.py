@@ -128,7 +128,9 @@ class Worker:
         return max(0.0, min(due) - now)
 
     def _handle(self, info: Optional[signal.struct_siginfo]) -> None:
-        if info is None or info.si_signo in (signal.SIGCHLD, signal.SIGHUP):
+        # CPython's sigtimedwait returns garbage where it was interrupted (stopped and continued, a laptop that slept)
+        # and its time is over: only a signal that means the end ends anything
+        if info is None or info.si_signo not in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             return
         if info.si_signo == signal.SIGUSR1:
             self._end(self.why or TIME_LIMIT)
