@@ -25,6 +25,7 @@ _WORDS = re.compile(
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
 _FORBIDDEN_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "zeroblob", "randomblob"}
 _LITERALS = r"""'(?:[^']|'')*' | "(?P<quoted>(?:[^"]|"")*)" | `(?P<ticked>[^`]*)`"""
+_PLAIN = re.compile(r"[^\W\d][\w.:@/-]*")  # columns that need no quotes
 _MAX_INT = 2**63 - 1
 
 
@@ -43,8 +44,7 @@ def select(frame: Frame, condition: str) -> list[int]:
     columns = [frame.fields[name] for name in used]
     try:
         with closing(_table(frame, columns)) as db:
-            # the closing bracket on its own line: a comment in the condition cannot swallow it
-            rows = db.execute(f"SELECT rowid - 1 FROM t WHERE ({sql}\n) ORDER BY rowid")  # noqa: S608 - see _translate
+            rows = db.execute(f"SELECT rowid - 1 FROM t WHERE ({sql}) ORDER BY rowid")  # noqa: S608 - see _translate
             return [index for (index,) in rows]
     except (sqlite3.Error, sqlite3.Warning) as error:
         words = re.sub(r"^near \"(.*)\": syntax error$", r"it cannot be read near `\1`", str(error))
@@ -57,11 +57,11 @@ def select(frame: Frame, condition: str) -> list[int]:
 def _translate(frame: Frame, condition: str, used: dict[str, int]) -> Iterator[str]:
     """Yield the condition with every column written ``c0``, ``c1``, …, and nothing else in it that is a name.
 
-    Names with a dot, a dash, a slash or of an SQL keyword thus need no quotes.
+    Names with a dot, a dash or a slash, and those of SQL keywords such as ``group``, thus need no quotes.
     """
     position = 0
-    plain = sorted((name for name in frame.fields if not _WORDS.fullmatch(name)), key=len, reverse=True)
-    names = "|".join(map(re.escape, plain))
+    plain = [name for name in frame.fields if _PLAIN.fullmatch(name) and not _WORDS.fullmatch(name)]
+    names = "|".join(map(re.escape, sorted(plain, key=len, reverse=True)))
     token = re.compile(
         rf"(?P<literal>{_LITERALS}) | (?P<known>(?<![\w.])(?:{names})(?!\w|\s*\())"
         r" | (?P<number>\d[\w.]*(?:(?<=[eE])[+-]\d+)?) | (?P<word>[^\W\d]\w*(?:\.\w+)*) (?P<call>\s*\()?",

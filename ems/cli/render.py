@@ -167,7 +167,7 @@ def numbers(values: Sequence[float | None], significant: int = 4) -> list[str]:
 def _fixed(value: float | None, decimals: int) -> str:
     if value is None:
         return ABSENT
-    if value and math.isfinite(value) and decimals and abs(value) < 10 ** (1 - decimals):
+    if value and math.isfinite(value) and abs(value) < 10 ** (1 - decimals):
         return f"{value:.2g}"
     return f"{value:.{decimals}f}"
 
