@@ -20,7 +20,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -99,7 +99,7 @@ class Intake:
 
     def _find(self, folder: Path, run: RunState) -> set[str]:
         found = {key for key in run.sources if (folder / key[1:]).is_file()}
-        for path in _walk(folder):
+        for path in walk(folder):
             kind = self._kind(path)
             if kind:
                 found.add(kind + path)
@@ -201,7 +201,7 @@ def _below(path: str) -> str:
     return path.removeprefix("files/")
 
 
-def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
+def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIRS) -> Iterator[str]:
     """Yield the paths of all real files below ``folder``; links lead into the project, not to results."""
     try:
         entries = list(os.scandir(folder / prefix))
@@ -210,8 +210,8 @@ def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
     for entry in entries:
         path = prefix + entry.name
         if entry.is_dir(follow_symlinks=False):
-            if entry.name not in _SKIPPED_DIRS and not entry.name.startswith("."):
-                yield from _walk(folder, path + "/")
+            if entry.name not in skipped and not entry.name.startswith("."):
+                yield from walk(folder, path + "/", skipped)
         elif entry.is_file(follow_symlinks=False):
             yield path
 

@@ -150,8 +150,9 @@ def load(db: sqlite3.Connection, run_ids: Sequence[int], gone_before: float) -> 
 
 
 _RUNS = """
-SELECT r.id, r.idx, r.params, r.state, r.version, coalesce(a.ended_at != '' AND a.reason != 'terminated by SLURM', 0), r.chain,
-       r.settled, coalesce(r.gone_since, 9e99) < ?2
+SELECT r.id, r.idx, r.params, r.state, r.version,
+       coalesce(a.ended_at != '' AND a.reason != 'terminated by SLURM', 0), r.chain, r.settled,
+       coalesce(r.gone_since, 9e99) < ?2
 FROM runs r LEFT JOIN attempts a ON a.run_id = r.id AND a.attempt = r.attempt
 WHERE r.id IN (SELECT value FROM json_each(?1)) ORDER BY r.id
 """

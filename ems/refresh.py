@@ -15,8 +15,8 @@ from ems.model import JobInfo, State
 from ems.node import records
 from ems.node.feed import CANCELLED, job_of
 from ems.node.records import ExperimentFiles, Record
-from ems.states import Place, Verdict, decide, has_ended, needs_scheduler, of_shared_jobs
 from ems.store import Store
+from ems.verdict import Place, Verdict, decide, has_ended, needs_scheduler, of_shared_jobs
 
 Refresh: TypeAlias = "Callable[[Iterable[str]], dict[str, JobInfo]]"
 

@@ -19,12 +19,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ems import migrations, wide
+from ems import migrations, notebook, wide
 from ems.errors import NotFoundError, StoreError
 from ems.model import Attempt, Experiment, LoopRef, Params, PassAs, Resources, Run, State
 from ems.node import records
+
+if TYPE_CHECKING:
+    import pandas
 
 BUSY_S = 30.0
 BACKUP_EVERY_S = 24 * 3600.0
@@ -384,6 +387,20 @@ class Store:
                         yield exp_id, index, step, value
                     elif text == "NaN":
                         yield exp_id, index, step, math.nan
+
+    # -- notebooks
+
+    def rows(self, *refs: str) -> list[dict[str, Any]]:
+        """Return one flat dict a run (params, last metrics, state, ..); see :func:`ems.notebook.rows`."""
+        return notebook.rows(self, *refs)
+
+    def points(self, metric: str, *refs: str) -> list[dict[str, Any]]:
+        """Return one dict a point of a metric; see :func:`ems.notebook.points`."""
+        return list(notebook.points(self, metric, *refs))
+
+    def frame(self, *refs: str) -> pandas.DataFrame:
+        """Return :meth:`rows` as a pandas frame (``pip install 'ems[notebook]'``)."""
+        return notebook.frame(self, *refs)
 
 
 _STATES = {state.value: state for state in State}

@@ -27,6 +27,9 @@ _FIXED = {
 }
 
 
+_LAST = "(SELECT coalesce(s.last, s.last_text) FROM summaries s WHERE s.run_id = r.id AND s.metric_id = ?)"
+
+
 def flatten(params: Mapping[str, object], prefix: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
     """Return the flat name of every param (``opt.lr`` where nested) and where it lies.
 
@@ -65,11 +68,7 @@ def view(params: Iterable[tuple[str, str]], metrics: Iterable[tuple[str, int]]) 
         if '"' not in name:
             _add(columns, taken, name, "param", f"json_extract(r.params, {_literal(path)})")
     for name, metric_id in metrics:
-        value = (
-            "(SELECT coalesce(s.last, s.last_text) FROM summaries s WHERE s.run_id = r.id AND s.metric_id = "
-            f"{metric_id:d})"
-        )
-        _add(columns, taken, name, "metric", value)
+        _add(columns, taken, name, "metric", _LAST.replace("?", str(int(metric_id))))
     listed = ",\n       ".join(f"{value} AS {_identifier(name)}" for name, value in columns.items())
     # identifiers and literals are quoted above; a view cannot have parameters
     return (
