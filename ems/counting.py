@@ -19,6 +19,7 @@ from ems.errors import ScriptError
 from ems.loops import Nest, find
 from ems.model import Point
 from ems.node import launch
+from ems.node.install import install_lib
 from ems.unroll import Unrolled, assemble
 
 
@@ -58,8 +59,11 @@ def _run(nest: Nest, script: str, python: str, args: Sequence[str], cwd: Path) -
     loops = [{"line": loop.lineno, "column": loop.col_offset, "size": -1} for loop in nest.loops]
     with tempfile.TemporaryDirectory(prefix="ems-count-") as folder:
         out = Path(folder) / "counted.json"
-        argv = [python, launch.__file__, "--count", json.dumps(loops), str(out), script, *args]
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        lib = install_lib(folder)  # the script may import ems, which its Python need not have
+        launcher = os.path.join(lib, "ems", "node", "launch.py")
+        argv = [python, launcher, "--count", json.dumps(loops), str(out), script, *args]
+        paths = os.pathsep.join(filter(None, [lib, os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
                 argv,
