@@ -197,6 +197,8 @@ def _paths(project: Path | None) -> list[Path]:
 
 def _short(path: Path) -> str:
     home = Path.home()
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 

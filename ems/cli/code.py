@@ -37,7 +37,7 @@ def show(address: o.ExpOrRun = "last", as_json: o.AsJson = False) -> None:
         elif index is None:
             _say_pairs(_experiment_pairs(session, experiment))
             render.note(
-                "", f"next: ems ls {experiment.id} · ems report {experiment.id} · ems diff {experiment.id} last"
+                "", f"next: ems ls {experiment.id} · ems report {experiment.id} · ems checkout {experiment.id} DIR"
             )
         else:
             _say_run(session, experiment, index)

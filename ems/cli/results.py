@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ems.cli import options as o
 from ems.cli.app import RESULTS, command
+from ems.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -121,3 +125,95 @@ def _json(reports: Sequence[HarvestReport]) -> dict[str, Any]:
         "adopted": [exp_id for report in reports for exp_id in report.adopted],
         "trouble": next((report.trouble.message for report in reports if report.trouble is not None), None),
     }
+
+
+# -- files of all runs -------------------------------------------------------------------------------------------
+
+
+class TableFormat(enum.StrEnum):
+    """What ``ems reduce`` writes to stdout."""
+
+    CSV = "csv"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+@command(RESULTS, "ems gather last '*.png' figures/", "ems gather last model.pt models/")
+def gather(
+    experiment: o.Exp,
+    pattern: Annotated[
+        str,
+        typer.Argument(metavar="PATTERN", help="Name or path in the run: '*.png', 'out/*.csv'.", show_default=False),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if need be.", show_default=False)],
+    as_json: o.AsJson = False,
+) -> None:
+    """Copy files of all runs into one folder, as INDEX-NAME."""
+    from ems import collect
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        found = session.experiment(experiment)
+        gathered = collect.gather(session.target(found.target).root, found, pattern, folder)
+    if as_json:
+        files = [{"run": index, "file": file, "copy": str(copy)} for index, file, copy in gathered.files]
+        render.print_json({"experiment": found.id, "files": files, "missing": list(gathered.missing)})
+    else:
+        n_runs = found.n_runs - len(gathered.missing)
+        files_of = f"{render.plural(len(gathered.files), 'file')} of {render.plural(n_runs, 'run')}"
+        render.say(f"copied {files_of} to {folder}")
+        _say_missing(found, pattern, gathered.missing)
+    if not gathered.files:
+        raise typer.Exit(1)
+
+
+@command(
+    RESULTS,
+    "ems reduce last results.csv -o all.csv",
+    "ems reduce last results.json | head",
+    "ems reduce last w.npz -o w.npz",
+)
+def reduce(
+    experiment: o.Exp,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="csv, json, jsonl or npz, as the script calls it.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, in the format of its name.")
+    ] = None,
+    form: Annotated[TableFormat, typer.Option("--format", help="Of what is printed without -o.")] = TableFormat.CSV,
+) -> None:
+    """Join a file of all runs into one table, params as columns."""
+    from ems import collect
+    from ems.cli import render
+    from ems.cli.session import open_session
+
+    with open_session() as session:
+        found = session.experiment(experiment)
+        runs = list(session.store.runs(found.id))
+        reduced = collect.reduce(session.target(found.target).root, found, runs, file)
+    for problem in reduced.problems[:_MAX_PROBLEMS]:
+        render.note(f"not read: {render.clean(problem)}")
+    if len(reduced.missing) == len(runs):
+        raise NotFoundError(f"no run of {found.name} {found.id} has a file {file}", f"ems ls {found.id}/0")
+    if output is not None:
+        collect.write(reduced, output)
+        size = "" if reduced.arrays else f"{render.plural(len(reduced.rows), 'row')} of "
+        render.note(f"wrote {size}{render.plural(len(runs) - len(reduced.missing), 'run')} to {output}")
+    elif reduced.arrays:
+        raise UsageError("arrays cannot be printed", f"ems reduce {experiment} {file} -o {Path(file).name}")
+    else:
+        sys.stdout.write(collect.dump(reduced, form))
+    _say_missing(found, file, reduced.missing)
+
+
+def _say_missing(experiment: Experiment, what: str, missing: Sequence[int]) -> None:
+    from ems.cli import render
+
+    if missing:
+        listed = ", ".join(map(str, missing[:20])) + (", …" if len(missing) > 20 else "")
+        render.note(
+            f"{render.plural(len(missing), 'run')} without {what}: {listed}",
+            f"next: ems status {experiment.id} · ems rerun {experiment.id} --failed",
+        )

@@ -129,12 +129,12 @@ def run(ctx: typer.Context, **typed: Any) -> None:
 
 
 def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
+    _check_words(ctx, typed)
     from ems import submission
     from ems.cli import render, waiting
     from ems.cli.session import open_session
 
     started = time.monotonic()
-    _check_words(ctx, typed)
     with open_session(_project(typed)) as session:
         plan = submission.plan(_request(ctx, session, typed, single), session.store)
         for warning in plan.warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -63,7 +64,8 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
         counts = session.store.counts([experiment.id])[experiment.id]
         if sum(n for state, n in counts.items() if state.is_finished) >= experiment.n_runs:
             return counts
-        elapsed = render.duration(time.monotonic() - started)
-        show(f"{render.state_words(counts)} of {experiment.n_runs:,}   {elapsed}{trouble}")
+        # in a log file only what changes is worth a line
+        elapsed = f"   {render.duration(time.monotonic() - started)}" if sys.stderr.isatty() else ""
+        show(f"{render.state_words(counts)} of {experiment.n_runs:,}{elapsed}{trouble}")
         time.sleep(pause)
         pause = min(longest, pause * 1.3)

@@ -1,0 +1,186 @@
+"""The command line by itself: help, usage errors, the error boundary, and the reference in README.md."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ems import cli
+from ems.cli import app, submit
+from ems.errors import EmsError, StoreError
+from ems.version import __version__
+
+Main = Callable[..., tuple[int, str, str]]
+
+COMMANDS = [
+    "parrun", "run", "status", "logs", "cancel", "hold", "release", "list", "rm", "ls", "cat", "get", "show",
+    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "config", "doctor",
+]  # fmt: skip
+PARRUN = [
+    "--set", "--zip", "--samples", "--seed", "--sweep", "--count-by-running", "--pass-as", "--again", "--on",
+    "--gres", "--gpus", "--cpus", "--mem", "--time", "--partition", "--account", "--qos", "--constraint",
+    "--nodes", "--exclude", "--alloc", "--pack", "--max-parallel", "--workers", "--grace", "--python",
+    "--setup", "--env", "--container", "--max-file", "--wait", "--dry-run", "--name", "--tag", "--message",
+    "--json",
+]  # fmt: skip
+
+
+@pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]) -> Main:
+    """Run a command line in this process; return exit status, stdout, stderr."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        status = cli.main(argv)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_help_lists_every_command_in_sections(main: Main) -> None:
+    status, out, err = main("--help")
+    assert (status, err) == (0, "")
+    listed = re.findall(r"^  ([a-z]+)  +[A-Z]", out, re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    assert not re.search(r"[╭│╰─]", out)
+
+
+def test_no_command_is_help(main: Main) -> None:
+    assert main()[:2] == main("--help")[:2]
+
+
+def test_version(main: Main) -> None:
+    assert main("--version") == (0, f"ems {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(main: Main, name: str) -> None:
+    status, out, _ = main(name, "--help")
+    assert status == 0
+    assert out.startswith(f"Usage: ems {name} [OPTIONS]")
+    assert f"  ems {name}" in out.partition("Examples:")[2], "at least one example"
+    assert "..." not in app.load().commands[name].get_short_help_str(63), "the summary fits a line of ems --help"
+
+
+def test_parrun_has_every_flag_and_run_has_no_sweep(main: Main) -> None:
+    _, parrun, _ = main("parrun", "--help")
+    _, run, _ = main("run", "--help")
+    assert [flag for flag in PARRUN if f" {flag}" not in parrun] == []
+    assert " --gres" in run
+    assert [
+        flag for flag in ("--sweep", "--zip", "--samples", "--pack", "--max-parallel") if f"\n  {flag}" in run
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "hint"),
+    [
+        (["repot"], "no such command `repot`", "did you mean `report`? `ems --help` lists all"),
+        (["parrun", "x.py", "--gress", "gpu:1"], "no such option: --gress", "did you mean --gres"),
+        (["parrun", "x.py", "--cpus", "two"], "should be a valid integer", "`ems parrun --help`"),
+        (["parrun", "x.py", "--pass-as", "flag"], "`flag` is not one of `flags`, `hydra`", "`ems parrun --help`"),
+        (["parrun", "x.py", "--mem"], "option `--mem` requires an argument", "`ems parrun --help`"),
+        (["parrun", "x.py", "y"], "`y` is not meant for ems", "ems parrun x.py -- y"),
+        (["parrun"], "no script is named", "ems parrun train.py"),
+        (["rm"], "missing argument `EXP`", "`ems rm --help`"),
+        (["ls", "a/b/c"], "is not an address", "EXP/INDEX"),
+    ],
+)
+def test_usage_errors_are_a_sentence_and_a_hint(
+    main: Main, project: Path, argv: list[str], message: str, hint: str
+) -> None:
+    (project / ".ems").mkdir()
+    status, out, err = main(*argv)
+    assert (status, out) == (2, "")
+    said, empty, hinted = err.splitlines()
+    assert said.startswith("error: ")
+    assert message in said
+    assert empty == ""
+    assert hinted.startswith("hint: ")
+    assert hint in hinted
+
+
+def failing(error: BaseException) -> Callable[..., int]:
+    def invoke(*_: object) -> int:
+        raise error
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (StoreError("the store is damaged", "mend it"), 1, ["error: the store is damaged", "", "hint: mend it"]),
+        (EmsError("no hint here"), 1, ["error: no hint here"]),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            1,
+            ["error: no space left on device: /x/y", "", "ems rm"],
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), 1, ["error: permission denied: f", "", "who may"]),
+        (KeyError("oops"), 1, ["error: unexpected KeyError: 'oops'", "", "--debug"]),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
+def test_the_boundary_says_it_without_a_traceback(
+    main: Main, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, lines: list[str]
+) -> None:
+    monkeypatch.setattr(app, "invoke", failing(error))
+    found, out, err = main("status")
+    assert (found, out) == (status, "")
+    assert len(err.splitlines()) == len(lines)
+    assert all(expected in line for expected, line in zip(lines, err.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("argv", [["--debug", "status"], ["status", "--debug"]])
+def test_debug_shows_the_traceback(main: Main, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    monkeypatch.setattr(app, "invoke", failing(StoreError("damaged")))
+    _, _, err = main(*argv)
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("error: damaged\n")
+
+
+def test_what_follows_the_dashes_belongs_to_the_script(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(app, "invoke", lambda own, rest, typed: seen.append((own, rest, typed)) or 0)
+    main("run", "t.py", "--", "--debug", "--help", "--", "x")
+    assert seen == [
+        (["run", "t.py"], ["--debug", "--help", "--", "x"], ["run", "t.py", "--", "--debug", "--help", "--", "x"])
+    ]
+
+
+def test_every_setting_of_submit_is_one_of_config() -> None:
+    from ems import config
+
+    keys = set(config.load(None).origins)
+    assert set(submit._SETTINGS) <= keys
+    assert {f"resources.{name}" for name in submit._RESOURCES} <= keys
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    path = Path(__file__).parents[1] / "reference.py"
+    spec = importlib.util.spec_from_file_location("reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_in_the_readme_is_that_of_the_commands(reference: ModuleType) -> None:
+    assert reference.in_readme() == reference.reference(), "run `make reference`"
+
+
+def test_every_command_that_the_readme_shows_exists(reference: ModuleType) -> None:
+    text = reference.README.read_text(encoding="utf-8")
+    shown = set(re.findall(r"(?:^|[`$] ?|&& |· )ems ([a-z]+)", text, re.MULTILINE))
+    assert shown <= {*COMMANDS}, "a command of the README is none of ours"
+    assert {"parrun", "status", "harvest", "report", "rerun"} <= shown
