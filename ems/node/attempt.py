@@ -8,7 +8,7 @@ import signal
 import time
 
 from ems.node import records
-from ems.node.job import CANCELLED, TIME_LIMIT
+from ems.node.job import CANCELLED, TIME_LIMIT, process_start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +72,20 @@ def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Option
     )
 
 
+def end_orphans(files: ExperimentFiles, record: Record, job: Job) -> None:
+    """Kill what the attempt before left running here when its worker was killed: two must not share a directory."""
+    if record["attempt"] == 1:
+        return
+    last = records.read_json(files.attempt(record["index"], record["attempt"] - 1)) or {}
+    is_here = (last.get("host"), last.get("boot_id")) == (job.host, job.boot_id)
+    if last.get("state") == "RUNNING" and is_here and process_start(last["pid"]) != last["pid_start"]:
+        mark = b"\0EMS_RUN_DIR=%s\0" % os.fsencode(files.run(record["index"]))
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open("/proc/%s/environ" % name, "rb") as file:
+                if mark in b"\0" + file.read():
+                    os.kill(int(name), signal.SIGKILL)
+
+
 def _is_next(last: Record, chunk: int, job: Job) -> bool:
     if last["chunk"] != chunk:
         return bool(last["chunk"] < chunk)
@@ -122,6 +136,7 @@ class Attempt:
         argv = self._wrapped(argv, env)
         program = _find(argv[0], env.get("PATH", os.defpath))
         self.record["python"] = self.spec["python"]
+        os.makedirs(self._cwd(), exist_ok=True)  # an empty directory is in no snapshot
         os.chdir(self._cwd())
         for handle in self.share.inherit:
             os.set_inheritable(handle, True)

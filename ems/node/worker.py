@@ -21,7 +21,7 @@ from itertools import islice
 
 from ems.node import job as jobs
 from ems.node import records
-from ems.node.attempt import Attempt, CannotStartError, claim
+from ems.node.attempt import Attempt, CannotStartError, claim, end_orphans
 from ems.node.job import CANCELLED, PREEMPTED, TERMINATED, TIME_LIMIT, Job
 
 TYPE_CHECKING = False
@@ -194,6 +194,7 @@ class Worker:
             attempt.close("CANCELLED", CANCELLED)
             return False
         try:
+            end_orphans(self.files, record, self.job)
             self._place().make(attempt.view)
             attempt.start(self.lib)
         except CannotStartError as error:
