@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ems.model import Json, Params, Resources
 
 _VOLATILE = (
-    (re.compile(r"0x[0-9a-fA-F]+"), "0x…"),
+    (re.compile(r"0x[0-9a-fA-F]+"), "…"),
     (re.compile(r"(?<![\w.])(/[\w.@+-]+)+/"), ""),  # directories: /tmp/x/y.py is y.py
     (re.compile(r"\b[0-9a-f]{8,}\b"), "…"),
     (re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?"), "#"),
@@ -77,7 +77,7 @@ def normalize(text: str) -> str:
     """Return a message without what differs from run to run: numbers, addresses, directories.
 
     >>> normalize("cannot open /tmp/a1/x.bin: 3 of 0x7f00 tried")
-    'cannot open x.bin: # of 0x… tried'
+    'cannot open x.bin: # of … tried'
     """
     for pattern, instead in _VOLATILE:
         text = pattern.sub(instead, text)

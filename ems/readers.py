@@ -8,6 +8,7 @@ tries that too. A line that cannot be used becomes a problem that names it; the 
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import csv
 import json
@@ -56,8 +57,6 @@ def jsonl(data: bytes, state: State) -> Read:
     """Read one JSON object a line, as ``ems.log()`` writes them: ``{"step": 3, "loss": 0.2, "_t": .., "_a": ..}``."""
     read, lines = _whole_lines(data)
     for number, record in _objects(lines, state, read):
-        if record is None:
-            continue
         if isinstance(record, dict):
             _add_record(read, record, state, number - 1)
         else:
@@ -69,10 +68,11 @@ def _objects(lines: list[bytes], state: State, read: Read) -> Iterator[tuple[int
     """Yield line number and value of each line; all at once where every line is JSON, which is three times as fast."""
     first = state.get("lines", 0) + 1
     state["lines"] = first - 1 + len(lines)
-    try:
-        values = json.loads(b"[" + b",".join(lines) + b"]") if lines else []
-    except (ValueError, RecursionError):
-        values = []
+    values: list[Any] = []
+    # whole objects only: halves of one on two lines would be joined to one
+    if all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(b"[" + b",".join(lines) + b"]")
     if len(values) == len(lines) and all(type(value) is dict for value in values):
         yield from enumerate(values, first)
         return
