@@ -92,20 +92,26 @@ class Points:
         Crossed; the last one varies fastest.
     count
         How many points there are; fewer than the product of the axes where a sweep file caps them.
+    names
+        The params in the order they were given, which is the order they are passed in.
+    nested
+        As in :class:`Sweep`.
     """
 
     axes: tuple[Axis, ...]
     count: int
+    names: tuple[str, ...] = ()
     nested: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def iterate(self) -> Iterator[Params]:
         """Yield the params of each point."""
-        names = [name for axis in self.axes for name in axis.names]
-        paths = [self.nested.get(name, (name,)) for name in names]
+        flat = [name for axis in self.axes for name in axis.names]
+        slots = [(self.nested.get(name, (name,)), flat.index(name)) for name in self.names]
         for combination in islice(product(*(axis.values for axis in self.axes)), self.count):
+            drawn = [value for values in combination for value in values]
             params: dict[str, Json] = {}
-            for path, value in zip(paths, (value for values in combination for value in values), strict=True):
-                _put(params, path, value)
+            for path, slot in slots:
+                _put(params, path, drawn[slot])
             yield params
 
 
@@ -167,7 +173,7 @@ def build(
         before = set(takewhile(lambda name: name not in drawn, dimensions))
         position = sum(1 for axis in axes if before.intersection(axis.names))
         axes.insert(position, _draw(drawn, draws, seed))
-    return Points(tuple(axes), min(count, cap or count), nested)
+    return Points(tuple(axes), min(count, cap or count), tuple(dimensions), nested)
 
 
 def _check_groups(paths: Sequence[tuple[str, ...]]) -> None:

@@ -17,6 +17,16 @@ Params = Mapping[str, Any]
 # What a param must not overwrite: with these changed, the run would no longer be the run that was asked for.
 _RESERVED = re.compile(r"(PATH|HOME|USER|SHELL|TMPDIR|LANG|IFS|CUDA_VISIBLE_DEVICES|(LD|LC|PYTHON|SLURM|EMS).*)\Z")
 _MACRO = re.compile(r"\$\{([A-Za-z_]+)\}")
+MACROS = (
+    "${env}",
+    "${interpreter}",
+    "${program}",
+    "${args}",
+    "${args_no_hyphens}",
+    "${args_no_equals}",
+    "${args_no_boolean_flags}",
+    "${args_json}",
+)
 _ENVVAR = re.compile(r"\$\{envvar:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -161,7 +171,7 @@ def _fill(
     template: Sequence[str], interpreter: List[str], script: str, args: Sequence[str], params: Params
 ) -> List[str]:
     flat = list(flatten(params))
-    macros = {
+    macros: Dict[str, List[str]] = {
         "env": ["/usr/bin/env"],
         "interpreter": interpreter,
         "program": [script, *args],
@@ -172,32 +182,38 @@ def _fill(
         "args_no_boolean_flags": [_no_boolean(name, value) for name, value in flat if value is not False],
         "args_json": [json.dumps(dict(params), ensure_ascii=False)],
     }
-    words = [word for item in template for word in _expand(str(item), macros)]
+    words = []
+    for item in template:
+        macro = _macro(item)
+        words += [_ENVVAR.sub(_variable, item)] if macro is None else macros[macro]
     return words if "${program}" in template else words + list(args)
+
+
+def check_command(template: Sequence[str]) -> None:
+    """Raise ValueError, saying why, if a ``command:`` list has a macro that is unknown or inside a word."""
+    for item in template:
+        _macro(item)
+
+
+def _macro(item: str) -> Optional[str]:
+    """Return the macro that ``item`` is; None for a plain word."""
+    found = _MACRO.search(item)
+    if found is None:
+        return None
+    name = found.group(1)
+    if "${%s}" % name in MACROS:
+        if found.group() != item:
+            raise ValueError("`${%s}` in `%s` must be a word of its own in the command" % (name, item))
+        return name
+    import difflib  # only on the way to an error: workers start in milliseconds
+
+    close = difflib.get_close_matches("${%s}" % name, MACROS, 1)
+    guess = "; did you mean `%s`?" % close[0] if close else ""
+    raise ValueError("the command has an unknown macro `${%s}`%s" % (name, guess))
 
 
 def _no_boolean(name: str, value: Any) -> str:
     return "--" + name if value is True else "--%s=%s" % (name, value)
-
-
-def _expand(item: str, macros: Mapping[str, List[str]]) -> List[str]:
-    whole = _MACRO.fullmatch(item)
-    if whole and whole.group(1) in macros:
-        return macros[whole.group(1)]
-    unknown = _MACRO.search(item)
-    if unknown:
-        raise ValueError(_macro_problem(item, unknown.group(1), macros))
-    return [_ENVVAR.sub(_variable, item)]
-
-
-def _macro_problem(item: str, name: str, macros: Mapping[str, List[str]]) -> str:
-    if name in macros:
-        return "`${%s}` in `%s` must be a word of its own in the command" % (name, item)
-    import difflib  # only on the way to an error: workers start in milliseconds
-
-    close = difflib.get_close_matches(name, list(macros), 1)
-    guess = "; did you mean `${%s}`?" % close[0] if close else ""
-    return "the command has an unknown macro `${%s}`%s" % (name, guess)
 
 
 def _variable(match: "re.Match[str]") -> str:

@@ -1,0 +1,124 @@
+"""A YAML file as data, with the line of every key for error messages.
+
+Scalars are read as YAML 1.2 has them. In 1.1, which PyYAML reads, ``1e-3`` is text, ``2:00:00`` is 7200, ``on`` is
+true and a date is no JSON; and a key that stands twice silently loses its first value, which is an error here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, cast
+
+import yaml
+
+from ems.errors import ConfigError
+from ems.model import Json
+
+Location: TypeAlias = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a YAML file holds.
+
+    Attributes
+    ----------
+    path
+        The file, as messages name it.
+    content
+        Its mapping.
+    """
+
+    path: Path
+    content: dict[str, Json]
+    text: str
+
+    def error(self, location: Location, problem: str, hint: str = "") -> ConfigError:
+        """Return an error that names the file and the line of the key at ``location``."""
+        return ConfigError(f"{self.path} line {self.line(location)}: {problem}", hint)
+
+    def line(self, location: Location) -> int:
+        """Return the line, counted from 1, of the deepest key or item of ``location`` that the file has."""
+        node, line = yaml.compose(self.text, _Loader), 1
+        for part in location:
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(key, value) for key, value in node.value if key.value == str(part)]
+                if not pairs:
+                    break
+                line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                node = node.value[part]
+                line = node.start_mark.line + 1
+        return line
+
+
+def read(path: Path, what: str) -> Document:
+    """Read a YAML file whose top is a mapping.
+
+    Parameters
+    ----------
+    what
+        What the file is, for messages: ``"sweep file"``.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, is no YAML, or holds anything but JSON's kinds of values; names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with other scalars
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {what} {path}", "check the path: it is relative to where you are") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{f' line {mark.line + 1}' if mark else ''}: {said}", "mend the line") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply, or in itself") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is {'empty' if content is None else 'no mapping'}", f"write the keys of a {what}")
+    return Document(path, content, text)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # <<: *defaults, which other keys may override
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable) or not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"the key `{key}` is not text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key `{key}` stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+    def construct_undefined(self, node: yaml.Node) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=f"`{node.tag}` is not allowed", problem_mark=node.start_mark)
+
+
+def _set_scalars() -> None:
+    number = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    _Loader.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0].rpartition(":")[2] in ("null", "merge")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern, first in (
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+        ("float", number + r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
+    ):
+        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+    for kind in ("binary", "timestamp", "omap", "pairs", "set"):
+        _Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _Loader.construct_undefined)
+    _Loader.add_constructor(None, _Loader.construct_undefined)
+
+
+_set_scalars()
