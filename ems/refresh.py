@@ -174,7 +174,11 @@ class _Look:
                 values: list[Any] = [new.state, new.slurm_state, new.reason, max([row.attempt, *row.records])]
                 values.append((row.gone_since or now) if is_gone else None)
                 if db.execute(_UPDATE, [*values, row.id, row.version]).rowcount:
-                    db.executemany(_ATTEMPT, [_attempt(row.id, each, new) for each in row.records.values()])
+                    last = max(row.records, default=0)
+                    verdicts = {number: new if number == last else _LOST for number in row.records}
+                    db.executemany(
+                        _ATTEMPT, [_attempt(row.id, row.records[number], each) for number, each in verdicts.items()]
+                    )
                     self._take_params(db, row, record)
 
     def _decide(self, row: _Row, infos: dict[str, JobInfo] | None) -> Verdict | None:
@@ -202,6 +206,9 @@ class _Look:
                 db.execute("UPDATE runs SET params = ? WHERE id = ?", [new, row.id])
                 self._store.add_params(self._files.id, actual)
 
+
+# what becomes of an attempt that recorded no end and was followed by another
+_LOST = Verdict(State.FAILED, "", "lost: the node failed, or the worker was killed")
 
 _UNSETTLED = """
 SELECT r.id, r.idx, r.state, r.slurm_state, r.reason, r.chunk, r.attempt, r.version, r.gone_since,
