@@ -20,10 +20,8 @@ def params() -> Dict[str, Any]:
     file = os.environ.get("EMS_PARAMS_FILE")
     if file:
         with open(file, encoding="utf-8") as text:
-            found: Dict[str, Any] = json.load(text)
-            return found
-    found = json.loads(os.environ.get("EMS_PARAMS") or "{}")
-    return found
+            return dict(json.load(text))
+    return dict(json.loads(os.environ.get("EMS_PARAMS") or "{}"))
 
 
 def seed(default: int = 0) -> int:
@@ -100,7 +98,10 @@ class _Sink:
         self._attempt = attempt()
         self._next_step: Optional[int] = None
         self._flush_at = 0.0
-        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        size = os.fstat(self._handle).st_size
+        if size and os.pread(self._handle, 1, size - 1) != b"\n":  # torn by a full disk: it must not spoil ours
+            os.write(self._handle, b"\n")
 
     def write(self, step: Optional[int], metrics: Dict[str, Any]) -> None:
         """Append one line."""
@@ -162,6 +163,11 @@ def _first_step(path: str) -> int:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().split(b"\n")
-        return int(json.loads(lines[-2])["step"]) + 1
-    except (OSError, ValueError, LookupError, TypeError):
+    except OSError:
         return 0
+    for line in reversed(lines):  # a torn one may stand behind the last whole one
+        try:
+            return int(json.loads(line)["step"]) + 1
+        except (ValueError, LookupError, TypeError):
+            continue
+    return 0

@@ -15,6 +15,8 @@ _KEEP = 4000  # characters of a traceback that a record holds
 _MESSAGE = 300  # characters of a message in a one-line reason
 _FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
 
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(:|\s*$)")
+
 
 def tail(path: str, start: int = 0) -> str:
     """Return the last 64 KiB of what ``path`` holds from byte ``start``; empty where it cannot be read."""
@@ -46,17 +48,17 @@ def last_error(text: str, project: Iterable[str] = ()) -> Optional[Dict[str, str
     start = text.rfind(_TRACEBACK)
     if start < 0:
         return _syntax_error(text, project)
-    lines = text[start:].splitlines()
+    lines = text[start:].split("\n")
     # the exception is the first line after the frames that is not indented; a message may go on below it
     end = next((i for i in range(1, len(lines)) if lines[i][:1].strip()), None)
-    if end is None:
+    if end is None or not _RAISED.match(lines[end]):
         return None
     return _error(lines[: end + 1], lines[end : end + 20], project)
 
 
 def _syntax_error(text: str, project: Iterable[str]) -> Optional[Dict[str, str]]:
     """Read the error of a script that does not compile: it has no traceback line of its own."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     ends = [i for i, line in enumerate(lines) if re.match(r"(Syntax|Indentation|Tab)Error: ", line)]
     start = next((i for i in range(ends[-1], -1, -1) if _FRAME.match(lines[i])), None) if ends else None
     return None if start is None else _error(lines[start : ends[-1] + 1], lines[ends[-1] :], project)

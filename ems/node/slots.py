@@ -90,7 +90,7 @@ class Machine:
                     taken.append((kind, name))
         locks = ["%s-%s" % pair for pair in taken]
         gpus = [name for kind, name in taken if kind == "gpu"]
-        share = Share(gpus or None, locks, [self._held[lock] for lock in locks if lock.startswith("gpu-")])
+        share = Share(gpus or None, locks, [self._held[k] for k in locks if k.startswith("gpu-") and self._folder])
         if len(taken) == sum(n for _, _, n in self._needs):
             return share
         self.give_back(share)
