@@ -90,7 +90,10 @@ def report(
         Path | None, _option(WRITE, "--output", "-o", metavar="FILE", help="Write to a file instead.")
     ] = None,
 ) -> None:
-    """Show the results: one row a run or a group, the best marked, or a curve."""
+    """Show the results as a table or a curve.
+
+    One row a run, or one a group with --by; the best is marked.
+    """
     from ems.cli.session import open_session
     from ems.report import Query
 

@@ -170,9 +170,18 @@ def _check_words(ctx: typer.Context, typed: Mapping[str, Any]) -> None:
 
 
 def _project(typed: Mapping[str, Any]) -> Path:
-    from ems import snapshot
+    """Return where the experiment is kept: the script's git project, or without git where the user works.
 
-    return snapshot.project_root(Path.cwd() / (typed["script"] or typed["sweep"]))
+    So ``ems status`` finds it from where ``ems parrun folder/train.py`` was typed.
+    """
+    from ems import config, project, store
+
+    here = Path.cwd().resolve()
+    root = project.project_root(here / (typed["script"] or typed["sweep"]))
+    is_marked = any((root / name).exists() for name in (config.PROJECT_FILE, store.FOLDER))
+    if project.is_repository(root) or is_marked or not root.is_relative_to(here):
+        return root
+    return store.find(here).parent.parent
 
 
 def _settings(session: Session, typed: Mapping[str, Any]) -> Settings:

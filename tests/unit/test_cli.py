@@ -184,3 +184,13 @@ def test_every_command_that_the_readme_shows_exists(reference: ModuleType) -> No
     shown = set(re.findall(r"(?:^|[`$] ?|&& |· )ems ([a-z]+)", text, re.MULTILINE))
     assert shown <= {*COMMANDS}, "a command of the README is none of ours"
     assert {"parrun", "status", "harvest", "report", "rerun"} <= shown
+
+
+def test_the_settings_that_the_readme_shows_are_taken(reference: ModuleType, tmp_path: Path) -> None:
+    from ems import config
+
+    (example,) = re.findall(r"```yaml\n(.*?)```", reference.README.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / config.PROJECT_FILE).write_text(example)
+    settings = config.load(tmp_path)
+    assert (settings.on, settings.resources.time, settings.env) == ("slurm", "2:00:00", "auto")
+    assert config.load(tmp_path, on="here").resources.gres is None
