@@ -18,11 +18,11 @@ from pathlib import Path
 from ems import failures, points, wide
 from ems.errors import EmsError, StoreError
 from ems.intake import Intake
-from ems.model import Experiment, State
+from ems.model import Experiment, Run, State
 from ems.node import records
 from ems.node.records import ExperimentFiles
 from ems.refresh import Refresh, present, refresh_states
-from ems.store import Store, load_experiment, load_run
+from ems.store import Store
 
 __all__ = ["ExperimentHarvest", "HarvestReport", "adopt", "failed", "harvest", "refresh_states"]
 
@@ -131,8 +131,8 @@ def adopt(store: Store, root: Path, problems: list[str] | None = None) -> list[s
             continue
         files = ExperimentFiles(root, name)
         try:
-            experiment = load_experiment(records.read_json(files.spec) or {})
-            store.add(experiment, (load_run(line) for line in records.iterate_runs(files)))
+            experiment = Experiment.load(records.read_json(files.spec) or {})
+            store.add(experiment, (Run.load(line) for line in records.iterate_runs(files)))
             adopted.append(experiment.id)
         except (OSError, ValueError, TypeError, KeyError) as error:
             if problems is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
 from ems.errors import UsageError
 
@@ -188,6 +188,24 @@ class Experiment:
     provenance: Mapping[str, Json] = field(default_factory=dict)
     study_id: str | None = None
 
+    @classmethod
+    def load(cls, record: Mapping[str, Any]) -> Experiment:
+        """Make an experiment of its ``spec.json``; keys of a later version are passed over.
+
+        Raises
+        ------
+        TypeError
+            If a key is missing.
+        """
+        known = {each.name for each in fields(cls)}
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items() if key in known}
+        values["loops"] = tuple(
+            LoopRef(**{**loop, "names": tuple(loop["names"])}) for loop in record.get("loops") or ()
+        )
+        values["resources"] = Resources(**(record.get("resources") or {}))
+        values["pass_as"] = PassAs(record.get("pass_as") or PassAs.FLAGS)
+        return cls(**values)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -198,6 +216,12 @@ class Run:
     seed: int
     key: str  # same key = same code, params and args
     loops: tuple[int, ...] = ()
+
+    @classmethod
+    def load(cls, record: Mapping[str, Any]) -> Run:
+        """Make a run of its line in ``runs.jsonl``."""
+        loops = tuple(record.get("loops") or ())
+        return cls(record["index"], record["params"], record["seed"], record["key"], loops)
 
 
 @dataclass(frozen=True, slots=True)

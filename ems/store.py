@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ems import migrations, notebook, wide
 from ems.errors import NotFoundError, StoreError
-from ems.model import Attempt, Experiment, LoopRef, Params, PassAs, Resources, Run, State
+from ems.model import Attempt, Experiment, Params, Run, State
 from ems.node import records
 
 if TYPE_CHECKING:
@@ -245,7 +245,10 @@ class Store:
 
     def refresh_wide(self) -> None:
         """Give ``runs_wide`` the columns that there are now. Call it inside :meth:`write`."""
-        params = self.db.execute("SELECT name, min(path) FROM params GROUP BY name ORDER BY name").fetchall()
+        params = self.db.execute(
+            "SELECT p.name, min(p.path) FROM params p JOIN experiments e ON e.id = p.experiment_id"
+            " GROUP BY p.name ORDER BY min(e.rowid), p.name"
+        ).fetchall()
         metrics = self.db.execute("SELECT name, id FROM metrics ORDER BY id").fetchall()
         sql = wide.view(params, metrics)
         old = self.db.execute("SELECT sql FROM sqlite_master WHERE name = 'runs_wide'").fetchone()
@@ -256,7 +259,7 @@ class Store:
     def experiments(self) -> list[Experiment]:
         """Return all experiments, newest last."""
         return [
-            load_experiment(json.loads(spec))
+            Experiment.load(json.loads(spec))
             for (spec,) in self.query("SELECT spec FROM experiments ORDER BY created_at, rowid")
         ]
 
@@ -291,10 +294,10 @@ class Store:
         if not found:
             raise NotFoundError(f"there is no experiment `{ref}` in {self.path}", "ems list")
         if len(found) > 1:
-            candidates = [load_experiment(json.loads(spec)) for (spec,) in found]
+            candidates = [Experiment.load(json.loads(spec)) for (spec,) in found]
             listed = ", ".join(f"{each.id} ({each.name})" for each in candidates[:5])
             raise NotFoundError(f"`{ref}` begins {len(found)} ids: {listed}", "type one more character of the id")
-        return load_experiment(json.loads(found[0][0]))
+        return Experiment.load(json.loads(found[0][0]))
 
     def remove(self, exp_id: str, purge: bool = False) -> None:
         """Note that an experiment's files are gone; with ``purge`` forget it and its results wholly."""
@@ -465,23 +468,6 @@ def find(start: Path) -> Path:
             return folder / FOLDER / "ems.db"
     top = next((folder for folder in folders if (folder / ".git").exists()), start)
     return top / FOLDER / "ems.db"
-
-
-def load_experiment(record: Mapping[str, Any]) -> Experiment:
-    """Make an experiment of its ``spec.json``; keys of a newer ``ems`` are passed over."""
-    known = {each.name for each in dataclasses.fields(Experiment)}
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record.items() if key in known
-    }
-    values["loops"] = tuple(LoopRef(**{**loop, "names": tuple(loop["names"])}) for loop in record.get("loops") or ())
-    values["resources"] = Resources(**(record.get("resources") or {}))
-    values["pass_as"] = PassAs(record.get("pass_as") or PassAs.FLAGS)
-    return Experiment(**values)
-
-
-def load_run(record: Mapping[str, Any]) -> Run:
-    """Make a run of its line in ``runs.jsonl``."""
-    return Run(record["index"], record["params"], record["seed"], record["key"], tuple(record.get("loops") or ()))
 
 
 def _run_values(exp_id: str, run: Run, names: dict[str, tuple[str, ...]]) -> tuple[object, ...]:
