@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import enum
-import io
 import json
 import math
 import textwrap
@@ -195,18 +193,19 @@ def _json(table: Table) -> str:
 
 
 def _csv(table: Table) -> str:
-    file = io.StringIO()
+    """RFC 4180 but for the newline, which is Unix's; nothing stands for what is missing, ``""`` for an empty text."""
     records = list(table.records())
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(records[0] if records else [column.name for column in table.columns])
-    writer.writerows([_csv_cell(value) for value in record.values()] for record in records)
-    return file.getvalue()
+    head = list(records[0]) if records else [column.name for column in table.columns]
+    rows = [head, *(record.values() for record in records)]
+    return "".join(",".join(map(_csv_cell, row)) + "\n" for row in rows)
 
 
 def _csv_cell(value: Json) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value) if not isinstance(value, float) else repr(value)
+    text = value if isinstance(value, str) else repr(value) if isinstance(value, float) else json.dumps(value)
+    # the csv module leaves a lone carriage return bare, which its own reader then takes for the end of the row
+    return '"' + text.replace('"', '""') + '"' if text == "" or any(c in text for c in ',"\r\n') else text
 
 
 # -- for papers -------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from ems.canvas import MARKERS, Scale, draw, marker
 
-
 RISING = [
     "   1+          .o",
     "    |        ..",
