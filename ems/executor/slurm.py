@@ -289,7 +289,7 @@ _HARMLESS = re.compile(
 
 def _refusal(refusal: feed.RefusedError) -> ExecutorError:
     said = str(refusal)
-    if refusal.is_away:
+    if refusal.is_away or "Unexpected message" in said:
         return ExecutorError(
             f"SLURM does not answer: {said}", "nothing is lost: repeat the command when it is back; ems doctor"
         )
@@ -315,9 +315,9 @@ def _job_list(ids: Sequence[str]) -> list[str]:
 def _in_queue(ids: Sequence[str]) -> dict[str, JobInfo]:
     """Ask slurmctld; it also remembers what ended within the last minutes (MinJobAge)."""
     wanted = set(ids)
-    # `0` is no job: squeue calls a single unknown job an error, and of several leaves the unknown out
-    done = _call(["squeue", "-h", "-r", "-t", "all", "-o", "%F|%K|%A|%T|%N|%S|%r", *_job_list([*ids, "0"])])
-    if done.returncode != 0 and "Invalid job id" not in done.stderr:
+    done = _call(["squeue", "-h", "-r", "-t", "all", "-o", "%F|%K|%A|%T|%N|%S|%r", *_job_list(ids)])
+    # squeue calls a single unknown job an error; of several it leaves the unknown out
+    if done.returncode != 0 and "Invalid job id specified" not in done.stderr:
         raise _refusal(feed.RefusedError(feed.words(done.stderr) or "squeue failed"))
     found = {}
     for line in done.stdout.splitlines():
