@@ -92,7 +92,7 @@ def test_full_queue_is_fed_by_the_next_command(lab):
         experiment = lab.parrun("train.py", "--set", "i=0..3")
         lab.harvest()
         assert lab.states(experiment) == dict.fromkeys(range(4), "PENDING")
-        assert "wait" in lab.ems("status").stdout.lower()
+        assert "1 array job to submit" in lab.ems("status").stdout
         lab.slurm.run("scancel", others)
         lab.slurm.wait_for_empty_queue()
         lab.ems("status")
@@ -108,7 +108,7 @@ def test_scancel_and_ems_cancel_of_one_run_leave_the_others(lab):
     assert lab.states(experiment) == dict.fromkeys(range(4), "RUNNING")
 
     lab.slurm.run("scancel", lab.attempts(experiment)[1][0]["job"])
-    lab.ems("cancel", f"{experiment}/2", "--yes")
+    lab.ems("cancel", f"{experiment}/2")
     lab.wait_until(lambda: len(lab.slurm.queue()) == 2, 30, "end of the cancelled")
     lab.harvest()
     assert lab.states(experiment) == {0: "RUNNING", 1: "CANCELLED", 2: "CANCELLED", 3: "RUNNING"}
@@ -124,7 +124,7 @@ def test_cancel_of_what_is_pending_and_running(lab):
     lab.write("train.py", WAITING_SCRIPT)
     experiment = lab.parrun("train.py", "--set", "i=0..19", "--max-parallel", "2", "--grace", "2")
     lab.wait_for_start(experiment, 0, 1)
-    lab.ems("cancel", experiment, "--yes")
+    lab.ems("cancel", experiment)
     lab.slurm.wait_for_empty_queue()
     lab.harvest()
     assert lab.states(experiment) == dict.fromkeys(range(20), "CANCELLED")

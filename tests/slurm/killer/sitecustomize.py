@@ -6,6 +6,7 @@ of every statement. EMS_TEST_KILL_LOG names a file that gets a line for each; EM
 happen: ``12`` is the 12th, ``12+0.005`` dies 5 ms after it began, ``12:STOP`` stops there until SIGCONT.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -20,16 +21,28 @@ class _Killer:
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if log else -1
         self.count = 0
         self.is_busy = False
+        self.untraced: list = []
 
     def hook(self, event: str, args: tuple) -> None:
         if self.is_busy:
             return
         if event == "sqlite3.connect/handle":
-            args[0].set_trace_callback(self.statement)
+            self.untraced.append(args[0])
             return
+        if self.untraced:
+            self.trace()
         did = _describe(event, args)
         if did:
             self.step(did)
+
+    def trace(self) -> None:
+        """Trace the new connections: the event comes before they are usable, the first event after it does not."""
+        self.is_busy = True
+        for connection in self.untraced:
+            with contextlib.suppress(Exception):  # closed already
+                connection.set_trace_callback(self.statement)
+        self.untraced.clear()
+        self.is_busy = False
 
     def statement(self, sql: str) -> None:
         words = sql.split()
