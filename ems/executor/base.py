@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -105,6 +105,12 @@ class Executor(Protocol):
     def doctor(self) -> list[Check]:
         """Look at everything that this executor needs, and say how to mend what is missing."""
         ...
+
+
+def resources_of(experiment: Experiment, chunk: Record) -> Resources:
+    """Return what the runs of a chunk ask for: the experiment's resources, but for what a rerun asked instead."""
+    instead = {key: value for key, value in (chunk.get("resources") or {}).items() if value is not None}
+    return replace(experiment.resources, **instead)
 
 
 @contextlib.contextmanager

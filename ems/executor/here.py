@@ -20,7 +20,7 @@ from submitit import LocalExecutor as SubmititLocal
 
 from ems.errors import ExecutorError
 from ems.executor import probes
-from ems.executor.base import Check, Limits, Submission, writing_to
+from ems.executor.base import Check, Limits, Submission, resources_of, writing_to
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
 from ems.node.records import ExperimentFiles, Record
@@ -98,15 +98,11 @@ class HereExecutor:
 
     def script(self, experiment: Experiment, chunk: Record) -> str:
         """See :meth:`Executor.script`: the command of the pool."""
-        resources = {"gpus": None, "gres": None, **(chunk.get("resources") or {})}
-        per_run = Resources(
-            gpus=resources["gpus"] or experiment.resources.gpus, gres=resources["gres"] or experiment.resources.gres
-        ).gpus_per_run
+        resources = resources_of(experiment, chunk)
+        per_run = resources.gpus_per_run
         devices = probes.gpus() if per_run else []
-        fits = (
-            max(1, len(devices) // per_run) if per_run else max(1, probes.cores() // (experiment.resources.cpus or 1))
-        )
-        workers = min(experiment.workers or fits, experiment.max_parallel or sys.maxsize)
+        fits = len(devices) // per_run if per_run else probes.cores() // (resources.cpus or 1)
+        workers = min(experiment.workers or max(1, fits), experiment.max_parallel or sys.maxsize)
         worker = Path(install.install_lib(self.root), "ems", "node", "worker.py")
         argv = [*shlex.split(self.worker_python), "-I", "-S", str(worker), os.fspath(self.root), experiment.id]
         argv += [str(chunk["chunk"]), "--here", "--workers", str(workers)]

@@ -20,7 +20,7 @@ from submitit import SlurmExecutor as SubmititSlurm
 
 from ems.errors import ExecutorError, UsageError
 from ems.executor import probes
-from ems.executor.base import Check, Limits, Submission, writing_to
+from ems.executor.base import Check, Limits, Submission, resources_of, writing_to
 from ems.executor.states import from_slurm, spell_out
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
@@ -96,7 +96,7 @@ class SlurmExecutor:
     def script(self, experiment: Experiment, chunk: Record) -> str:
         """See :meth:`Executor.script`: the exact text for sbatch."""
         files = ExperimentFiles(self.root, experiment.id)
-        resources = replace(experiment.resources, **(chunk.get("resources") or {}))
+        resources = resources_of(experiment, chunk)
         number = chunk["chunk"]
         writer = _Script(folder=files.chunks)
         writer.update_parameters(
