@@ -55,6 +55,7 @@ class Goal(enum.StrEnum):
     MAXIMIZE = "maximize"
 
 
+_SCALARS = (float, int, str, bool, type(None))
 _LOW = re.compile(
     r"loss(es)?|err(ors?)?|r?mse|mae|mape|nll|b?ce|crossentropy|perplexity|ppl|[wc]er|fid|kl|regret|costs?|times?|"
     r"latency|seconds|runtime|brier|ece|bp[cb]|divergence|distance|residuals?|deviation|violations?"
@@ -212,7 +213,7 @@ def flatten(params: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
     """Write nested params flat: ``{"opt": {"lr": 1}}`` as ``{"opt.lr": 1}``."""
     flat: dict[str, Json] = {}
     for name, value in params.items():
-        if isinstance(value, Mapping) and value:
+        if type(value) not in _SCALARS and isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
@@ -221,6 +222,8 @@ def flatten(params: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
 
 def identity(value: Value) -> object:
     """Something hashable that equal values share: 1 and 1.0 are equal, 1 and true are not, NaN equals itself."""
+    if type(value) in (str, int):  # most are, and 10,000 rows ask
+        return value
     if isinstance(value, bool):
         return ("bool", value)
     if isinstance(value, float) and math.isnan(value):

@@ -93,8 +93,12 @@ def _by_run(whole: Frame, frame: Frame, query: Query, metrics: list[Field]) -> T
     frame = frame.take(_ordered(frame, query, metrics))
     chosen = _chosen(whole, query, metrics, has_states)
     columns = [_run_column(frame, each, is_plain=query.is_wide) for each in chosen]
-    among = " among completed runs" if has_states else ""
+    among = " among completed runs" if has_states and _any_completed(frame) else ""
     return Table(tuple(columns), tuple(_best_notes(frame, metrics, columns, query, among)))
+
+
+def _any_completed(frame: Frame) -> bool:
+    return any(row.state is State.COMPLETED for row in frame.rows)
 
 
 def _chosen(whole: Frame, query: Query, metrics: list[Field], has_states: bool) -> list[Field]:
@@ -117,10 +121,10 @@ def _distinct(frame: Frame, column: Field) -> set[object]:
 def _run_column(frame: Frame, each: Field, is_plain: bool) -> Column:
     cells = frame.values(each)
     if each.kind is Kind.METRIC:
-        counted = [row.state is State.COMPLETED for row in frame.rows]
-        numbers = [c if isinstance(c, int | float) else None for c in cells]
-        finished = [n if ok else None for n, ok in zip(numbers, counted, strict=True)] if any(counted) else numbers
-        return Column(each.name, cells, "metric", _best(finished, frame.goal(each)))
+        values = [c if isinstance(c, int | float) else None for c in cells]
+        if _any_completed(frame):
+            values = [v if r.state is State.COMPLETED else None for v, r in zip(values, frame.rows, strict=True)]
+        return Column(each.name, cells, "metric", _best(values, frame.goal(each)))
     if each.kind is Kind.FACT and each.key == "index" and not is_plain and len({r.exp_id for r in frame.rows}) > 1:
         return Column(each.name, cells, texts=[f"{row.exp_id}/{row.index}" for row in frame.rows])
     return Column(each.name, cells)

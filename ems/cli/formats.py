@@ -119,7 +119,8 @@ def texts(column: Column, table: Table) -> list[str]:
 def _values(column: Column) -> list[str]:
     """Show params and facts; numbers in six digits unless two of them would look the same."""
     if column.name == "state":
-        return [render.state_cell(State(str(cell))) for cell in column.cells]
+        words = {state: render.state_cell(state) for state in State}
+        return [words[State(str(cell))] for cell in column.cells]
     cells: list[Json] = [cell for cell in column.cells if not isinstance(cell, Estimate)]
     shown = ["" if cell == "" else render.value_text(cell) if cell is not None else render.ABSENT for cell in cells]
     if len(set(shown)) < len({repr(cell) for cell in cells if isinstance(cell, float)}):

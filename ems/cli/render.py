@@ -297,16 +297,22 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], max_width: 
 
     Where it is too wide, text columns that may be cut are cut, then columns leave from the right.
     """
-    cells = [[clean(text) for text in (column.title, *(row[i] for row in rows))] for i, column in enumerate(columns)]
-    widths = [max(map(_cells, column)) for column in cells]
+    cells = [_clean_all([column.title, *(row[i] for row in rows)]) for i, column in enumerate(columns)]
+    widths = [max(map(len if is_plain else _cells, column)) for column, is_plain in cells]
     shown = list(range(len(columns)))
     if max_width is not None:
         widths = _cut(columns, widths, max_width)
         shown = _drop(columns, widths, max_width)
     last = shown[-1] if shown else -1
-    aligned = [_align(cells[i], widths[i], columns[i].right, pad=i != last) for i in shown]
+    aligned = [_align(*cells[i], widths[i], columns[i].right, pad=i != last) for i in shown]
     lines = [_GAP.join(parts).rstrip() for parts in zip(*aligned, strict=True)]
     return Layout(lines, tuple(column.title for i, column in enumerate(columns) if i not in shown))
+
+
+def _clean_all(texts: list[str]) -> tuple[list[str], bool]:
+    """Clean a column; say whether each character of it takes one cell (one look at all instead of 10,000)."""
+    joined = "".join(texts)
+    return (texts if joined.isprintable() else list(map(clean, texts))), joined.isascii()
 
 
 def _cells(text: str) -> int:
@@ -340,8 +346,10 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _align(texts: Sequence[str], cells: int, right: bool, pad: bool) -> list[str]:
-    aligned = []
+def _align(texts: list[str], is_plain: bool, cells: int, right: bool, pad: bool) -> list[str]:
+    if is_plain and max(map(len, texts)) <= cells and not any(type(text) is Styled for text in texts):
+        return [text.rjust(cells) if right else text.ljust(cells) for text in texts]
+    aligned, console = [], out()
     for text in texts:
         wide = _cells(text)
         shown: str = text
@@ -349,7 +357,7 @@ def _align(texts: Sequence[str], cells: int, right: bool, pad: bool) -> list[str
             shown, wide = set_cell_size(text, cells - 1) + "…", cells
         space = " " * (cells - wide)
         if isinstance(text, Styled):
-            shown = paint(str(shown), text.style)
+            shown = paint(str(shown), text.style, console)
         aligned.append(space + shown if right else shown + space if pad else shown)
     return aligned
 

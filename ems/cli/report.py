@@ -240,10 +240,9 @@ def _say_what_is_new(session: Session, experiments: Sequence[Experiment]) -> Non
 
     ended, is_all = _ended_since_harvest(session, experiments)
     if ended:
+        ids = [experiments[0].id] if len(experiments) == 1 else []
         count = render.plural(ended, "run") if is_all else f"{ended:,} or more runs"
-        render.note(
-            f"{count} ended since the last harvest: ems harvest {experiments[0].id if len(experiments) == 1 else ''}"
-        )
+        render.note(f"{count} ended since the last harvest: {' '.join(['ems harvest', *ids])}")
 
 
 def _ended_since_harvest(session: Session, experiments: Sequence[Experiment]) -> tuple[int, bool]:
