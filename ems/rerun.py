@@ -6,13 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ems import harvest, submission
+from ems import harvest, snapshot, submission
 from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission
 from ems.model import Experiment, Resources, Run, State
 from ems.node import records
 from ems.store import Store
 from ems.target import Target
+
+
+#: What ``--failed``, ``--missing`` and ``--all`` choose from; a missing run has no attempt besides.
+_STATES = {
+    "failed": {State.FAILED, State.CANCELLED},
+    "missing": {State.CANCELLED, State.UNKNOWN},
+    "all": set(State),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ def rerun(
         raise UsageError(f"{experiment.id} ran on {experiment.executor}", f"add --on {experiment.target}")
     asked = {key: value for key, value in asdict(resources or Resources()).items() if value is not None}
     target.executor.check(replace(experiment.resources, **asked))
+    snapshot.checkout(target.root, experiment.snapshot)
     first = max(files.chunk_numbers(), default=0) + 1
     for from_nothing, indices in _by_freshness(chosen, states, fresh).items():
         chunks = submission.plan_chunks(
@@ -91,12 +100,8 @@ def rerun(
 
 def _choose(store: Store, experiment: Experiment, states: dict[int, State], which: str | Sequence[int]) -> list[int]:
     if isinstance(which, str):
-        wanted = {
-            "failed": lambda state: state in (State.FAILED, State.CANCELLED),
-            "missing": lambda state: state in (State.CANCELLED, State.UNKNOWN),
-            "all": lambda _: True,
-        }[which]
-        chosen = [index for index, state in states.items() if wanted(state)]
+        wanted = _STATES[which]
+        chosen = [index for index, state in states.items() if state in wanted]
         if which == "missing":
             chosen = [index for index in chosen if not store.attempts(experiment.id, index)]
     else:

@@ -188,7 +188,9 @@ def submit(plan: Plan, store: Store) -> Submission:
     """
     experiment = replace(
         plan.experiment,
-        provenance=provenance.collect(plan.project, plan.experiment.command_line, plan.experiment.python),
+        provenance=provenance.collect(
+            plan.project, plan.experiment.command_line, plan.experiment.python, aside=plan.target.root / "diffs"
+        ),
     )
     return start(experiment, plan.runs, plan.chunks, plan.target, store)
 
@@ -210,9 +212,11 @@ def start(
         If the scheduler refuses; the experiment stays.
     """
     try:
-        checkout.ensure(target.root, experiment.snapshot)
+        snapshot.checkout(target.root, experiment.snapshot)
         install.install_lib(target.root)
-        links = snapshot.plan_links(checkout.manifest(target.root, experiment.snapshot))
+        # Where the script lies and where it starts stay real directories: that is where scripts write.
+        keep = (experiment.cwd, str(PurePosixPath(experiment.script).parent))
+        links = snapshot.plan_links(checkout.manifest(target.root, experiment.snapshot), keep=keep)
         experiment = replace(experiment, linked_dirs=links)
         _write_experiment(target.root, experiment, runs(), chunks)
     except OSError as error:
@@ -328,7 +332,8 @@ def _find_script(request: Request, swept: sweep.Sweep | None) -> Path:
             f"there is no script {os.path.relpath(script, request.cwd)}",
             f"scripts in that folder: {', '.join(near)}" if near else "check the path: it is relative to where you are",
         )
-    return script.absolute()
+    # The folder's symlinks are resolved, as project_root does; the script's own is the user's choice of name.
+    return Path(os.path.realpath(script.parent)) / script.name
 
 
 def _read_script(script: Path) -> str:
@@ -387,6 +392,7 @@ def _describe(
     snapshot_id: str,
 ) -> Experiment:
     by_loops = points.source == "loops"
+    cwd = Path(os.path.realpath(request.cwd))
     return Experiment(
         id=new_id(request.target.root),
         name=request.name or (swept.name if swept and swept.name else script.stem),
@@ -394,7 +400,7 @@ def _describe(
         script=_relative(script, project),
         snapshot=snapshot_id,
         n_runs=points.count,
-        cwd=_relative(request.cwd.absolute(), project) if request.cwd.absolute().is_relative_to(project) else ".",
+        cwd=_relative(cwd, project) if cwd.is_relative_to(project) else ".",
         args=request.args,
         command=swept.command if swept else None,
         pass_as=request.pass_as or (PassAs.NONE if by_loops else PassAs.FLAGS),
@@ -444,6 +450,10 @@ def _find_data(request: Request, project: Path) -> dict[str, str]:
 def _choose_python(request: Request, project: Path) -> str:
     if request.env == "auto":
         return environment.resolve(project, request.target.root, python=request.python)
+    if request.container:
+        if request.target.executor.name == "here" and not request.setup:
+            environment.check_container(request.container)
+        return request.python or "python3"  # the image's own
     return request.python or environment.default_python()
 
 

@@ -139,11 +139,11 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
         plan = submission.plan(_request(ctx, session, typed, single), session.store)
         for warning in plan.warnings:
             render.note(f"warning: {warning}")
-        if typed["dry_run"]:
-            _show_plan(plan, typed["as_json"])
-            return
         if not plan.experiment.n_runs:
             _say_nothing_to_do(plan, typed["as_json"])
+            return
+        if typed["dry_run"]:
+            _show_plan(plan, typed["as_json"])
             return
         if not typed["as_json"]:
             render.say(headline(plan))
