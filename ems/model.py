@@ -198,7 +198,7 @@ class Experiment:
             If a key is missing.
         """
         known = {each.name for each in fields(cls)}
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items() if key in known}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
         values["loops"] = tuple(
             LoopRef(**{**loop, "names": tuple(loop["names"])}) for loop in record.get("loops") or ()
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from ems.readers import Point
 
-PRINTED = "6"  # the kinds of sources, in order of precedence, begin with a digit; see ems.harvest
+PRINTED = ("8", "9")  # kinds of sources; the smaller digit goes first, see ems.intake
 
 
 @dataclass(slots=True)
