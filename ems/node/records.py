@@ -8,7 +8,7 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/spec.json           the experiment (ems.model.Experiment)
     experiments/EXP/runs.jsonl          one line a run, in order of index (ems.model.Run)
     experiments/EXP/runs.offsets        n + 1 little-endian uint64: where line i of runs.jsonl begins
-    experiments/EXP/chunks/C.json       {"chunk": C, "indices": [..] or null, "start": a, "stop": b}; written before its sbatch
+    experiments/EXP/chunks/C.json       {"chunk": C, "indices": [..] or null, "start": a, "stop": b}; before its sbatch
     experiments/EXP/chunks/C.sh         the exact sbatch script (slurm only)
     experiments/EXP/chunks/C.intent     created exclusively by whoever is about to submit chunk C
     experiments/EXP/chunks/C.job        {"job": "1842", "submitted_at": ..., "tasks": n}; after sbatch has answered
@@ -18,6 +18,8 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/runs/I/metrics.jsonl     ems.log(): one flat JSON object a line
     experiments/EXP/runs/I/checkpoint/       survives requeues
     experiments/EXP/runs/I/files/            the view: the script's project root; what it writes stays here
+    experiments/EXP/runs/I/cancel            the highest chunk for which this run is cancelled
+    pycache/SNAPSHOT/, views/PLAN/      compiled modules and links that the views of runs share
 
 Every file that another process reads is written aside and renamed, or is append-only lines of which a torn
 last one is ignored.
@@ -29,6 +31,9 @@ import json
 import os
 import struct
 from datetime import datetime, timezone
+
+# 2000-01-01, the time of modification of what is copied into a run's view: any other time, and the run wrote the file
+UNTOUCHED_AT = 946684800
 
 TYPE_CHECKING = False  # importing typing would cost a worker a fifth of its start
 if TYPE_CHECKING:
@@ -110,9 +115,10 @@ def create_exclusive(path: PathLike, content: Union[str, bytes], durable: bool =
     aside = _write_aside(path, content, durable)
     try:
         os.link(aside, path)
-        return True
     except FileExistsError:
         return False
+    else:
+        return True
     finally:
         os.unlink(aside)
 
@@ -210,6 +216,11 @@ def cancel(files: ExperimentFiles, index: int) -> None:
     """Have run ``index`` not be started, or ended within a second, by the workers of all present chunks."""
     os.makedirs(files.run(index), exist_ok=True)
     write_atomic(files.run(index, "cancel"), "%d\n" % max(files.chunk_numbers(), default=0), durable=False)
+
+
+def is_untouched(found: os.stat_result) -> bool:
+    """Whether a file below ``runs/I/files`` is the project's, as the run found it; so are links there."""
+    return found.st_mtime == UNTOUCHED_AT
 
 
 def has_waiting_chunks(files: ExperimentFiles) -> bool:

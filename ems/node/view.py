@@ -1,9 +1,11 @@
 """Where a run works: a view of the project in the run's own directory.
 
-Real directories, in which every file of the snapshot stands at its usual relative path. Python files are small copies,
-so that ``__file__`` lies in the view even where a script resolves it; all others are symbolic links into the read-only
-checkout. Relative reads work as in the project, relative writes land in the run's own directory. When the run has
-ended, everything it did not write is removed again: 10,000 runs keep no 10,000 copies of the project.
+Real directories, in which every file of the snapshot, and of the data that git ignores, stands at its usual relative
+path. Python files and other small ones are copies: a script may overwrite them as it does on the laptop, and finds
+itself in the view even where it resolves ``__file__``. All others are symbolic links into the read-only checkout, and
+directories with very many files are linked as a whole. So relative reads work as in the project, and relative writes
+land in the run's own directory. When the run has ended, everything it did not write is removed again: 10,000 runs keep
+no 10,000 copies of the project.
 
 The symbolic links exist once, in ``ROOT/views/PLAN/``; each view has hard links to them. That needs no inode (of which
 file servers give few) and where making one is slow, is fifty times faster.
@@ -17,14 +19,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
+from itertools import islice
+
+from ems.node import records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple
+    from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 _LINK = 0o120000  # git's mode of a symbolic link
-_MAX_COPIES = 1000  # Python files beyond this number are linked
-_MAX_COPY_BYTES = 1 << 20  # and so are larger ones
+_MAX_MODULES, _MAX_MODULE_BYTES = 1000, 1 << 20  # Python files that are copied
+_MAX_COPIES, _MAX_COPY_BYTES = 200, 1 << 16  # other files that are copied, the least deep ones first
+_MAX_DATA = 1000  # files and directories of the data that are shown one by one
+# harvest reads such files while the run writes them: the project's own must not look like the run's
+_NEVER_COPIED = (".csv", ".json", ".jsonl")
 
 
 class View:
@@ -56,28 +65,56 @@ class View:
     ) -> None:
         self._code = os.path.join(root, "code", snapshot)
         self._links: Dict[str, str] = {path: os.path.join(self._code, path) for path in linked_dirs}
-        self._links.update((path.rstrip("/"), target) for path, target in (data or {}).items())
-        self._copies: Dict[str, Tuple[bytes, int, int]] = {}  # path -> content, mode, mtime_ns
-        whole = set(self._links)
-        for path, facts in files.items():
+        self._copies: Dict[str, Tuple[bytes, int]] = {}  # path -> content, mode
+        self._left = _MAX_COPIES
+        folders: Set[str] = set()
+        data = {path.rstrip("/"): target for path, target in (data or {}).items()}
+        whole = {*self._links, *data}
+        for path in sorted(files, key=lambda path: path.count("/")):
             if whole.isdisjoint(_lineage(path)):
-                self._plan(path, int(str(facts[0])))
-        for folder in {os.path.dirname(path) for path in self._copies if path != script}:
+                is_link = int(str(files[path][0])) == _LINK
+                source = os.path.join(self._code, path)
+                self._plan(path, os.readlink(source) if is_link else source, is_link)
+        for folder in {os.path.dirname(path) for path in self._copies if path.endswith(".py") and path != script}:
             self._share_compiled(os.path.join(root, "pycache", snapshot, folder), folder)
-        paths = (*self._links, *self._copies)
-        self._dirs = sorted({parent for path in paths for parent in _lineage(os.path.dirname(path))})
+        for path, target in data.items():
+            folders.update(self._spread(path, target))
+        folders.update(os.path.dirname(path) for path in (*self._links, *self._copies))
+        self._dirs = sorted({parent for folder in folders for parent in _lineage(folder)})
         self._originals = _originals(os.path.join(root, "views"), list(self._links.items()))
 
-    def _plan(self, path: str, mode: int) -> None:
-        source = os.path.join(self._code, path)
-        if mode == _LINK:
-            self._links[path] = os.readlink(source)
-        elif path.endswith(".py") and len(self._copies) < _MAX_COPIES and os.path.getsize(source) <= _MAX_COPY_BYTES:
-            with open(source, "rb") as file:
-                found = os.stat(file.fileno())
-                self._copies[path] = file.read(), 0o755 if mode & 0o100 else 0o644, found.st_mtime_ns
+    def _plan(self, path: str, source: str, is_link: bool = False) -> None:
+        """Plan to copy a file if it is small, else to link it; a link to a link of the project is that link."""
+        found = None if is_link else _ask(os.stat, source)
+        content = _ask(_read, source) if found and self._may_copy(path, found) else None
+        if found and content is not None:
+            self._copies[path] = content, 0o755 if found.st_mode & 0o100 else 0o644
         else:
             self._links[path] = source
+
+    def _may_copy(self, path: str, found: os.stat_result) -> bool:
+        if not stat.S_ISREG(found.st_mode) or path.endswith(_NEVER_COPIED):
+            return False
+        if path.endswith(".py"):
+            return len(self._copies) < _MAX_MODULES and found.st_size <= _MAX_MODULE_BYTES
+        self._left -= found.st_size <= _MAX_COPY_BYTES
+        return self._left >= 0 and found.st_size <= _MAX_COPY_BYTES
+
+    def _spread(self, path: str, target: str) -> Iterator[str]:
+        """Plan a file or directory of the data, and yield the directories that are to be real ones."""
+        queue, left = [(path, target)], _MAX_DATA
+        while queue:
+            path, target = queue.pop(0)
+            if os.path.islink(target) or not os.path.isdir(target):
+                self._plan(path, target, os.path.islink(target))
+                continue
+            names = _names(target, left)
+            if names is None:
+                self._links[path] = target
+                continue
+            yield path
+            left -= len(names)
+            queue.extend((os.path.join(path, name), os.path.join(target, name)) for name in names)
 
     def _share_compiled(self, shared: str, folder: str) -> None:
         try:
@@ -100,8 +137,8 @@ class View:
             _unless_there(os.mkdir, base + path)
         for number, (path, target) in enumerate(self._links.items()):
             _unless_there(_link, "%s/%d" % (self._originals, number), target, base + path)
-        for path, (content, mode, mtime_ns) in self._copies.items():
-            _unless_there(_copy, base + path, content, mode, mtime_ns)
+        for path, (content, mode) in self._copies.items():
+            _unless_there(_copy, base + path, content, mode)
 
     def clear(self, folder: str) -> None:
         """Remove from ``folder`` what the run did not write: links, unchanged copies, directories left empty."""
@@ -109,9 +146,9 @@ class View:
         for path, target in self._links.items():
             if _ask(os.readlink, base + path) == target:
                 _ask(os.unlink, base + path)
-        for path, (content, _, mtime_ns) in self._copies.items():
+        for path in self._copies:
             found = _ask(os.lstat, base + path)
-            if found is not None and (found.st_size, found.st_mtime_ns) == (len(content), mtime_ns):
+            if found is not None and records.is_untouched(found):
                 _ask(os.unlink, base + path)
         for path in reversed(self._dirs):
             _ask(os.rmdir, base + path)
@@ -151,15 +188,30 @@ def _link(original: str, target: str, path: str) -> None:
         os.symlink(target, path)
 
 
-def _copy(path: str, content: bytes, mode: int, mtime_ns: int) -> None:
+def _copy(path: str, content: bytes, mode: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         view, written = memoryview(content), 0
         while written < len(content):
             written += os.write(handle, view[written:])
-        os.utime(handle, ns=(mtime_ns, mtime_ns))  # compiled modules are valid for one mtime
+        os.utime(handle, (records.UNTOUCHED_AT, records.UNTOUCHED_AT))
     finally:
         os.close(handle)
+
+
+def _names(folder: str, limit: int) -> Optional[List[str]]:
+    """Return what is in a directory, None where it cannot be read or holds more than ``limit`` entries."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, limit + 1)]
+    except OSError:
+        return None
+    return names if len(names) <= limit else None
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _unless_there(make: Callable[..., object], *args: object) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ems.node.records import ExperimentFiles, Record
     from ems.node.slots import Allotment, Machine, Share
 
-_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _SLOT_POLL_S = 0.05  # another pool's run has ended: nobody tells
 _CANCEL_POLL_S = 1.0
 _KILL_AGAIN_S = 5.0
@@ -132,7 +132,10 @@ class Worker:
         # and its time is over: only a signal that means the end ends anything
         if info is None or info.si_signo not in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             return
-        if info.si_signo == signal.SIGUSR1:
+        if info.si_signo == signal.SIGUSR2:  # means nothing to us: the script's own
+            for attempt in self.running.values():
+                attempt.signal(info.si_signo)
+        elif info.si_signo == signal.SIGUSR1:
             self._end(self.why or TIME_LIMIT)
             if self.job.is_preempted():
                 self._end(PREEMPTED)

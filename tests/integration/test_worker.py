@@ -291,18 +291,21 @@ def attempt(name, mode="w"):
         print(name, "written")
     except OSError as error:
         print(name, "refused")
-for name in ["train.py", "read.txt", "data/set.txt", "new.txt", "sub/new.txt"]:
+for name in ["train.py", "read.txt", "read.csv", "data/set.csv", "data/new.txt", "new.txt", "sub/new.txt"]:
     attempt(name)
 try:
     os.unlink("read.txt")
 except OSError:
     pass
-print(open("data/set.txt").read())
+print(open("data/set.csv").read())
 """,
         read_txt="original",
-        data__set_txt="data",
         sub__x_txt="x",
     )
+    (lab.project / "read.csv").write_text("original")
+    (lab.project / "data").mkdir()
+    (lab.project / "data" / "set.csv").write_text("data")
+    (lab.project / "data" / "set.csv").chmod(0o444)
     (lab.project / ".gitignore").write_text("data/\n")
     before = {p: p.read_bytes() for p in lab.project.rglob("*") if p.is_file() and ".git" not in p.parts}
     lab.submit(2, data={"data": str(lab.project / "data")})
@@ -314,10 +317,13 @@ print(open("data/set.txt").read())
     checkout.verify(lab.root, spec["snapshot"])
     assert lab.run(0, "files", "new.txt").read_text() == "changed"
     assert lab.run(0, "files", "sub", "new.txt").read_text() == "changed"
+    assert lab.run(0, "files", "data", "new.txt").read_text() == "changed"
     assert lab.run(0, "files", "train.py").read_text() == "changed"  # its own copy
-    if IS_ROOT:
-        assert "read.txt refused\ndata/set.txt refused" in lab.out()
-    assert "data" in lab.out().splitlines()[-1]
+    assert [line for line in lab.out().splitlines() if "refused" in line] == [
+        "read.csv refused",
+        "data/set.csv refused",
+    ]
+    assert lab.out().splitlines()[-1] == "data"
 
 
 def test_a_tampered_checkout_stops_the_run(lab: Lab) -> None:
@@ -470,6 +476,17 @@ def test_a_run_that_does_not_hear_is_killed_after_the_grace(lab: Lab) -> None:
     assert 1 <= time.monotonic() - began < 10
     assert "heard" in lab.out()
     assert (lab.last()["state"], lab.last()["signal"]) == ("CANCELLED", "SIGKILL")
+
+
+def test_the_scripts_own_signal_reaches_it(lab: Lab) -> None:
+    lab.write(train_py="import signal\nsignal.signal(signal.SIGUSR2, lambda *_: None)\nprint('up')\nsignal.pause()")
+    lab.submit()
+    worker = lab.start("--here")
+    lab.says("up")
+    worker.send_signal(signal.SIGHUP)  # the terminal has closed: nobody's business
+    worker.send_signal(signal.SIGUSR2)
+    assert worker.wait(20) == 0
+    assert lab.states(1) == ["COMPLETED"]
 
 
 def test_nothing_that_a_run_started_outlives_it(lab: Lab) -> None:

@@ -43,6 +43,7 @@ FILES = {
     "big/1": "1",
     "big/x/2": "2",
     "l": "->sub/c.txt",
+    "table.csv": "x",
 }
 
 
@@ -56,13 +57,8 @@ def test_a_view_shows_the_project_and_leaves_nothing(tmp_path: Path) -> None:
         view.make(str(folder))
     assert {name: (folder / name).read_text() for name in FILES} == {**FILES, "l": "c"}
     assert (folder / "data" / "set" / "d").read_text() == "d"
-    assert [(folder / name).is_symlink() for name in ("train.py", "sub/b.py", "a.txt", "big", "sub")] == [
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
+    links = {name for name in (*FILES, "big", "sub", "data/set", "data/set/d") if (folder / name).is_symlink()}
+    assert links == {"l", "big", "table.csv"}
     assert (folder / "sub" / "__pycache__").resolve() == tmp_path / "pycache" / "s1" / "sub"
     assert not (folder / "__pycache__").exists()  # only the script is there
     view.clear(str(folder))
@@ -93,17 +89,42 @@ def test_data_hides_what_the_snapshot_has_below_it(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     view = View(str(tmp_path), "s1", manifest, data={"data/": str(tmp_path / "there")})
     view.make(str(tmp_path / "run"))
-    assert listing(tmp_path / "run") == {"data", "data.txt"}
+    assert listing(tmp_path / "run") == {"data.txt"}
+    assert (tmp_path / "run" / "data").is_dir()
+
+
+def test_ignored_folders_take_a_runs_output_and_show_what_is_there(tmp_path: Path) -> None:
+    there = tmp_path / "results"
+    (there / "old").mkdir(parents=True)
+    (there / "last.txt").write_text("laptop")
+    (there / "old" / "large.bin").write_bytes(b"x" * 100_000)
+    (there / "dangling").symlink_to("nowhere")
+    many = tmp_path / "images"
+    many.mkdir()
+    for number in range(1001):
+        (many / str(number)).touch()
+    data = {"results": str(there), "images": str(many), "one.bin": str(there / "old" / "large.bin")}
+    view = View(str(tmp_path), "s1", make_code(tmp_path, {"train.py": "t"}), data=data)
+    folder = tmp_path / "run"
+    view.make(str(folder))
+    assert (folder / "images").is_symlink()
+    assert (folder / "one.bin").stat().st_size == (folder / "results" / "old" / "large.bin").stat().st_size == 100_000
+    (folder / "results" / "last.txt").write_text("run")
+    (folder / "results" / "old" / "new.txt").write_text("new")
+    view.clear(str(folder))
+    assert listing(folder) == {"results/last.txt", "results/old/new.txt"}
+    assert (there / "last.txt").read_text() == "laptop"
+    assert not (there / "old" / "new.txt").exists()
 
 
 def test_views_of_one_plan_share_their_links(tmp_path: Path) -> None:
     view = View(str(tmp_path), "s1", make_code(tmp_path, FILES))
     for run in "12":
         view.make(str(tmp_path / run))
-    first, second = ((tmp_path / run / "a.txt").lstat() for run in "12")
+    first, second = ((tmp_path / run / "table.csv").lstat() for run in "12")
     assert first.st_ino == second.st_ino
     view.clear(str(tmp_path / "1"))
-    assert (tmp_path / "2" / "a.txt").read_text() == "a"
+    assert (tmp_path / "2" / "table.csv").read_text() == "x"
 
 
 # ------------------------------------------------------------------------------------------ diagnosis
