@@ -51,10 +51,11 @@ def parse(source: str, filename: str) -> ast.Module:
             tree = ast.parse(source, filename)
             compile(tree, filename, "exec", dont_inherit=True)
     except SyntaxError as error:
+        line = f" line {error.lineno}" if error.lineno else ""
         text = f": `{error.text.strip()}`" if error.text else ""
-        raise ScriptError(f"{filename} line {error.lineno}: {error.msg}{text}", "mend the line first") from error
+        raise ScriptError(f"{filename}{line}: {error.msg}{text}", "mend the script first") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ScriptError(f"{filename} does not compile: {error}") from error
+        raise ScriptError(f"{filename} does not compile: {error}", "mend the script first") from error
     return tree
 
 
@@ -105,7 +106,7 @@ def _marked(tree: ast.Module, source: str, filename: str) -> tuple[ast.For, ...]
     every = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
     marked: dict[int, ast.For] = {}
     for first, last, line in _markers(source, filename):
-        loop = next((f for f in every if f.lineno == first or f.lineno <= last < f.body[0].lineno), None)
+        loop = next((f for f in every if first == f.lineno or last in _head(f)), None)
         if loop is None:
             raise ScriptError(
                 f"{filename} line {line}: `# ems: sweep` marks no `for` loop",
@@ -120,6 +121,11 @@ def _marked(tree: ast.Module, source: str, filename: str) -> tuple[ast.For, ...]
                 "mark the loops of one nest; run the script twice for two",
             )
     return tuple(loops)
+
+
+def _head(loop: ast.For) -> range:
+    """Return the lines from ``for`` to the colon, or the one line that the loop is."""
+    return range(loop.lineno, max(loop.body[0].lineno, loop.lineno + 1))
 
 
 def _markers(source: str, filename: str) -> Iterator[tuple[int, int, int]]:

@@ -66,8 +66,8 @@ class Scope:
             self._visit(statement, frozenset(), deferred=False, in_class=False)
 
     def bindings(self, name: str) -> list[Use]:
-        """Every place that binds ``name``."""
-        return [use for use in self.uses.get(name, ()) if use.binds]
+        """Every place that binds ``name``, but for those that run only after the loops."""
+        return [use for use in self.uses.get(name, ()) if use.binds and not self.is_late(use.node)]
 
     def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
         """Yield what encloses ``node``, innermost first."""

@@ -8,6 +8,7 @@ one item each (:mod:`ems.node.launch`), which checks the items once more.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -107,16 +108,24 @@ class _Unroller:
     def unroll(self) -> Unrolled:
         points: list[Point] = []
         for point in self._points(0, (), {}):
+            if not points and len(self.cache) == len(self.nest.loops):
+                self._check_count(math.prod(map(len, self.cache.values())))
             if len(points) == MAX_POINTS:
-                raise ScriptError(
-                    f"{self.nest.filename} line {self.nest.loops[0].lineno}: the loops have more than {MAX_POINTS:,} "
-                    "combinations",
-                    "split the sweep, draw points with --set and --samples, or search with `ems tune`",
-                )
+                self._check_count(None)
             points.append(point)
         return assemble(
             self.nest, points, self.sizes, self.known, [d not in self.cache for d in range(len(self.sizes))]
         )
+
+    def _check_count(self, count: int | None) -> None:
+        """Refuse too many points; None: more, but nobody knows how many."""
+        if count is None or count > MAX_POINTS:
+            many = f"more than {MAX_POINTS:,} combinations" if count is None else f"{count:,} combinations"
+            raise ScriptError(
+                f"{self.nest.filename} line {self.nest.loops[0].lineno}: the loops have {many}, and at most "
+                f"{MAX_POINTS:,} can be submitted",
+                "split the sweep, draw points with --set and --samples, or search with `ems tune`",
+            )
 
     def _points(self, depth: int, indices: tuple[int, ...], params: dict[str, Json]) -> Iterator[Point]:
         if depth == len(self.nest.loops):
@@ -169,7 +178,7 @@ class _Unroller:
             scope = self.function
         elif name.id in self.closed_over:
             raise UnknownError(name, f"`{name.id}` belongs to a function around")
-        bindings = [use for use in scope.bindings(name.id) if not scope.is_late(use.node)]
+        bindings = scope.bindings(name.id)
         if not bindings and scope is self.module and name.id in BUILTINS:
             self._refuse_wild(name, None)
             return BUILTINS[name.id]
@@ -187,7 +196,7 @@ class _Unroller:
         first, last = self.nest.loops[0].lineno, self.nest.loops[-1].lineno
         for use in scope.bindings(name.id):
             between = first <= getattr(use.node, "lineno", 0) <= last and id(use.node) not in targets
-            if not scope.is_late(use.node) and (between or use.deferred):
+            if between or use.deferred:
                 raise UnknownError(use.node, f"`{name.id}` is bound anew")
         value = self.env[name.id]
         change = None if self.nest.is_perfect or _depth(value) == 0 else scope.change(name.id, True)
