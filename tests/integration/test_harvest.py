@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from ems.errors import ExecutorError
 from ems.harvest import HarvestReport, adopt, harvest, refresh_states
+from ems.intake import Intake
 from ems.model import JobInfo, State
 from ems.store import Store
 
@@ -552,6 +553,28 @@ def test_killed_again_and_again_while_runs_go_on_it_ends_equal_to_a_fresh_harves
         assert content(store) == fresh(farm, content)
         assert store.query("PRAGMA integrity_check") == [("ok",)]
         assert store.counts() == {"7f3a9c21": {State.COMPLETED: 8, State.FAILED: 4}}
+
+
+def test_a_harvest_that_was_overtaken_writes_nothing_old(
+    store: Store, farm: Any, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm.attempt(0, state="RUNNING", host="elsewhere")
+    farm.log(0, 0, loss=1)
+    read, calls = Intake.read, []
+
+    def read_slowly(*args: Any) -> bool:
+        result = read(*args)
+        if not calls:  # meanwhile the run ends, and another harvest brings that in
+            calls.append(1)
+            farm.log(0, 1, loss=2)
+            farm.attempt(0)
+            with Store(store.path) as other:
+                reap(other, farm)
+        return result
+
+    monkeypatch.setattr(Intake, "read", read_slowly)
+    assert reap(store, farm).new_points == 0
+    assert content(store) == fresh(farm, content)
 
 
 def test_several_harvests_at_once_while_runs_go_on(make_farm: Any, content: Content) -> None:
