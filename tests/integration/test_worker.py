@@ -479,7 +479,14 @@ def test_a_run_that_does_not_hear_is_killed_after_the_grace(lab: Lab) -> None:
 
 
 def test_the_scripts_own_signal_reaches_it(lab: Lab) -> None:
-    lab.write(train_py="import signal\nsignal.signal(signal.SIGUSR2, lambda *_: None)\nprint('up')\nsignal.pause()")
+    lab.write(
+        train_py="""
+import signal, sys, time
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit(0))
+print("up")
+time.sleep(600)
+"""
+    )
     lab.submit()
     worker = lab.start("--here")
     lab.says("up")
