@@ -127,7 +127,8 @@ def adopt(store: Store, root: Path, problems: list[str] | None = None) -> list[s
         return []
     known, adopted = store.experiment_ids(), []
     for name in names:
-        if name in known or not (folder / name / "spec.json").is_file():
+        # a name with a dot is of an experiment that was never finished: its submission was killed
+        if name in known or name.startswith(".") or not (folder / name / "spec.json").is_file():
             continue
         files = ExperimentFiles(root, name)
         try:
