@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ems.errors import ExecutorError, NotFoundError, UsageError
 from ems.executor import here
-from ems.executor.base import Executor
+from ems.executor.base import Executor, writing_to
 from ems.node import feed, records
 from ems.node.records import ExperimentFiles, Record
 
@@ -38,21 +38,23 @@ def cancel(executor: Executor, files: ExperimentFiles, indices: Collection[int] 
     ------
     ExecutorError
         If the scheduler cannot be reached; repeating it carries on.
+    TargetError
+        If the root cannot be written.
     NotFoundError
         If there is no such run.
     """
-    if indices is None:
-        _cancel_waiting(files)
-        executor.cancel(jobs(files))
-        _mark_cancelled(files)
-        return
-    tasks = jobs(files, indices)
-    for index, chunk in _chunks_of(files, indices):
-        if _is_over(files, index, chunk):
-            continue
-        records.cancel(files, index)
-        _claim(files, index, chunk)
-    executor.cancel(tasks)
+    with writing_to(Path(files.root)):
+        if indices is None:
+            _cancel_waiting(files)
+            executor.cancel(jobs(files))
+            _mark_cancelled(files)
+            return
+        tasks = jobs(files, indices)
+        for index, chunk in _chunks_of(files, indices):
+            if not _is_over(files, index, chunk):
+                records.cancel(files, index)
+                _claim(files, index, chunk)
+        executor.cancel(tasks)
 
 
 def hold(
@@ -69,10 +71,11 @@ def hold(
     """
     if indices is None:
         mark = Path(feed.hold_path(files))
-        if release:
-            mark.unlink(missing_ok=True)
-        else:
-            mark.touch()
+        with writing_to(Path(files.root)):
+            if release:
+                mark.unlink(missing_ok=True)
+            else:
+                mark.touch()
         executor.hold(jobs(files), release)
         return
     tasks = jobs(files, indices)

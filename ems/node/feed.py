@@ -21,7 +21,7 @@ from ems.node import records
 from ems.node.records import ExperimentFiles, Record
 
 CANCELLED = "cancelled"  # the "job" of a chunk that was cancelled before it was submitted
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 60.0
 _STALE_S = 300.0  # an intent without a job is given up after this where the file system has no flock(2)
 _RETRY_S = 30.0
 _PATIENCE_S = 60.0
@@ -222,8 +222,10 @@ def sbatch(files: ExperimentFiles, chunk: int, lock: int) -> str:
         done = _run([*argv, *after, path], env=clean_environment(path), lock=lock)
         if done.returncode > 0 and "dependency" in done.stderr.lower():  # the one before is long forgotten
             done = _run([*argv, path], env=clean_environment(path), lock=lock)
-    except subprocess.TimeoutExpired:
-        raise UnsureError("sbatch gave no answer within %d s" % _TIMEOUT_S) from None
+    except subprocess.TimeoutExpired as expired:
+        heard = expired.stderr or b""  # bytes, whatever was asked for
+        text = heard.decode(errors="replace") if isinstance(heard, bytes) else heard
+        raise UnsureError(words(text) or "sbatch gave no answer within %d s" % _TIMEOUT_S) from None
     except FileNotFoundError:
         raise RefusedError("there is no sbatch on %s" % os.uname().nodename) from None
     job = done.stdout.strip().split("\n")[-1].split(";")[0]

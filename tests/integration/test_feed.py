@@ -152,6 +152,28 @@ def test_a_full_queue_and_then_room(files: ExperimentFiles, book: Path) -> None:
     assert [number for number, _ in feed.feed(files)] == [1, 2]
 
 
+def test_an_sbatch_that_never_answers_is_ended_and_asked_about(
+    files: ExperimentFiles, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Path(f"{book}.slow")
+    slow.touch()
+    monkeypatch.setattr(feed, "_TIMEOUT_S", 0.3)
+    with pytest.raises(feed.UnsureError, match="no answer"):
+        feed.feed(files)
+    assert feed.waiting(files) == [1, 2]
+    slow.unlink()
+    monkeypatch.setattr(feed, "_TIMEOUT_S", 30)
+    settle(files)
+    assert len(book.read_text().splitlines()) == 2
+
+
+def test_cancelled_in_doubt_is_not_lost(files: ExperimentFiles, book: Path) -> None:
+    Path(files.chunk(1, "intent")).write_text("{}")  # killed after sbatch had answered
+    book.write_text(files.chunk(1, "sh") + "\n")
+    feed.cancel_waiting(files)
+    assert [feed.job_of(files, number) for number in (1, 2)] == ["1", feed.CANCELLED]
+
+
 def test_held_chunks_stay_back(files: ExperimentFiles, book: Path) -> None:
     hold = Path(files.dir, "hold")
     hold.touch()
