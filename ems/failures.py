@@ -16,7 +16,7 @@ _VOLATILE = (
     (re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?"), "#"),
 )
 _WHERE = re.compile(r" \([^()]*:\d+\)$")
-_LISTED = 20  # runs that a command names one by one
+_LISTED = 50  # stretches of runs that a command names; beyond that it is all failed ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,23 @@ class FailureGroup:
     rerun_command: str
 
 
-def group(failures: Iterable[Failure], exp_id: str, resources: Resources | None = None) -> list[FailureGroup]:
+def group(
+    failures: Iterable[Failure], exp_id: str, resources: Resources | None = None, n_cancelled: int = 0
+) -> list[FailureGroup]:
     """Put together what failed for the same cause, the most frequent first.
 
     The same cause is the same type of error with the same message, numbers and directories apart, raised at the same
-    line of the same functions; without a traceback the same reason.
+    line of the same functions; without a traceback the same reason. ``n_cancelled`` runs would be rerun by
+    ``--failed`` too, so that names the group only where there are none.
     """
     found: dict[tuple[str, ...], list[Failure]] = {}
     for failure in failures:
         found.setdefault(_cause(failure), []).append(failure)
     groups = sorted(found.values(), key=lambda members: (-len(members), members[0].index))
-    return [_group(members, exp_id, resources or Resources(), is_all=len(groups) == 1) for members in groups]
+    return [
+        _group(members, exp_id, resources or Resources(), is_all=len(groups) == 1 and not n_cancelled)
+        for members in groups
+    ]
 
 
 def _group(members: list[Failure], exp_id: str, resources: Resources, is_all: bool) -> FailureGroup:
@@ -65,8 +71,18 @@ def _group(members: list[Failure], exp_id: str, resources: Resources, is_all: bo
 
 
 def _addresses(exp_id: str, indices: tuple[int, ...]) -> str:
-    listed = " ".join(f"{exp_id}/{index}" for index in indices[:_LISTED])
-    return listed + (" …" if len(indices) > _LISTED else "")
+    """Return the addresses of runs as a shell expands them: ``abc/3``, ``abc/{0..4,7}``."""
+    spans: list[list[int]] = []
+    for index in indices:
+        if spans and spans[-1][1] == index - 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    if len(spans) > _LISTED:
+        return f"{exp_id} --failed"
+    words = [str(first) if first == last else f"{first}..{last}" for first, last in spans]
+    listed = words[0] if len(indices) == 1 else "{" + ",".join(words) + "}"
+    return f"{exp_id}/{listed}"
 
 
 def _reason(failure: Failure) -> str:

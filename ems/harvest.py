@@ -229,7 +229,9 @@ class _Reaper:
 def _summarize(store: Store, experiment: Experiment, settled: list[str], new_points: int) -> ExperimentHarvest:
     counts = store.counts([experiment.id])[experiment.id]
     states = (State.COMPLETED, State.FAILED, State.CANCELLED, State.RUNNING, State.PENDING, State.UNKNOWN)
-    groups = failures.group(failed(store, experiment.id), experiment.id, experiment.resources)
+    groups = failures.group(
+        failed(store, experiment.id), experiment.id, experiment.resources, counts.get(State.CANCELLED, 0)
+    )
     done, broken, cancelled, running, pending, unknown = (counts.get(state, 0) for state in states)
     return ExperimentHarvest(
         exp_id=experiment.id,

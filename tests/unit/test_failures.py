@@ -40,7 +40,8 @@ def test_another_line_or_type_is_another_cause() -> None:
     ]
     groups = group(failures, "abc")
     assert [each.indices for each in groups] == [(2, 3), (0,), (1,)]
-    assert groups[0].rerun_command == "ems rerun abc/2 abc/3"
+    assert groups[0].rerun_command == "ems rerun abc/{2..3}"
+    assert groups[1].rerun_command == "ems rerun abc/0"
 
 
 def test_the_same_word_of_slurm_is_one_cause_and_asks_for_more() -> None:
@@ -62,6 +63,14 @@ def test_a_time_limit_is_doubled(asked: str, more: str) -> None:
 def test_a_limit_that_cannot_be_read_is_left_alone() -> None:
     (only,) = group([Failure(0, {}, "time limit", "TIMEOUT")], "abc", Resources(time="UNLIMITED"))
     assert only.rerun_command == "ems rerun abc --failed"
+
+
+def test_the_command_reruns_just_the_runs_of_the_cause() -> None:
+    failures = [Failure(i, {}, "a") for i in (0, 1, 2, 5, 7)]
+    (only,) = group(failures, "abc", n_cancelled=1)  # --failed would rerun what was cancelled too
+    assert only.rerun_command == "ems rerun abc/{0..2,5,7}"
+    (many,) = group([Failure(i, {}, "a") for i in range(0, 500, 2)], "abc", n_cancelled=1)
+    assert many.rerun_command == "ems rerun abc --failed"
 
 
 def test_without_reason_something_is_still_said() -> None:
