@@ -80,7 +80,9 @@ def _addresses(exp_id: str, indices: tuple[int, ...]) -> str:
             spans.append([index, index])
     if len(spans) > _LISTED:
         return f"{exp_id} --failed"
-    words = [str(first) if first == last else f"{first}..{last}" for first, last in spans]
+    words = [
+        f"{first}..{last}" if last > first + 1 else ",".join(map(str, {first: 0, last: 0})) for first, last in spans
+    ]
     listed = words[0] if len(indices) == 1 else "{" + ",".join(words) + "}"
     return f"{exp_id}/{listed}"
 

@@ -40,7 +40,7 @@ def test_another_line_or_type_is_another_cause() -> None:
     ]
     groups = group(failures, "abc")
     assert [each.indices for each in groups] == [(2, 3), (0,), (1,)]
-    assert groups[0].rerun_command == "ems rerun abc/{2..3}"
+    assert groups[0].rerun_command == "ems rerun abc/{2,3}"
     assert groups[1].rerun_command == "ems rerun abc/0"
 
 
