@@ -130,7 +130,7 @@ class Worker:
     def _handle(self, info: Optional[signal.struct_siginfo]) -> None:
         # CPython's sigtimedwait returns garbage where it was interrupted (stopped and continued, a laptop that slept)
         # and its time is over: only a signal that means the end ends anything
-        if info is None or info.si_signo not in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        if info is None or info.si_signo not in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             return
         if info.si_signo == signal.SIGUSR2:  # means nothing to us: the script's own
             for attempt in self.running.values():
