@@ -218,27 +218,11 @@ def list_(
     from ems.cli.session import open_session
 
     with open_session() as session:
+        trouble = _refresh(session, session.unfinished())
         found = [each for each in session.store.experiments() if tag is None or tag in each.tags]
         counts, removed = session.store.counts([each.id for each in found]), session.store.removed()
     if as_json:
-        render.print_json(
-            [
-                {
-                    "experiment": each.id,
-                    "name": each.name,
-                    "created_at": each.created_at,
-                    "target": each.target,
-                    "script": each.script,
-                    "runs": each.n_runs,
-                    "states": {str(state): n for state, n in counts[each.id].items()},
-                    "tags": list(each.tags),
-                    "message": each.message,
-                    "snapshot": each.snapshot,
-                    "removed_at": removed.get(each.id),
-                }
-                for each in found
-            ]
-        )
+        render.print_json([_listed(each, counts[each.id], removed.get(each.id)) for each in found])
         return
     titles = ("experiment", "name", "created", "on", "runs", "states", "tags", "message")
     columns = [
@@ -261,3 +245,16 @@ def list_(
         for each in found
     ]
     render.print_table(columns, rows)
+    render.note(*trouble)
+
+
+def _listed(experiment: Experiment, counts: dict[State, int], removed_at: str | None) -> dict[str, Json]:
+    names = ("name", "created_at", "target", "script", "message", "snapshot")
+    return {
+        "experiment": experiment.id,
+        **{name: getattr(experiment, name) for name in names},
+        "runs": experiment.n_runs,
+        "states": {str(state): n for state, n in counts.items()},
+        "tags": list(experiment.tags),
+        "removed_at": removed_at,
+    }

@@ -1,0 +1,91 @@
+"""What `ems status` says of jobs that wait; and what it was told by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ems.cli import status, submit
+from ems.cli.session import Session
+from ems.errors import UsageError
+from ems.executor.base import Submission
+from ems.model import Experiment, JobInfo, Run, State
+from ems.node import records
+from ems.store import Store
+
+EXPERIMENT = Experiment("7f3a9c21", "train", records.now(), "train.py", "5" * 40, 4, executor="slurm", target="slurm")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    """An experiment of two chunks, the first of which is array job 1842."""
+    files = records.ExperimentFiles(tmp_path / ".ems", EXPERIMENT.id)
+    Path(files.chunks).mkdir(parents=True)
+    records.write_atomic(files.spec, records.dump(asdict(EXPERIMENT)))
+    for number, (start, stop) in enumerate([(0, 3), (3, 4)], start=1):
+        chunk = {"chunk": number, "start": start, "stop": stop, "indices": None, "tasks": stop - start}
+        records.write_atomic(files.chunk(number), records.dump(chunk))
+    records.write_atomic(files.chunk(1, "job"), records.dump({"job": "1842"}))
+    with Store(tmp_path / ".ems" / "ems.db") as store:
+        store.add(EXPERIMENT, [Run(i, {"lr": i}, i, f"k{i}") for i in range(4)])
+        yield Session(tmp_path, store)
+
+
+def pending(task: int, reason: str, start: str = "") -> JobInfo:
+    return JobInfo(f"1842_{task}", State.PENDING, "PENDING", reason, start_estimate=start)
+
+
+def test_next_says_what_waits_for_what_and_when_it_may_start(session: Session) -> None:
+    infos = [pending(0, "Resources"), pending(1, "Resources", "2031-01-02T14:05:00"), pending(2, "Priority")]
+    session.jobs = {info.job: info for info in infos} | {"99_0": pending(9, "another experiment")}
+    said = status._next(session, EXPERIMENT)
+    assert said == "2 wait for Resources, 1 waits for Priority, start ~Thu 14:05, 1 array job to submit"
+
+
+def test_json_has_the_same(session: Session) -> None:
+    session.jobs = {"1842_1": pending(1, "Resources", "2031-01-02T14:05:00")}
+    said = status._json(session, EXPERIMENT)
+    assert (said["pending"], said["jobs"], said["waiting_chunks"]) == (4, ["1842"], 1)
+    assert (said["reasons"], said["start_estimate"]) == ({"Resources": 1}, "2031-01-02T14:05:00")
+
+
+def test_lines_fit_eighty_columns(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    heading, row = status._lines(session, [EXPERIMENT])
+    assert max(len(heading), len(row)) <= 80
+    assert heading.split()[:4] == ["experiment", "name", "on", "pending"]
+    assert row.split()[:4] == ["7f3a9c21", "train", "slurm", "4"]
+
+
+@pytest.mark.parametrize(
+    ("executor", "done", "said"),
+    [
+        ("slurm", Submission([(1, "1842")]), "submitted array job 1842 in 0.6 s; you may close the laptop"),
+        ("slurm", Submission([(1, "7"), (2, "8")]), "submitted 2 array jobs 7, 8 in 0.6 s; you may close the laptop"),
+        ("here", Submission([(1, "here-5-9")]), "started in 0.6 s; you may close the terminal"),
+        (
+            "slurm",
+            Submission([(1, "7")], 3, "AssocMaxSubmitJobLimit"),
+            (
+                "submitted array job 7 in 0.6 s; you may close the laptop\n"
+                "3 more array jobs wait for room in the queue (AssocMaxSubmitJobLimit)"
+            ),
+        ),
+        (
+            "slurm",
+            Submission([], 1, "full"),
+            "nothing was submitted\n1 more array job waits for room in the queue (full)",
+        ),
+    ],
+)
+def test_what_was_handed_over_in_one_line(executor: str, done: Submission, said: str) -> None:
+    assert submit.submitted_line(executor, done, 0.6) == said
+
+
+def test_a_run_is_found_by_its_address(session: Session) -> None:
+    assert session.run("train/3/out/x.csv") == (EXPERIMENT, 3, "out/x.csv")
+    with pytest.raises(UsageError, match="names an experiment of 4 runs, not a run"):
+        session.run("last")
