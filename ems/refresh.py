@@ -103,7 +103,7 @@ class _Look:
         for run_id, index, state, slurm_state, reason, chunk, attempt, version, gone_since, ended in rows:
             row = _Row(
                 *(run_id, index, Verdict(State(state), slurm_state, reason), chunk, attempt, version, gone_since),
-                *(frozenset(json.loads(ended)), places.of(chunk, index), {}),
+                *(frozenset(json.loads(ended)) if ended != "[]" else _NONE, places.of(chunk, index), {}),
             )
             self._rows.append(row)
             if index in started:
@@ -172,7 +172,9 @@ class _Look:
                 record = row.current()
                 is_gone = new.state.is_finished and not has_ended(record)
                 values: list[Any] = [new.state, new.slurm_state, new.reason, max([row.attempt, *row.records])]
-                values.append((row.gone_since or now) if is_gone else None)
+                # on this machine no record can be late
+                since = 0.0 if self.executor == "here" else row.gone_since or now
+                values.append(since if is_gone else None)
                 if db.execute(_UPDATE, [*values, row.id, row.version]).rowcount:
                     last = max(row.records, default=0)
                     verdicts = {number: new if number == last else _LOST for number in row.records}
@@ -210,6 +212,7 @@ class _Look:
 # what becomes of an attempt that recorded no end and was followed by another
 _LOST = Verdict(State.FAILED, "", "lost: the node failed, or the worker was killed")
 
+_NONE: frozenset[int] = frozenset()  # of most runs; JSON would take half the time of a look
 _UNSETTLED = """
 SELECT r.id, r.idx, r.state, r.slurm_state, r.reason, r.chunk, r.attempt, r.version, r.gone_since,
        (SELECT json_group_array(a.attempt) FROM attempts a WHERE a.run_id = r.id AND a.ended_at != '')

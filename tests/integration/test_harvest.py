@@ -453,6 +453,7 @@ def test_a_worker_that_died_here_has_lost_its_run(store: Store, farm: Any) -> No
     report = reap(store, farm)
     assert store.states("7f3a9c21")[0] == (0, State.FAILED)
     assert report.experiments[0].failures[0].cause == "worker lost"
+    assert report.experiments[0].new_failed == 1
 
 
 def test_params_of_loops_that_were_not_known_before(store: Store, farm: Any) -> None:
