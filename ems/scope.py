@@ -139,10 +139,13 @@ class Scope:
 
     def _alias_may_change(self, assign: ast.Assign | ast.AnnAssign, deep: bool) -> bool:
         targets = assign.targets if isinstance(assign, ast.Assign) else [assign.target]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
-        if len(names) != len(targets) or any(len(self.bindings(name)) > 1 for name in names):
-            return True
-        return any(self.change(name, deep) is not None for name in names)
+        for target in targets:
+            # Anything but a name of this very scope with this one binding is out of sight.
+            if not isinstance(target, ast.Name) or [use.node for use in self.bindings(target.id)] != [target]:
+                return True
+            if self.change(target.id, deep) is not None:
+                return True
+        return False
 
     def _add(self, name: str, node: ast.AST, hidden: frozenset[str], binds: bool, deferred: bool) -> None:
         if name not in hidden:
