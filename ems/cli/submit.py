@@ -147,7 +147,11 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
             return
         if not typed["as_json"]:
             render.say(headline(plan))
-        done = submission.submit(plan, session.store)
+        try:
+            done = submission.submit(plan, session.store)
+        except KeyboardInterrupt:
+            render.note(f"interrupted while submitting; next: ems status · ems rerun {plan.experiment.id} --missing")
+            raise
         if typed["as_json"]:
             render.print_json({**summary(plan), **describe_submission(done)})
         else:
