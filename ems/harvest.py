@@ -125,7 +125,7 @@ def adopt(store: Store, root: Path, problems: list[str] | None = None) -> list[s
         names = sorted(entry.name for entry in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    known, adopted = store.experiment_ids(), []
+    known, adopted = set(store.ids()), []
     for name in names:
         # a name with a dot is of an experiment that was never finished: its submission was killed
         if name in known or name.startswith(".") or not (folder / name / "spec.json").is_file():

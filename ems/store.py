@@ -98,12 +98,20 @@ class Store:
                 raise
 
     @classmethod
-    def open(cls, start: Path | None = None) -> Store:
+    def open(cls, start: Path | None = None, make: bool = True) -> Store:
         """Open ``.ems/ems.db`` of ``start`` (default: the working directory) or of the nearest folder above it.
 
-        Where there is none it is made in the git project's top folder, else in ``start``.
+        Where there is none it is made in the git project's top folder, else in ``start``; unless ``make`` is false.
+
+        Raises
+        ------
+        StoreError
+            If there is none and none is to be made, or it cannot be used.
         """
-        return cls(find(start or Path.cwd()))
+        path = find(start or Path.cwd())
+        if not make and not path.exists():
+            raise StoreError(f"there is no store in {start or Path.cwd()} or above it", "ems parrun SCRIPT makes one")
+        return cls(path)
 
     def _prepare(self) -> None:
         self.db.execute("PRAGMA foreign_keys = ON")
@@ -208,7 +216,10 @@ class Store:
             return StoreError(f"the store {self.path} is busy: another ems writes to it", "try again in a moment")
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the disk of the store {self.path} is full", "free some space, then repeat the command")
-        return StoreError(f"the store {self.path} cannot be used: {error}")
+        hint = ""
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            hint = f"see that {self.path.parent} and the files in it can be written: ls -la {self.path.parent}"
+        return StoreError(f"the store {self.path} cannot be used: {error}", hint)
 
     # -- experiments
 
@@ -217,16 +228,8 @@ class Store:
         with self.write() as db:
             if db.execute("SELECT 1 FROM experiments WHERE id = ?", [experiment.id]).fetchone():
                 return
-            db.execute(
-                "INSERT INTO experiments"
-                " (id, name, created_at, script, target, executor, snapshot, n_runs, message, spec)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    *(experiment.id, experiment.name, experiment.created_at, experiment.script, experiment.target),
-                    *(experiment.executor, experiment.snapshot, experiment.n_runs, experiment.message),
-                    records.dump(dataclasses.asdict(experiment)),
-                ],
-            )
+            spec = dataclasses.asdict(experiment)
+            db.execute(_ADD, [*(spec[name] for name in _COLUMNS), records.dump(spec)])
             names: dict[str, tuple[str, ...]] = {}
             db.executemany(
                 "INSERT INTO runs (experiment_id, idx, params, seed, key, loops) VALUES (?, ?, ?, ?, ?, ?)",
@@ -258,17 +261,11 @@ class Store:
 
     def experiments(self) -> list[Experiment]:
         """Return all experiments, newest last."""
-        return [
-            Experiment.load(json.loads(spec))
-            for (spec,) in self.query("SELECT spec FROM experiments ORDER BY created_at, rowid")
-        ]
-
-    def experiment_ids(self) -> set[str]:
-        """Return the ids of all experiments, those included whose files are gone."""
-        return {exp_id for (exp_id,) in self.query("SELECT id FROM experiments")}
+        rows = self.query("SELECT spec FROM experiments ORDER BY created_at, rowid")
+        return [Experiment.load(json.loads(spec)) for (spec,) in rows]
 
     def ids(self) -> list[str]:
-        """Return the ids of all experiments, newest last."""
+        """Return the ids of all experiments, newest last, those included whose files are gone."""
         return [exp_id for (exp_id,) in self.query("SELECT id FROM experiments ORDER BY created_at, rowid")]
 
     def removed(self) -> dict[str, str]:
@@ -334,7 +331,7 @@ class Store:
 
     def counts(self, exp_ids: Iterable[str] | None = None) -> dict[str, dict[State, int]]:
         """Return for each experiment how many of its runs are in each state (states of none are left out)."""
-        wanted = self.experiment_ids() if exp_ids is None else set(exp_ids)
+        wanted = self.ids() if exp_ids is None else set(exp_ids)
         found: dict[str, dict[State, int]] = {exp_id: {} for exp_id in wanted}
         rows = self.query("SELECT experiment_id, state, count(*) FROM runs GROUP BY experiment_id, state")
         for exp_id, state, count in rows:
@@ -356,7 +353,7 @@ class Store:
 
     def metric_names(self, exp_ids: Iterable[str] | None = None) -> list[str]:
         """Return the names of the metrics that any run of the experiments has, in order of first appearance."""
-        ids = self.experiment_ids() if exp_ids is None else exp_ids
+        ids = self.ids() if exp_ids is None else exp_ids
         return [name for _, name in self.query(_METRIC_NAMES, [json.dumps(list(ids))])]
 
     def run_table(self, exp_ids: Iterable[str] | None = None) -> Iterator[RunRow]:
@@ -405,6 +402,12 @@ class Store:
         """Return :meth:`rows` as a pandas frame (``pip install 'ems[notebook]'``)."""
         return notebook.frame(self, *refs)
 
+
+_COLUMNS = ("id", "name", "created_at", "script", "target", "executor", "snapshot", "n_runs", "message")
+_ADD = """
+INSERT INTO experiments (id, name, created_at, script, target, executor, snapshot, n_runs, message, spec)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 
 _STATES = {state.value: state for state in State}
 

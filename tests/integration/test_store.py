@@ -273,6 +273,15 @@ def test_the_store_is_found_upwards_and_made_at_the_top_of_the_project(project: 
     assert find(below) == project.resolve() / ".ems" / "ems.db"
 
 
+def test_a_store_that_is_not_to_be_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no store in") as caught:
+        Store.open(tmp_path, make=False)
+    assert "ems parrun" in caught.value.hint
+    assert not (tmp_path / ".ems").exists()
+    Store.open(tmp_path).close()
+    Store.open(tmp_path, make=False).close()
+
+
 def test_many_commands_at_once_make_one_store(tmp_path: Path) -> None:
     code = (
         "import sys; from ems.store import Store; from ems.model import *\n"
