@@ -35,6 +35,7 @@ _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signa
 _SLOT_POLL_S = 0.05  # another pool's run has ended: nobody tells
 _CANCEL_POLL_S = 1.0
 _KILL_AGAIN_S = 5.0
+_SIGTERM_LAG_S = 1.0  # between the first and the last process of a job that SLURM signals
 _CHEAP_CHECK_S = 0.02
 
 
@@ -219,6 +220,8 @@ class Worker:
     def _finish(self, attempt: Attempt, status: int, usage: Any) -> None:
         attempt.signal(signal.SIGKILL)  # what it left behind ends with it
         self.shares.give_back(attempt.share)
+        if self.job.is_slurm and status and not self.why:
+            self._hear_why(attempt, status)
         is_requeued = self._goes_on(attempt)
         attempt.record_end(status, usage, is_requeued, self._was_out_of_memory(status))
         self._clean(attempt)
@@ -228,6 +231,14 @@ class Worker:
                 self._next.append(attempt.index)
         elif not self.is_pool:
             self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+    def _hear_why(self, attempt: Attempt, status: int) -> None:
+        """Learn whether SLURM ended the run: it signals all processes of a job, and the run may be the first to die."""
+        by_sigterm = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+        is_likely = by_sigterm or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGTERM)
+        lag_s = _SIGTERM_LAG_S if is_likely else 0.0
+        self._handle(signal.sigtimedwait((signal.SIGTERM, signal.SIGUSR1), lag_s))
+        attempt.why = attempt.why or self.why
 
     def _goes_on(self, attempt: Attempt) -> bool:
         """Whether a run that was ended is to be resumed: always after preemption, some times after a time limit."""

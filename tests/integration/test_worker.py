@@ -580,6 +580,20 @@ def test_why_slurm_ends_a_job_is_asked(lab: Lab, job: str, state: str, reason: s
     assert ("requeue" in asked.read_text()) == requeued
 
 
+def test_a_run_that_hears_of_the_end_before_its_worker_does_not_fail(lab: Lab) -> None:
+    lab.scontrol("JobState=RUNNING PreemptTime=2026-11-21T10:00:00")
+    lab.write(train_py="import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    lab.submit()
+    worker = lab.start(**lab.slurm())
+    log = Path(lab.files.run(0, "stdout.log"))
+    pid = int(wait_until(lambda: log.exists() and log.read_text().strip()))
+    os.kill(pid, signal.SIGTERM)  # SLURM signals all processes of a job, in no order
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    worker.terminate()
+    worker.wait(20)
+    assert (lab.last()["state"], lab.last()["reason"]) == ("PENDING", "preempted")
+
+
 def test_the_exit_code_of_an_array_task_is_that_of_its_run(lab: Lab) -> None:
     lab.write(train_py="import sys; sys.exit(7)")
     lab.submit()
