@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ems import migrations, notebook, wide
+from ems import migrations, notebook, queries, wide
 from ems.errors import NotFoundError, StoreError
 from ems.model import Attempt, Experiment, Params, Run, State
 from ems.node import records
@@ -229,7 +229,7 @@ class Store:
             if db.execute("SELECT 1 FROM experiments WHERE id = ?", [experiment.id]).fetchone():
                 return
             spec = dataclasses.asdict(experiment)
-            db.execute(_ADD, [*(spec[name] for name in _COLUMNS), records.dump(spec)])
+            db.execute(queries.ADD, [*(spec[name] for name in _COLUMNS), records.dump(spec)])
             names: dict[str, tuple[str, ...]] = {}
             db.executemany(
                 "INSERT INTO runs (experiment_id, idx, params, seed, key, loops) VALUES (?, ?, ?, ?, ?, ?)",
@@ -341,11 +341,11 @@ class Store:
 
     def completed_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """Return ``EXP/INDEX`` of a COMPLETED run for each of ``keys`` that has one (the newest where several)."""
-        return dict(self.query(_COMPLETED, [json.dumps(list(keys))]))
+        return dict(self.query(queries.COMPLETED, [json.dumps(list(keys))]))
 
     def attempts(self, exp_id: str, index: int) -> list[Attempt]:
         """Return the attempts of a run, first one first."""
-        rows = self.query(_ATTEMPTS, [exp_id, index])
+        rows = self.query(queries.ATTEMPTS, [exp_id, index])
         values = [[*row[:3], State(row[3]), *row[4:]] for row in rows]
         return [Attempt(*each) for each in values]
 
@@ -354,7 +354,7 @@ class Store:
     def metric_names(self, exp_ids: Iterable[str] | None = None) -> list[str]:
         """Return the names of the metrics that any run of the experiments has, in order of first appearance."""
         ids = self.ids() if exp_ids is None else exp_ids
-        return [name for _, name in self.query(_METRIC_NAMES, [json.dumps(list(ids))])]
+        return [name for _, name in self.query(queries.METRIC_NAMES, [json.dumps(list(ids))])]
 
     def run_table(self, exp_ids: Iterable[str] | None = None) -> Iterator[RunRow]:
         """Yield every run of the experiments (default: all), in order of experiment and index, with its metrics."""
@@ -363,12 +363,12 @@ class Store:
         for exp_id in ids:
             metrics = self._summaries(exp_id, names)
             with self._errors():
-                for run_id, params, state, *rest in self.db.execute(_RUN_TABLE, [exp_id]):
+                for run_id, params, state, *rest in self.db.execute(queries.RUN_TABLE, [exp_id]):
                     values = [*rest[:3], wide.load_params(params), _STATES[state], *rest[3:], metrics.get(run_id, {})]
                     yield RunRow(*values)
 
     def _summaries(self, exp_id: str, names: Mapping[int, str]) -> dict[int, dict[str, Summary]]:
-        rows = self.query(_SUMMARIES, [exp_id])
+        rows = self.query(queries.SUMMARIES, [exp_id])
         return {
             run_id: {names[row[1]]: _summary(*row[2:]) for row in group}
             for run_id, group in groupby(rows, key=lambda row: row[0])
@@ -382,7 +382,7 @@ class Store:
         """
         for exp_id in exp_ids:
             with self._errors():
-                for index, step, value, text in self.db.execute(_CURVES, [exp_id, metric]):
+                for index, step, value, text in self.db.execute(queries.CURVES, [exp_id, metric]):
                     if value is not None:
                         yield exp_id, index, step, value
                     elif text == "NaN":
@@ -403,63 +403,8 @@ class Store:
         return notebook.frame(self, *refs)
 
 
-_COLUMNS = ("id", "name", "created_at", "script", "target", "executor", "snapshot", "n_runs", "message")
-_ADD = """
-INSERT INTO experiments (id, name, created_at, script, target, executor, snapshot, n_runs, message, spec)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-
 _STATES = {state.value: state for state in State}
-
-_RUN_TABLE = """
-SELECT r.id, r.params, r.state, r.experiment_id, e.name, r.idx, r.slurm_state, r.attempt, coalesce(a.started_at, ''),
-       a.wall_s, a.max_rss_mb, coalesce(a.gpus, ''), coalesce(a.host, ''), r.reason, r.seed
-FROM runs r JOIN experiments e ON e.id = r.experiment_id
-LEFT JOIN attempts a ON a.run_id = r.id AND a.attempt = r.attempt
-WHERE r.experiment_id = ? ORDER BY r.idx
-"""
-
-# The chain of a run is its last attempt and those that it resumed from; attempt 0 stands for files that belong to the
-# run as a whole. A bare column beside max() is of the row that has the maximum (SQLite's documented rule).
-_CURVES = """
-WITH RECURSIVE chain (run_id, attempt) AS (
-    SELECT id, attempt FROM runs WHERE experiment_id = ?1
-    UNION SELECT id, 0 FROM runs WHERE experiment_id = ?1
-    UNION SELECT a.run_id, a.resumed_from FROM chain c
-    JOIN attempts a ON a.run_id = c.run_id AND a.attempt = c.attempt WHERE a.resumed_from IS NOT NULL
-)
-SELECT idx, step, value, text FROM (
-    SELECT r.idx, p.step, p.value, p.text, max(p.attempt)
-    FROM runs r JOIN chain c ON c.run_id = r.id
-    JOIN points p ON p.run_id = r.id AND p.attempt = c.attempt
-        AND p.metric_id = (SELECT id FROM metrics WHERE name = ?2)
-    WHERE r.experiment_id = ?1 GROUP BY r.idx, p.step
-) ORDER BY idx, step
-"""
-
-_ATTEMPTS = """
-SELECT r.idx, a.attempt, a.chunk, a.state, a.host, a.pid, a.job, a.slurm_state, a.started_at, a.ended_at, a.exit_code,
-       a.signal, a.reason, a.gpus, a.max_rss_mb, a.cpu_s, a.wall_s, a.resumed_from
-FROM attempts a JOIN runs r ON r.id = a.run_id WHERE r.experiment_id = ? AND r.idx = ? ORDER BY a.attempt
-"""
-
-_METRIC_NAMES = """
-SELECT id, name FROM metrics m WHERE EXISTS (
-    SELECT 1 FROM runs r JOIN summaries s ON s.run_id = r.id AND s.metric_id = m.id
-    WHERE s.n > 0 AND r.experiment_id IN (SELECT value FROM json_each(?))
-) ORDER BY id
-"""
-
-_SUMMARIES = """
-SELECT s.run_id, s.metric_id, s.last, s.last_text, s.min, s.max, s.sum, s.n, s.n_nan, s.n_text, s.last_step
-FROM runs r JOIN summaries s ON s.run_id = r.id WHERE r.experiment_id = ? AND s.n > 0
-ORDER BY s.run_id, s.metric_id
-"""
-
-_COMPLETED = """
-SELECT key, experiment_id || '/' || idx FROM runs
-WHERE state = 'COMPLETED' AND key IN (SELECT value FROM json_each(?)) ORDER BY id
-"""
+_COLUMNS = ("id", "name", "created_at", "script", "target", "executor", "snapshot", "n_runs", "message")
 
 
 def find(start: Path) -> Path:
