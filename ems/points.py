@@ -33,11 +33,6 @@ class Source:
     attempt: int = 0
     state: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def path(self) -> str:
-        """Path below the run's directory."""
-        return self.key[1:]
-
 
 @dataclass(slots=True)
 class Fold:

@@ -276,6 +276,39 @@ def test_one_name_in_several_files(store: Store, farm: Any, content: Content) ->
     assert content(store) == fresh(farm, content)
 
 
+def test_a_file_takes_over_what_was_only_printed_before(store: Store, farm: Any, content: Content) -> None:
+    farm.attempt(0, state="RUNNING", host="elsewhere")
+    farm.write(0, "stdout.log", "epoch=1 loss=1\nepoch=2 loss=2\n")
+    reap(store, farm)
+    assert last(store) == {"loss": 2.0}
+    farm.write(0, "files/results.json", '{"loss": 0.5}')
+    farm.attempt(0)
+    reap(store, farm)
+    assert curve(store, "loss") == [(0, 0.5)]
+    assert content(store) == fresh(farm, content)
+
+
+def test_files_that_are_gone_count_until_the_run_begins_anew(store: Store, farm: Any) -> None:
+    farm.attempt(0)
+    results = farm.write(0, "files/results.json", '{"acc": 1}')
+    reap(store, farm)
+    results.unlink()
+    reap(store, farm, metric_globs=["x"])  # looks at settled runs again
+    assert last(store) == {"acc": 1.0}
+    farm.chunk(2, indices=[0], start=0, stop=1)
+    farm.attempt(0, 2, chunk=2)
+    reap(store, farm)
+    assert last(store) == {}
+
+
+def test_progress_is_told(store: Store, farm: Any) -> None:
+    for index in range(3):
+        farm.attempt(index)
+    told: list[tuple[int, int]] = []
+    reap(store, farm, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (3, 3)
+
+
 def test_ranks_are_kept_apart(store: Store, farm: Any) -> None:
     farm.attempt(0)
     farm.log(0, 0, loss=1)
