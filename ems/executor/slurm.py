@@ -25,6 +25,7 @@ from ems.executor.base import Check, Limits, Submission, resources_of, writing_t
 from ems.executor.states import from_slurm, spell_out
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
+from ems.node.job import notice
 from ems.node.records import ExperimentFiles, Record
 
 _TIMEOUT_S = 60
@@ -114,7 +115,7 @@ class SlurmExecutor:
             "open-mode": "append",
             "chdir": os.fspath(self.root),
             # seconds before the time limit at which the worker, which is the batch shell, learns of it
-            "signal": f"B:USR1@{experiment.grace_s + 10}",
+            "signal": f"B:USR1@{notice(resources.time, experiment.grace_s)[0]}",
             "requeue": True,
         } | ({"gpus": resources.gpus} if resources.gpus else {})
         worker = str(Path(install.install_lib(self.root), "ems", "node", "worker.py"))

@@ -7,12 +7,13 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Mapping, Optional
+    from typing import Mapping, Optional, Tuple
 
     from ems.node.records import Record
 
 TIME_LIMIT, PREEMPTED, CANCELLED, TERMINATED = "time limit", "preempted", "cancelled", "terminated by SLURM"
 _SCONTROL_TIMEOUT_S = 20
+_REQUEUE_S = 10
 
 
 class Job:
@@ -109,6 +110,19 @@ def seconds(limit: Optional[str]) -> Optional[float]:
         return parts[0] * 3600 + parts[1] * 60 + parts[2]
     minutes, secs = (*parts, 0.0)[:2]
     return minutes * 60 + secs
+
+
+def notice(limit: Optional[str], grace_s: float) -> Tuple[int, float]:
+    """Return when SLURM is to tell of the time limit (seconds before it), and the grace that then fits.
+
+    Ten seconds more than the grace, to kill what has not ended and to requeue; but at most half of a short limit, so
+    that the run has the other half.
+    """
+    limit_s = seconds(limit)
+    before_s = grace_s + _REQUEUE_S
+    if limit_s:
+        before_s = min(before_s, max(limit_s / 2, 1.0))
+    return int(before_s), min(grace_s, max(before_s - _REQUEUE_S, before_s / 2))
 
 
 def _scontrol(*args: str) -> Optional[str]:

@@ -79,6 +79,8 @@ class Worker:
         self.is_pool = options.here or bool(chunk.get("pack"))
         self.limit_s = jobs.seconds(spec["resources"].get("time")) if options.here else None
         self.grace_s = float(spec.get("grace_s", 60))
+        if self.job.is_slurm:
+            self.grace_s = jobs.notice(self.spec["resources"].get("time"), self.grace_s)[1]
         self.running: Dict[int, Attempt] = {}  # by process id
         self.interrupted: List[Attempt] = []  # to go on in a next attempt
         self.status = 0

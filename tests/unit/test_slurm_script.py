@@ -11,6 +11,7 @@ import pytest
 from ems.errors import ExecutorError, UsageError
 from ems.executor.slurm import SlurmExecutor, _info, expand
 from ems.model import Experiment, Resources, State
+from ems.node.job import notice
 from ems.node.records import Record
 
 
@@ -103,6 +104,27 @@ def test_everything_that_can_be_asked(executor: SlurmExecutor) -> None:
         "--array": "0-11%5",
     }
     assert expected.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("time", "grace_s", "before_s", "fits_s"),
+    [
+        (None, 60, 70, 60),
+        ("4:00:00", 60, 70, 60),
+        ("4:00:00", 0, 10, 0),
+        ("1", 60, 30, 20),  # half of a short limit is the run's own
+        ("1", 5, 15, 5),
+        ("0:10", 60, 5, 2.5),
+        ("UNLIMITED", 60, 70, 60),
+        ("0", 60, 70, 60),  # SLURM's word for no limit
+    ],
+)
+def test_a_short_limit_leaves_the_run_half_of_it(
+    executor: SlurmExecutor, time: str | None, grace_s: int, before_s: int, fits_s: float
+) -> None:
+    assert notice(time, grace_s) == (before_s, fits_s)
+    script = executor.script(an_experiment(Resources(time=time), grace_s=grace_s), a_chunk())
+    assert options(script)["--signal"] == f"B:USR1@{before_s}"
 
 
 def test_a_rerun_asks_for_something_else(executor: SlurmExecutor) -> None:
