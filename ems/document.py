@@ -105,7 +105,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _set_scalars() -> None:
-    number = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    number = r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"  # 007 is text
     _Loader.yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0].rpartition(":")[2] in ("null", "merge")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
