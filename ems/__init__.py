@@ -40,4 +40,4 @@ def open_store(start: Optional[Union[str, Path]] = None) -> Store:
 
     from ems.store import Store
 
-    return Store.open(None if start is None else Path(start))
+    return Store.open(None if start is None else Path(start), make=False)

@@ -25,6 +25,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from ems import readers
+from ems.node import records
 from ems.node.records import ExperimentFiles
 from ems.points import Batch, RunState, Source
 from ems.wide import flatten
@@ -202,7 +203,7 @@ def _below(path: str) -> str:
 
 
 def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIRS) -> Iterator[str]:
-    """Yield the paths of all real files below ``folder``; links lead into the project, not to results."""
+    """Yield the paths of the files that a run has written below ``folder``; links and untouched ones are the project's."""
     try:
         entries = list(os.scandir(folder / prefix))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -212,7 +213,7 @@ def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIR
         if entry.is_dir(follow_symlinks=False):
             if entry.name not in skipped and not entry.name.startswith("."):
                 yield from walk(folder, path + "/", skipped)
-        elif entry.is_file(follow_symlinks=False):
+        elif entry.is_file(follow_symlinks=False) and not records.is_untouched(entry.stat(follow_symlinks=False)):
             yield path
 
 

@@ -14,7 +14,6 @@ from ems.node import records
 from ems.store import Store
 from ems.target import Target
 
-
 #: What ``--failed``, ``--missing`` and ``--all`` choose from; a missing run has no attempt besides.
 _STATES = {
     "failed": {State.FAILED, State.CANCELLED},

@@ -15,6 +15,7 @@ import typer
 from ems.cli import options as o
 from ems.cli.app import FILES, command
 from ems.errors import NotFoundError, UsageError
+from ems.node import records
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -46,7 +47,7 @@ def ls(address: Address = "last", as_json: o.AsJson = False) -> None:
         base = run_folder(session, experiment, parsed.index)
         found = [
             (path, size, modified)
-            for path, size, modified in written_files(base, _checkout(session, experiment))
+            for path, size, modified in written_files(base)
             if parsed.file is None or PurePosixPath(path).is_relative_to(PurePosixPath(parsed.file))
         ]
     if parsed.file is not None and not found:
@@ -131,7 +132,7 @@ def get(
         else:
             place = destination or Path(f"{experiment.name}-{index}")
             wanted = PurePosixPath(file or ".")
-            names = [path for path, _, _ in written_files(base, _checkout(session, experiment))]
+            names = [path for path, _, _ in written_files(base)]
             inside = [path for path in names if file is None or PurePosixPath(path).is_relative_to(wanted)]
             copies = [
                 (find_file(base, path, address), place / PurePosixPath(path).relative_to(wanted)) for path in inside
@@ -166,10 +167,6 @@ def run_folder(session: Session, experiment: Experiment, index: int) -> Path:
     return base
 
 
-def _checkout(session: Session, experiment: Experiment) -> Path:
-    return session.target(experiment.target).root / "code" / experiment.snapshot
-
-
 def find_file(base: Path, file: str, address: str, cwd: str = ".") -> Path:
     """Find what a person means by a run's file: what the script wrote first, then the run's own records.
 
@@ -187,7 +184,7 @@ def find_file(base: Path, file: str, address: str, cwd: str = ".") -> Path:
     raise NotFoundError(f"{address} is not there", f"ems ls {address.removesuffix('/' + file)}")
 
 
-def written_files(base: Path, checkout: Path) -> Iterator[tuple[str, int, float]]:
+def written_files(base: Path) -> Iterator[tuple[str, int, float]]:
     """Yield path, size in bytes and time of what a run has written: its records, its checkpoint, its own files.
 
     The project's files that the run only sees (links, and unchanged copies of modules) are left out.
@@ -203,17 +200,9 @@ def written_files(base: Path, checkout: Path) -> Iterator[tuple[str, int, float]
                 continue
             facts = path.stat()
             relative = path.relative_to(base / top).as_posix()
-            if top == "files" and _is_unchanged(checkout / relative, facts.st_size, facts.st_mtime_ns):
+            if top == "files" and records.is_untouched(facts):
                 continue
             yield relative if top == "files" else f"{top}/{relative}", facts.st_size, facts.st_mtime
-
-
-def _is_unchanged(original: Path, size: int, mtime_ns: int) -> bool:
-    try:
-        facts = original.stat()
-    except OSError:
-        return False
-    return (facts.st_size, facts.st_mtime_ns) == (size, mtime_ns)
 
 
 def _iso(at: float) -> str:

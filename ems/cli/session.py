@@ -54,6 +54,18 @@ class Session:
             self._targets[name] = target.resolve(name, config.load(self.project, on=name), self.project)
         return self._targets[name]
 
+    def adopt(self) -> None:
+        """Take in experiments that are on disk but not in the store: their submission was killed in between."""
+        root = self.settings.root or self.project / ".ems"
+        try:
+            names = {entry.name for entry in (root / "experiments").iterdir() if not entry.name.startswith(".")}
+        except OSError:
+            return
+        if not names.issubset(self.store.ids()):
+            from ems import harvest
+
+            harvest.adopt(self.store, root)
+
     def files(self, experiment: Experiment) -> ExperimentFiles:
         """Return the paths of an experiment on its target."""
         from ems.node.records import ExperimentFiles
@@ -205,4 +217,6 @@ def open_session(project: Path | None = None) -> Iterator[Session]:
             "start one with `ems parrun SCRIPT`, or go to its project",
         )
     with store.Store(path) as opened:
-        yield Session(path.parent.parent, opened)
+        session = Session(path.parent.parent, opened)
+        session.adopt()
+        yield session

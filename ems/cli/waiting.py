@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
 
+_LOST_LOOKS = 5  # so often in a row nobody knows of the rest: accounting may lag, but not for ever
+_CHANGING = (State.PENDING, State.RUNNING)
 _POLL_S = {"here": (0.1, 1.0), "slurm": (1.0, 10.0)}  # first and longest pause between two looks
 
 
@@ -43,6 +45,12 @@ def until_finished(session: Session, experiment: Experiment, *, quiet: bool = Fa
     reports = session.harvest([experiment])
     if not quiet:
         results.say(reports)
+    lost = counts.get(State.UNKNOWN, 0)
+    if lost:
+        render.note(
+            f"{lost:,} runs were lost: no worker and no queue knows of them",
+            f"next: ems rerun {experiment.id} --missing",
+        )
     if counts.get(State.COMPLETED, 0) != experiment.n_runs:
         raise typer.Exit(1)
     if not quiet and says_next:
@@ -53,7 +61,7 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
     """Look again and again, ever less often, until no run is left that will still change by itself."""
     from ems.cli import render
 
-    started = time.monotonic()
+    started, lost_looks = time.monotonic(), 0
     pause, longest = _POLL_S.get(experiment.executor, (1.0, 10.0))
     while True:
         trouble = ""
@@ -62,7 +70,8 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
         except ExecutorError as error:
             trouble = f"   {error.message}; trying again"
         counts = session.store.counts([experiment.id])[experiment.id]
-        if sum(n for state, n in counts.items() if state.is_finished) >= experiment.n_runs:
+        lost_looks = 0 if trouble or any(counts.get(state) for state in _CHANGING) else lost_looks + 1
+        if sum(n for state, n in counts.items() if state.is_finished) >= experiment.n_runs or lost_looks > _LOST_LOOKS:
             return counts
         # in a log file only what changes is worth a line
         elapsed = f"   {render.duration(time.monotonic() - started)}" if sys.stderr.isatty() else ""

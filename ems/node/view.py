@@ -32,8 +32,6 @@ _LINK = 0o120000  # git's mode of a symbolic link
 _MAX_MODULES, _MAX_MODULE_BYTES = 1000, 1 << 20  # Python files that are copied
 _MAX_COPIES, _MAX_COPY_BYTES = 200, 1 << 16  # other files that are copied, the least deep ones first
 _MAX_DATA = 1000  # files and directories of the data that are shown one by one
-# harvest reads such files while the run writes them: the project's own must not look like the run's
-_NEVER_COPIED = (".csv", ".json", ".jsonl")
 
 
 class View:
@@ -93,7 +91,7 @@ class View:
             self._links[path] = source
 
     def _may_copy(self, path: str, found: os.stat_result) -> bool:
-        if not stat.S_ISREG(found.st_mode) or path.endswith(_NEVER_COPIED):
+        if not stat.S_ISREG(found.st_mode):
             return False
         if path.endswith(".py"):
             return len(self._copies) < _MAX_MODULES and found.st_size <= _MAX_MODULE_BYTES

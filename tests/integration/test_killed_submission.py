@@ -1,0 +1,44 @@
+"""What a kill between two steps of a submission leaves behind."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Ems = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_an_experiment_that_the_store_never_learnt_of_is_found_by_any_command(project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text("print('y: 1')\n")
+    ems("parrun", "train.py", "--set", "x=1,2", "--wait", "--python", sys.executable)
+    experiment = json.loads(ems("list", "--json").stdout)[0]["experiment"]
+    with sqlite3.connect(project / ".ems" / "ems.db") as db:
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("DELETE FROM experiments")
+    db.close()
+
+    status = json.loads(ems("status", experiment, "--json").stdout)
+
+    assert [each["completed"] for each in status] == [2]
+    assert "2 completed" in ems("harvest").stdout
+
+
+def test_waiting_ends_when_the_workers_are_gone(project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text(
+        "import os, signal, sys\n"
+        "if sys.argv[2] == '0':\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "    signal.pause()\n"
+    )
+    said = ems("parrun", "train.py", "--set", "x=0..3", "--workers", "1", "--wait", "--python", sys.executable, code=1)
+    assert "--missing" in said.stderr
+
+    (project / ".ems" / "experiments").is_dir()
+    rerun = ems("rerun", "last", "--missing", "--wait", code=None)
+
+    states = [run["state"] for run in json.loads(ems("ls", "last", "--json").stdout)]
+    assert states[1:] == ["COMPLETED"] * 3, rerun.stderr
