@@ -273,8 +273,7 @@ class Cluster:
         if self.queue():
             self.run("scancel", f"--user={self.user}", check=False)
             self.wait_for_empty_queue()
-        if down:
-            self.wait_for_nodes()
+        self.wait_for_nodes()
 
     def _is_up(self, name: str) -> bool:
         return name in self._daemons and self._daemons[name].is_alive

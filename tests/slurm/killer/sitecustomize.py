@@ -1,25 +1,28 @@
-"""Kills its process (SIGKILL) right before the Nth thing it does to the world.
+"""Kills its process (SIGKILL) right before a certain thing that it does to the world.
 
 On PYTHONPATH of an ``ems`` command, this needs nothing from ``ems`` itself: Python's audit hooks (PEP 578) tell of
 every file that is opened for writing, renamed, linked or removed, of every child process and, through sqlite3's trace,
-of every statement. EMS_TEST_KILL_LOG names a file that gets a line for each; EMS_TEST_KILL_AT says which one is not to
-happen: ``12`` is the 12th, ``12+0.005`` dies 5 ms after it began, ``12:STOP`` stops there until SIGCONT.
+of every statement. EMS_TEST_STEPS names a file that gets a line for each such step: its kind, which has # for what
+differs from time to time. EMS_TEST_KILL is JSON: {"kind": KIND, "nth": N} dies before the Nth step of that kind,
+"delay_s" so much later, and "signal" SIGSTOP stops there instead.
 """
 
 import contextlib
+import json
 import os
+import re
 import signal
 import sys
+from collections import Counter
 
 
 class _Killer:
-    def __init__(self, kill_at: str, log: str) -> None:
-        kill_at, _, action = kill_at.partition(":")
-        number, _, delay = kill_at.partition("+")
-        self.action = signal.SIGSTOP if action == "STOP" else signal.SIGKILL
-        self.number, self.delay_s = int(number), float(delay or 0)
+    def __init__(self, kill: dict, log: str) -> None:
+        self.at = (kill.get("kind"), kill.get("nth", 1))
+        self.delay_s = kill.get("delay_s", 0)
+        self.signal = signal.Signals[kill.get("signal", "SIGKILL")]
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if log else -1
-        self.count = 0
+        self.seen: Counter = Counter()
         self.is_busy = False
         self.untraced: list = []
 
@@ -51,15 +54,16 @@ class _Killer:
 
     def step(self, did: str) -> None:
         self.is_busy = True
-        self.count += 1
+        kind = " ".join(re.sub(r"[0-9a-f]{8,}|\d+|/\S+?/project/", "#", did).split())
+        self.seen[kind] += 1
         if self.log >= 0:
-            os.write(self.log, (did.replace("\n", " ") + "\n").encode("utf-8", "replace"))
-        if self.count == self.number:
+            os.write(self.log, (kind + "\n").encode("utf-8", "replace"))
+        if (kind, self.seen[kind]) == self.at:
             if self.delay_s:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process at once, and nothing can catch it
                 signal.setitimer(signal.ITIMER_REAL, self.delay_s)
             else:
-                os.kill(os.getpid(), self.action)
+                os.kill(os.getpid(), self.signal)
         self.is_busy = False
 
 
@@ -78,6 +82,6 @@ def _describe(event: str, args: tuple) -> str:
 
 
 # taken out of the environment, so that children live
-_kill_at, _log = os.environ.pop("EMS_TEST_KILL_AT", ""), os.environ.pop("EMS_TEST_KILL_LOG", "")
-if _kill_at or _log:
-    sys.addaudithook(_Killer(_kill_at or "0", _log).hook)
+_kill, _log = os.environ.pop("EMS_TEST_KILL", ""), os.environ.pop("EMS_TEST_STEPS", "")
+if _kill or _log:
+    sys.addaudithook(_Killer(json.loads(_kill or "{}"), _log).hook)
