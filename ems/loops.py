@@ -130,6 +130,8 @@ def _head(loop: ast.For) -> range:
 
 def _markers(source: str, filename: str) -> Iterator[tuple[int, int, int]]:
     """Yield ``(line of the loop, line in its head, line of the marker)``; -1 where a line is not known."""
+    if not re.search(r"#\s*ems:", source):
+        return
     waiting: list[int] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         line = token.start[0]

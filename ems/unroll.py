@@ -98,6 +98,7 @@ class _Unroller:
         self.module = Scope(nest.tree, headers, None if functions else end)
         self.function = Scope(functions[0], headers, end) if functions else None
         self.closed_over = {name for function in functions[1:] for name in local_names(function)}
+        self.in_class = any(isinstance(node, ast.ClassDef) for node in own)
         self.above = _statements_above(nest.loops[-1], parents)
         self.env: dict[str, Value] = {}
         self.depends = False
@@ -173,6 +174,8 @@ class _Unroller:
         """Return what ``name`` stands for at the loops."""
         if name.id in self.env:
             return self._loop_variable(name)
+        if self.in_class:
+            raise UnknownError(name, f"`{name.id}` may belong to the class around")
         scope = self.module
         if self.function and name.id in self.function.local:
             scope = self.function

@@ -191,6 +191,21 @@ def test_a_script_ends_as_it_would_by_itself(tmp_path: Path, body: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
+def test_processes_that_are_spawned_import_the_script_as_ever(tmp_path: Path) -> None:
+    source = """
+import multiprocessing
+def square(x):
+    return x * x
+if __name__ == "__main__":
+    for x in [2, 3]:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(pool.map(square, [x]), flush=True)
+"""
+    (tmp_path / "s.py").write_text(source)
+    done = launched(sys.executable, "s.py", [], loops_of(source), 1, tmp_path)
+    assert (done.stdout, done.stderr) == ("[9]\n", "")
+
+
 def test_signals_reach_the_script(tmp_path: Path) -> None:
     source = "import signal\nfor x in [1]:\n    print('ready', flush=True)\n    signal.pause()\n"
     (tmp_path / "s.py").write_text(source)
@@ -208,10 +223,10 @@ def test_the_params_that_a_run_really_had_are_written(tmp_path: Path) -> None:
     )
     (tmp_path / "s.py").write_text(source)
     result = loops_of(source)
-    assert dict(result.points[1].params) == {"net": "Net()", "a": 3, "b": 4.5}
+    assert dict(result.points[1].params) == {"net": "Net()", "a": 3, "b": "math.fsum([4.5])"}
     done = launched(sys.executable, "s.py", [], result, 1, tmp_path, EMS_LOOP_PARAMS=str(tmp_path / "params.json"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "params.json").read_text()) == {"net": "Net!", "a": 3, "b": 4.5}
+    assert json.loads((tmp_path / "params.json").read_text()) == {"net": "Net()", "a": 3, "b": 4.5}
 
 
 @pytest.mark.parametrize(
@@ -283,6 +298,7 @@ main()
     ]
     assert [(loop.size, loop.known) for loop in result.loops] == [(3, True), (-1, False)]
     assert [axis.names for axis in result.axes] == [("n", "k", "thing")]
+    assert {p.params["thing"] for p in result.points} == {"<object object>"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.py"]
     done = launched(python, "s.py", ["[1, 0, 2]"], result, 2, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

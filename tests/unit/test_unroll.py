@@ -269,6 +269,14 @@ def test_harmless_uses_are_allowed(above: str) -> None:
     assert values(f"{above}\nfor x in xs:\n  train(x)\nxs.append(7)\nxs = 3\n") == [1, 2]
 
 
+def test_names_of_functions_and_classes_around_are_refused() -> None:
+    loop = "for x in xs: pass  # ems: sweep"
+    assert "`xs` may belong to the class around" in refusal(f"xs = [1]\nclass K:\n  xs = [2]\n  {loop}\n")
+    assert "`xs` belongs to a function around" in refusal(f"xs = [1]\ndef f(xs):\n  def g():\n    {loop}\n")
+    assert "has no value" in refusal(f"xs = [1]\ndef f(xs):\n  {loop}\n")
+    assert values(f"xs = [1]\nclass K:\n  xs = [2]\n  def f(self):\n    {loop}\n") == [1]
+
+
 def test_the_choices_are_in_the_hint() -> None:
     with pytest.raises(ScriptError) as caught:
         unroll("for lr, b in f(): pass\n", "train.py")
