@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ems.errors import UsageError
-from ems.intake import walk
+from ems.harvest.intake import walk
 from ems.model import Experiment, Run
 from ems.node import records
 from ems.node.records import ExperimentFiles
-from ems.wide import flatten
+from ems.store.wide import flatten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

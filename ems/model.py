@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from ems.errors import UsageError
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Params: TypeAlias = Mapping[str, Json]
 
 MAX_POINTS = 1_000_000  # of one sweep; more is a mistake or needs `ems tune`

@@ -19,7 +19,7 @@ from typing import IO, cast
 from ems.errors import TargetError
 from ems.model import Json
 from ems.node.records import write_atomic
-from ems.project import git, head, is_repository, start_git
+from ems.snapshot.project import git, head, is_repository, start_git
 from ems.version import __version__
 
 #: Variables that change what a run computes and hold no secrets.

@@ -18,8 +18,8 @@ from ems.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
-    from ems.failures import FailureGroup
     from ems.harvest import ExperimentHarvest, HarvestReport
+    from ems.harvest.failures import FailureGroup
     from ems.model import Experiment
 
 _WATCH_S = 5.0

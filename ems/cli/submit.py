@@ -178,7 +178,8 @@ def _project(typed: Mapping[str, Any]) -> Path:
 
     So ``ems status`` finds it from where ``ems parrun folder/train.py`` was typed.
     """
-    from ems import config, project, store
+    from ems import config, store
+    from ems.snapshot import project
 
     here = Path.cwd().resolve()
     root = project.project_root(here / (typed["script"] or typed["sweep"]))

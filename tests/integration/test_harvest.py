@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from ems.errors import ExecutorError
 from ems.harvest import HarvestReport, adopt, harvest, refresh_states
-from ems.intake import Intake
+from ems.harvest.intake import Intake
 from ems.model import JobInfo, State
 from ems.store import Store
 
@@ -344,7 +344,7 @@ def test_further_files_by_glob_also_of_settled_runs(store: Store, farm: Any) -> 
 
 
 def test_a_huge_table_that_nobody_named_is_data(store: Store, farm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ems.intake.MAX_CSV_BYTES", 10)
+    monkeypatch.setattr("ems.harvest.intake.MAX_CSV_BYTES", 10)
     farm.attempt(0)
     farm.write(0, "files/data.csv", "x,y\n" + "1,2\n" * 10)
     assert "runs/0/files/data.csv: larger than" in reap(store, farm).problems[0]
@@ -360,7 +360,7 @@ def test_files_larger_than_what_is_read_at_a_time(
     for step in range(300):
         farm.log(0, step, loss=step)
     expected = fresh(farm, content)
-    monkeypatch.setattr("ems.readers.MAX_BYTES", 1000)
+    monkeypatch.setattr("ems.harvest.readers.MAX_BYTES", 1000)
     monkeypatch.setattr("ems.harvest._BATCH_POINTS", 7)
     assert reap(store, farm).new_points == 300
     assert content(store) == expected

@@ -218,15 +218,14 @@ def test_signals_reach_the_script(tmp_path: Path) -> None:
 
 
 def test_the_params_that_a_run_really_had_are_written(tmp_path: Path) -> None:
-    source = (
-        "class Net: __repr__ = lambda self: 'Net!'\nfor net, (a, b) in [(Net(), (1, 2)), (Net(), (3, 4.5))]: pass\n"
-    )
+    loop = "for net, (a, b) in [(Net(), (1, 2)), (Net(), (3, float.fromhex('0x9')))]: pass\n"
+    source = f"class Net: pass\n{loop}"
     (tmp_path / "s.py").write_text(source)
     result = loops_of(source)
-    assert dict(result.points[1].params) == {"net": "Net()", "a": 3, "b": "math.fsum([4.5])"}
+    assert dict(result.points[1].params) == {"net": "Net()", "a": 3, "b": "float.fromhex('0x9')"}
     done = launched(sys.executable, "s.py", [], result, 1, tmp_path, EMS_LOOP_PARAMS=str(tmp_path / "params.json"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "params.json").read_text()) == {"net": "Net()", "a": 3, "b": 4.5}
+    assert json.loads((tmp_path / "params.json").read_text()) == {"net": "Net()", "a": 3, "b": 9.0}
 
 
 @pytest.mark.parametrize(
@@ -283,7 +282,7 @@ sizes = json.loads(sys.argv[1])
 print("above")
 def main():
     for n in sizes:  # ems: sweep
-        for k, thing in enumerate([object] * n):  # ems: sweep
+        for k, thing in enumerate([object()] * n):  # ems: sweep
             open("trained", "w")
     open("after", "w")
 main()

@@ -16,9 +16,9 @@ import pytest
 
 from ems import snapshot
 from ems.errors import SnapshotError
-from ems.fastimport import write_commit
 from ems.node import checkout
-from ems.project import files
+from ems.snapshot.fastimport import write_commit
+from ems.snapshot.project import files
 
 
 def git(folder: Path, *args: str) -> str:
@@ -342,7 +342,7 @@ def test_a_folder_without_git_that_holds_a_repository_respects_its_ignores(proje
 
 def test_a_home_full_of_files_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project / ".git")
-    monkeypatch.setattr("ems.project.MAX_LOOSE_FILES", 3)
+    monkeypatch.setattr("ems.snapshot.project.MAX_LOOSE_FILES", 3)
     write(project, {"a": "", "b": "", "c": "", "d": ""})
     with pytest.raises(SnapshotError, match="holds more than 3 files") as caught:
         take(project)

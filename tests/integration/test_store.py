@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from ems import migrations
 from ems.errors import NotFoundError, StoreError
 from ems.model import Experiment, LoopRef, PassAs, Resources, Run, State
-from ems.store import Store, find
+from ems.store import Store, find, migrations
 
 
 def experiment(

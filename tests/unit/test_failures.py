@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ems.failures import Failure, group, normalize
+from ems.harvest.failures import Failure, group, normalize
 from ems.model import Resources
 
 

@@ -58,7 +58,7 @@ def test_a_view_shows_the_project_and_leaves_nothing(tmp_path: Path) -> None:
     assert {name: (folder / name).read_text() for name in FILES} == {**FILES, "l": "c"}
     assert (folder / "data" / "set" / "d").read_text() == "d"
     links = {name for name in (*FILES, "big", "sub", "data/set", "data/set/d") if (folder / name).is_symlink()}
-    assert links == {"l", "big", "table.csv"}
+    assert links == {"l", "big"}
     assert (folder / "sub" / "__pycache__").resolve() == tmp_path / "pycache" / "s1" / "sub"
     assert not (folder / "__pycache__").exists()  # only the script is there
     view.clear(str(folder))
@@ -118,13 +118,14 @@ def test_ignored_folders_take_a_runs_output_and_show_what_is_there(tmp_path: Pat
 
 
 def test_views_of_one_plan_share_their_links(tmp_path: Path) -> None:
-    view = View(str(tmp_path), "s1", make_code(tmp_path, FILES))
+    large = "x" * 100_000  # small files are copied
+    view = View(str(tmp_path), "s1", make_code(tmp_path, {**FILES, "table.bin": large}))
     for run in "12":
         view.make(str(tmp_path / run))
-    first, second = ((tmp_path / run / "table.csv").lstat() for run in "12")
+    first, second = ((tmp_path / run / "table.bin").lstat() for run in "12")
     assert first.st_ino == second.st_ino
     view.clear(str(tmp_path / "1"))
-    assert (tmp_path / "2" / "table.csv").read_text() == "x"
+    assert (tmp_path / "2" / "table.bin").read_text() == large
 
 
 # ------------------------------------------------------------------------------------------ diagnosis

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ems import readers
-from ems.readers import Read, Reader
+from ems.harvest import readers
+from ems.harvest.readers import Read, Reader
 
 
 def values(read: Read, name: str) -> list[tuple[float, float | str | None]]:

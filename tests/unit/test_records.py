@@ -25,9 +25,9 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path: P
     path = tmp_path / "spec.json"
     records.write_atomic(path, "old")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder|missing"):
+    with pytest.raises(OSError, match=r"folder|missing"):
         records.write_atomic(tmp_path / "folder", "cannot replace a folder")
-    with pytest.raises(OSError, match="folder|missing"):
+    with pytest.raises(OSError, match=r"folder|missing"):
         records.write_atomic(tmp_path / "missing" / "spec.json", "new")
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "spec.json"]

@@ -100,6 +100,11 @@ def test_its_points_have_nested_params_in_the_order_of_the_file(tmp_path: Path) 
         assert opt["deep"] == {"beta": 0.9}
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes every string: without, a string like 1e5 is one in YAML 1.1 only."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 _scalars = st.one_of(
     st.integers(-(10**9), 10**9),
     st.floats(allow_nan=False),
@@ -119,11 +124,8 @@ _scalars = st.one_of(
     )
 )
 def test_a_grid_is_the_product_of_its_values(tmp_path: Path, parameters: dict[str, list[Any]]) -> None:
-    text = yaml.safe_dump(
-        {"method": "grid", "parameters": {name: {"values": values} for name, values in parameters.items()}},
-        sort_keys=False,
-        allow_unicode=True,
-    )
+    content = {"method": "grid", "parameters": {name: {"values": values} for name, values in parameters.items()}}
+    text = yaml.dump(content, Dumper=_Quoting, sort_keys=False, allow_unicode=True)
     made = build([], [], None, 0, load(tmp_path, text))
     assert repr([tuple(p.values()) for p in made.iterate()]) == repr(list(product(*parameters.values())))
     assert all(list(p) == list(parameters) for p in made.iterate())

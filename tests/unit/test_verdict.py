@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ems.harvest.verdict import Place, Verdict, decide, has_ended, is_alive, needs_scheduler, of_shared_jobs
 from ems.model import JobInfo, State
 from ems.node.job import TERMINATED, process_start
-from ems.verdict import Place, Verdict, decide, has_ended, is_alive, needs_scheduler, of_shared_jobs
 
 PENDING = Verdict(State.PENDING)
 PLACE = Place("1842", "1842_3")

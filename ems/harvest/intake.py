@@ -24,11 +24,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
-from ems import readers
+from ems.harvest import readers
+from ems.harvest.points import Batch, RunState, Source
 from ems.node import records
 from ems.node.records import ExperimentFiles
-from ems.points import Batch, RunState, Source
-from ems.wide import flatten
+from ems.store.wide import flatten
 
 MAX_CSV_BYTES = 64 * 2**20  # a larger one that nobody named is data, not a log
 _EDGE = 256  # bytes at the beginning and before the position, by which a file is known again
@@ -203,7 +203,7 @@ def _below(path: str) -> str:
 
 
 def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIRS) -> Iterator[str]:
-    """Yield the paths of the files that a run has written below ``folder``; links and untouched ones are the project's."""
+    """Yield the paths of what a run has written below ``folder``: not the links and untouched files of the project."""
     try:
         entries = list(os.scandir(folder / prefix))
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -15,14 +15,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ems import failures, points, wide
 from ems.errors import EmsError, StoreError
-from ems.intake import Intake
+from ems.harvest import failures, points
+from ems.harvest.intake import Intake
+from ems.harvest.refresh import Refresh, present, refresh_states
 from ems.model import Experiment, Run, State
 from ems.node import records
 from ems.node.records import ExperimentFiles
-from ems.refresh import Refresh, present, refresh_states
-from ems.store import Store
+from ems.store import Store, wide
 
 __all__ = ["ExperimentHarvest", "HarvestReport", "adopt", "failed", "harvest", "refresh_states"]
 

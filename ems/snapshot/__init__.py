@@ -1,6 +1,6 @@
 """Content -> commit: freeze the project's files, byte for byte, in a bare repository of our own.
 
-The user's repository is only asked which files there are (:mod:`ems.project`); contents are read from disk and
+The user's repository is only asked which files there are (:mod:`ems.snapshot.project`); contents are read from disk and
 streamed into ``git fast-import``, so that no filter, hook, index or line-ending rule of the user's takes part.
 Author, date and message are fixed: the same content is the same commit, whoever takes it and whenever.
 
@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ems.errors import SnapshotError
-from ems.fastimport import Stamp, stamp_of, write_commit
 from ems.node import checkout as node_checkout
 from ems.node.records import write_atomic
-from ems.project import changed_files, count_changed, files, head, ignored_top_level, project_root
+from ems.snapshot.fastimport import Stamp, stamp_of, write_commit
+from ems.snapshot.project import changed_files, count_changed, files, head, ignored_top_level, project_root
 
 __all__ = [
     "Change",

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ems import wide
 from ems.errors import EmsError
+from ems.harvest.verdict import Place, Verdict, decide, has_ended, needs_scheduler, of_shared_jobs
 from ems.model import JobInfo, State
 from ems.node import records
 from ems.node.feed import CANCELLED, job_of
 from ems.node.records import ExperimentFiles, Record
-from ems.store import Store
-from ems.verdict import Place, Verdict, decide, has_ended, needs_scheduler, of_shared_jobs
+from ems.store import Store, wide
 
 Refresh: TypeAlias = "Callable[[Iterable[str]], dict[str, JobInfo]]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ems.wide import flatten
+from ems.store.wide import flatten
 
 if TYPE_CHECKING:
     import pandas

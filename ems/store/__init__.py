@@ -21,10 +21,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ems import migrations, notebook, queries, wide
 from ems.errors import NotFoundError, StoreError
 from ems.model import Attempt, Experiment, Params, Run, State
 from ems.node import records
+from ems.store import migrations, notebook, queries, wide
 
 if TYPE_CHECKING:
     import pandas
@@ -391,11 +391,11 @@ class Store:
     # -- notebooks
 
     def rows(self, *refs: str) -> list[dict[str, Any]]:
-        """Return one flat dict a run (params, last metrics, state, ..); see :func:`ems.notebook.rows`."""
+        """Return one flat dict a run (params, last metrics, state, ..); see :func:`ems.store.notebook.rows`."""
         return notebook.rows(self, *refs)
 
     def points(self, metric: str, *refs: str) -> list[dict[str, Any]]:
-        """Return one dict a point of a metric; see :func:`ems.notebook.points`."""
+        """Return one dict a point of a metric; see :func:`ems.store.notebook.points`."""
         return list(notebook.points(self, metric, *refs))
 
     def frame(self, *refs: str) -> pandas.DataFrame:

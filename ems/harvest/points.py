@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ems.readers import Point
+from ems.harvest.readers import Point
 
-PRINTED = ("8", "9")  # kinds of sources; the smaller digit goes first, see ems.intake
+PRINTED = ("8", "9")  # kinds of sources; the smaller digit goes first, see ems.harvest.intake
 
 
 @dataclass(slots=True)
