@@ -60,8 +60,8 @@ def _run(nest: Nest, script: str, python: str, args: Sequence[str], cwd: Path) -
     with tempfile.TemporaryDirectory(prefix="ems-count-") as folder:
         out = Path(folder) / "counted.json"
         lib = install_lib(folder)  # the script may import ems, which its Python need not have
-        launcher = os.path.join(lib, "ems", "node", "launch.py")
-        argv = [python, launcher, "--count", json.dumps(loops), str(out), script, *args]
+        launcher = Path(lib) / "ems" / "node" / "launch.py"
+        argv = [python, str(launcher), "--count", json.dumps(loops), str(out), script, *args]
         paths = os.pathsep.join(filter(None, [lib, os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
         try:

@@ -28,9 +28,9 @@ from ems.distribution import Choice, Distribution, IntUniform, LogInt, LogUnifor
 from ems.errors import UsageError
 from ems.model import MAX_POINTS, Axis, Json, Params, Resources
 
-_INT = re.compile(r"[-+]?(?:0|[1-9]\d*)")  # 007 is a word
-_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
-_LIKE_RANGE = re.compile(r"[-+]?\.?\d.*\.\.")
+_INT = re.compile(r"[-+]?(?:0|[1-9]\d*)", re.ASCII)  # 007 is a word
+_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+_LIKE_RANGE = re.compile(r"[-+]?\.?\d.*\.\.", re.ASCII)
 _CALL = re.compile(r"([A-Za-z_]\w*)\((.*)\)", re.DOTALL)
 _WORDS: Mapping[str, Json] = {
     "true": True,

@@ -56,6 +56,7 @@ def refusal(*sets: str, zips: tuple[str, ...] = (), samples: int | None = None) 
         ("'0.1',\"true\",'a, b',''", ["0.1", "true", "a, b", ""]),
         (r'"a\nb\"c","é"', ['a\nb"c', "é"]),
         ('[64,64],[128],{"a": [1, 2]}', [[64, 64], [128], {"a": [1, 2]}]),
+        ("٣,１", ["٣", "１"]),  # noqa: RUF001 - digits of other scripts are words
         ("../a,../b..c", ["../a", "../b..c"]),
         ("a=b,$(rm -rf),`id`", ["a=b", "$(rm -rf)", "`id`"]),
         ("0..3", [0, 1, 2, 3]),
