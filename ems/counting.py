@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ems.errors import ScriptError
-from ems.loops import Nest, find
 from ems.model import Point
 from ems.node import launch
 from ems.node.install import install_lib
 from ems.unroll import Unrolled, assemble
+from ems.unroll.loops import Nest, find
 
 
 def count_by_running(script: Path, python: str, args: Sequence[str], cwd: Path) -> Unrolled | None:

@@ -20,13 +20,15 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from ems import counting, environment, provenance, snapshot, space, sweep, unroll
+from ems import counting, environment, provenance, snapshot, space, unroll
 from ems.errors import ScriptError, TargetError, UsageError
 from ems.executor.base import Limits, Submission
 from ems.model import Axis, Experiment, Json, LoopRef, Params, PassAs, Point, Resources, Run
-from ems.node import checkout, install, records
+from ems.node import argv, checkout, install, records
+from ems.space import sweep
 from ems.store import Store
 from ems.target import Target
+from ems.unroll import loops
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def plan(request: Request, store: Store) -> Plan:
     frozen = snapshot.take(project, repository, max_file_mb=request.max_file_mb)
     code_key = snapshot.code_key(repository, frozen.id, _relative(script, project))
     experiment = _describe(request, swept, script, project, resources, python, points, frozen.id)
+    _check_passing(experiment, points)
     skipped = {} if request.again else _completed_before(store, points, code_key, experiment)
     experiment = replace(experiment, n_runs=points.count - len(skipped))
     return Plan(
@@ -341,15 +344,9 @@ def _read_script(script: Path) -> str:
     try:
         with tokenize.open(script) as file:
             source = file.read()
-        compile(source, str(script), "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{script.name} line {line}" if line else script.name
-        text = (getattr(error, "text", None) or "").strip()
-        raise ScriptError(
-            f"{where}: {getattr(error, 'msg', None) or error}" + (f" in `{text}`" if text else ""),
-            "mend the line; nothing was submitted",
-        ) from error
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ScriptError(f"{script.name} is no Python text: {error}", "name a Python script") from error
+    loops.parse(source, script.name)
     return source
 
 
@@ -379,6 +376,16 @@ def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, sour
         loops=unrolled.loops,
         warnings=unrolled.warnings,
     )
+
+
+def _check_passing(experiment: Experiment, points: _Points) -> None:
+    """See now, not on a node, whether the params can reach the script in the way that was chosen."""
+    first = next(iter(points))
+    words = (experiment.python, experiment.script, experiment.args, first.params, experiment.pass_as)
+    try:
+        argv.command(*words, experiment.command)
+    except ValueError as error:
+        raise UsageError(str(error), "rename the param, or choose another --pass-as") from error
 
 
 def _describe(

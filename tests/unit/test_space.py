@@ -15,10 +15,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ems import space
-from ems.distribution import Beta, Choice, IntUniform, LogInt, LogNormal, LogUniform, Normal, Uniform
 from ems.errors import ConfigError, UsageError
 from ems.model import Axis
 from ems.space import Sweep, build, parse_assignment
+from ems.space.distribution import Beta, Choice, IntUniform, LogInt, LogNormal, LogUniform, Normal, Uniform
 
 
 def values(text: str) -> list[Any]:

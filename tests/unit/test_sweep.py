@@ -13,11 +13,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ems import sweep
-from ems.distribution import Beta, Choice, IntUniform, LogNormal, LogUniform, Normal, Uniform
 from ems.errors import ConfigError
 from ems.model import Axis, Resources
-from ems.space import Sweep, build
+from ems.space import Sweep, build, sweep
+from ems.space.distribution import Beta, Choice, IntUniform, LogNormal, LogUniform, Normal, Uniform
 
 FULL = """
 # as written for `wandb sweep`

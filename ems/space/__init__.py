@@ -24,9 +24,9 @@ from itertools import islice, product, takewhile
 from pathlib import Path
 from typing import TypeAlias
 
-from ems.distribution import Choice, Distribution, IntUniform, LogInt, LogUniform, Normal, Uniform
 from ems.errors import UsageError
 from ems.model import MAX_POINTS, Axis, Json, Params, Resources
+from ems.space.distribution import Choice, Distribution, IntUniform, LogInt, LogUniform, Normal, Uniform
 
 _INT = re.compile(r"[-+]?(?:0|[1-9]\d*)", re.ASCII)  # 007 is a word
 _NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
@@ -50,7 +50,7 @@ Dimension: TypeAlias = Axis | Distribution
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep file says; :func:`ems.sweep.load` reads it.
+    """What a sweep file says; :func:`ems.space.sweep.load` reads it.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Points:
 def _put(params: dict[str, Json], path: tuple[str, ...], value: Json) -> None:
     for part in path[:-1]:
         inner = params.setdefault(part, {})
-        assert isinstance(inner, dict)  # noqa: S101 - ems.sweep refuses a name that is both a value and a group
+        assert isinstance(inner, dict)  # noqa: S101 - ems.space.sweep refuses a name that is both a value and a group
         params = inner
     params[path[-1]] = value
 

@@ -1,8 +1,8 @@
 """The loops of a script become the axes of an experiment.
 
-What the loops (:mod:`ems.loops`) walk is worked out from the text (:mod:`ems.evaluator`), never by running it, and
-what cannot be worked out is refused by name and line. Each run then executes the script with those loops narrowed to
-one item each (:mod:`ems.node.launch`), which checks the items once more.
+What the loops (:mod:`ems.unroll.loops`) walk is worked out from the text (:mod:`ems.unroll.evaluator`), never by
+running it, and what cannot be worked out is refused by name and line. Each run then executes the script with those
+loops narrowed to one item each (:mod:`ems.node.launch`), which checks the items once more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ems.errors import ScriptError
-from ems.evaluator import (
+from ems.model import MAX_POINTS, Axis, Json, LoopRef, Point
+from ems.node.launch import as_json, flat_names, target_names
+from ems.unroll.evaluator import (
     BUILTINS,
     FAILURES,
     Evaluator,
@@ -26,10 +28,8 @@ from ems.evaluator import (
     no_set,
     unpack,
 )
-from ems.loops import LOOPS, Nest, find, find_differences, text_of, top_level
-from ems.model import MAX_POINTS, Axis, Json, LoopRef, Point
-from ems.node.launch import as_json, flat_names, target_names
-from ems.scope import Scope, Use, local_names
+from ems.unroll.loops import LOOPS, Nest, find, find_differences, text_of, top_level
+from ems.unroll.scope import Scope, Use, local_names
 
 
 @dataclass(frozen=True, slots=True)
