@@ -63,6 +63,7 @@ check: lint types layers  ## all three
 
 bench: $(VENV)/.dev  ## measure, and write benchmarks/RESULTS.md
 	@bash tests/slurm/install.sh
+	@$(INSTALL) --group pyproject.toml:bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 reference: $(VENV)/.dev  ## write the README's command reference anew
