@@ -193,7 +193,7 @@ class _Reaper:
         return _summarize(self._store, self._experiment, self._settled, self._new_points)
 
     def _read(self, run_ids: list[int]) -> list[int]:
-        """Read some runs; return those of whose files there is more than was read at a time."""
+        """Read some runs; return those to be read on: there is more in them, or somebody else was faster."""
         again: list[int] = []
         waiting: list[points.RunState] = []
         n_points = 0
@@ -208,22 +208,24 @@ class _Reaper:
                 waiting.append(run)
                 n_points += sum(len(found) for batch in run.batches for found in batch.points.values())
             if n_points >= _BATCH_POINTS:
-                self._write(waiting)
+                again += self._write(waiting)
                 waiting, n_points = [], 0
-        self._write(waiting)
-        self._tell.add(len(run_ids) - len(again))
-        return again
+        again += self._write(waiting)
+        self._tell.add(len(run_ids) - len(set(again)))
+        return sorted(set(again))
 
-    def _write(self, runs: list[points.RunState]) -> None:
+    def _write(self, runs: list[points.RunState]) -> list[int]:
+        """Write what was read; return the runs that somebody else has changed since, of which nothing is written."""
         if not runs:
-            return
+            return []
         with self._store.write() as db:
             writer = points.Writer(db)
-            settled = [run.state for run in runs if writer.apply(run) and run.is_settled and not run.was_settled]
+            written = [run for run in runs if writer.apply(run)]
             if writer.has_new_names:
                 self._store.refresh_wide()
-        self._settled += settled
+        self._settled += [run.state for run in written if run.is_settled and not run.was_settled]
         self._new_points += writer.n_points
+        return list({run.id for run in runs} - {run.id for run in written})
 
 
 def _summarize(store: Store, experiment: Experiment, settled: list[str], new_points: int) -> ExperimentHarvest:

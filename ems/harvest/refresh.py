@@ -80,6 +80,14 @@ class _Row:
         last = self.records[max(self.records)] if self.records else None
         return last if last is not None and last.get("chunk", 0) >= self.chunk else None
 
+    def has_news(self) -> bool:
+        """Whether an attempt has begun or ended, or the first look after the scheduler's word of the end."""
+        is_gone = self.verdict.state.is_finished and not has_ended(self.current())
+        return is_gone != (self.gone_since is not None) or any(
+            number > self.attempt or (record.get("ended_at") and number not in self.ended)
+            for number, record in self.records.items()
+        )
+
 
 class _Look:
     """One look at the states of one experiment."""
@@ -161,7 +169,8 @@ class _Look:
         """Decide and write what has changed."""
         if infos:
             infos = of_shared_jobs(infos, {row.place.key for row in self._rows if row.place.is_shared})
-        changed = [(row, verdict) for row in self._rows if (verdict := self._decide(row, infos)) or row.records]
+        decided = [(row, self._decide(row, infos)) for row in self._rows]
+        changed = [(row, verdict) for row, verdict in decided if verdict or row.has_news()]
         if not changed:
             return
         with self._store.write() as db:

@@ -611,6 +611,41 @@ def test_a_harvest_that_was_overtaken_writes_nothing_old(
     assert content(store) == fresh(farm, content)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_look_at_the_states_meanwhile_costs_no_points(
+    store: Store, farm: Any, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    farm.attempt(0, state="RUNNING", host="elsewhere")
+    farm.log(0, 0, loss=1)
+    read, calls = Intake.read, []
+
+    def read_slowly(*args: Any) -> bool:
+        result = read(*args)
+        if not calls:  # as `ems status --watch` does in another terminal
+            calls.append(1)
+            if ends:
+                farm.attempt(0)
+            with Store(store.path) as other:
+                refresh_states(other, farm.root, gone)
+        return result
+
+    monkeypatch.setattr(Intake, "read", read_slowly)
+    found = reap(store, farm)
+    assert (found.new_points, found.experiments[0].new_completed) == (1, int(ends))
+    assert last(store) == {"loss": 1}
+
+
+def test_a_look_without_news_writes_nothing(store: Store, farm: Any) -> None:
+    farm.attempt(0, state="RUNNING", host="elsewhere")
+    farm.attempt(1, state="PENDING", reason="time limit")
+    adopt(store, farm.root)
+    refresh_states(store, farm.root, gone)
+    before = store.query("PRAGMA data_version"), store.query("SELECT version FROM runs")
+    with Store(store.path) as other:
+        refresh_states(other, farm.root, gone)
+    assert (store.query("PRAGMA data_version"), store.query("SELECT version FROM runs")) == before
+
+
 def test_several_harvests_at_once_while_runs_go_on(make_farm: Any, content: Content) -> None:
     farm = make_farm(n_runs=12)
     for step in range(20):
