@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ems.cli import render
 from ems.model import Json, State
-from ems.statistics import Estimate
-from ems.table import Column, Table
+from ems.report.statistics import Estimate
+from ems.report.table import Column, Table
 
 BEST = "best"
 

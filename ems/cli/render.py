@@ -40,7 +40,11 @@ _GAP = "  "
 _MIN_CUT = 8  # a text column is not cut below this many cells; whole columns leave instead
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LOOKS = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES")
-_ASCII = str.maketrans({"±": "+/-", "…": "...", "·": "-", "≥": ">=", "≤": "<="})
+_ASCII = str.maketrans(
+    {"±": "+/-", "…": "...", "·": "-", "≥": ">=", "≤": "<="}
+    | dict(zip("│─└┘┌┐├┤┬┴┼", "|-+++++++++", strict=True))  # axes of a curve
+    | dict(zip("●○▲△■□◆◇", "ox^v#%*&", strict=True))  # and its markers
+)
 
 
 # -- consoles ---------------------------------------------------------------------------------------------------
@@ -94,10 +98,13 @@ def _write(stream: object, console: Console, lines: Iterable[str], style: str) -
 
 def paint(text: str, style: str, console: Console | None = None) -> str:
     """Wrap ``text`` in the escape codes of a rich style, where stdout (or ``console``) shows colour."""
+    return _style(style).render(text) if style and has_colour(console) else text
+
+
+def has_colour(console: Console | None = None) -> bool:
+    """Whether stdout (or ``console``) shows colour."""
     console = console or out()
-    if not style or console.color_system is None or console.no_color:
-        return text
-    return _style(style).render(text)
+    return console.color_system is not None and not console.no_color
 
 
 @functools.cache

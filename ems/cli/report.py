@@ -14,19 +14,17 @@ import typer
 from ems.cli.app import RESULTS, command
 from ems.cli.formats import SUFFIXES, Format
 from ems.errors import UsageError
-from ems.frame import Goal, Stat
-from ems.statistics import Method
+from ems.report.frame import Goal, Stat
+from ems.report.statistics import Method
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
     from ems.report import Query
-    from ems.table import Table
+    from ems.report.table import Table
 
 WHAT, SHOW, WRITE = "What to show", "Statistics", "Where to"
 _LOOK_S = 0.3  # how long a report may look for runs that have ended since the last harvest
-
-_COLORS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 Names = list[str] | None
 
@@ -202,9 +200,9 @@ def _draw(
     png: Path | None,
     output: Path | None,
 ) -> None:
-    from ems import curve, where
     from ems.cli import render
-    from ems.frame import Frame
+    from ems.report import curve, where
+    from ems.report.frame import Frame
 
     ids = [each.id for each in experiments]
     frame = Frame(list(session.store.run_table(ids)), query.stat, query.goals)
@@ -214,8 +212,7 @@ def _draw(
         curve.save(plot, png)
     width = min(render.width() or 80, 120)
     height = max(10, min(22, shutil.get_terminal_size((80, 24)).lines - 5))
-    is_ascii = output is None and not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    lines = curve.draw(plot, width, height, None if output else _paint, is_ascii)
+    lines = curve.draw(plot, width, height, is_coloured=output is None and render.has_colour())
     if output is not None:
         _write(output, "\n".join([*lines, ""]))
     else:
@@ -223,12 +220,6 @@ def _draw(
     for path in (png, output):
         if path is not None:
             render.note(f"wrote {path}")
-
-
-def _paint(number: int, text: str) -> str:
-    from ems.cli import render
-
-    return render.paint(text, _COLORS[number % len(_COLORS)])
 
 
 # -- what a harvest would add -----------------------------------------------------------------------------------

@@ -1,11 +1,17 @@
-"""Which lines ``--curve`` draws."""
+"""Which lines ``--curve`` draws, and how they look in a terminal and as an image."""
+
+import itertools
+import math
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ems import curve
 from ems.errors import UsageError
-from ems.frame import Frame
 from ems.model import State
+from ems.report import curve
+from ems.report.frame import Frame
 from ems.store import RunRow, Summary
 
 pytest.importorskip("matplotlib")
@@ -48,7 +54,7 @@ def test_by_averages_runs_with_an_interval():
     assert [line.label for line in made.lines] == ["lr=1", "lr=0.1"]
     assert made.lines[0].y == pytest.approx((0.05, 1.05, 2.05))
     assert made.lines[0].low[0] < 0.05 < made.lines[0].high[0]
-    assert made.notes == ("mean over seed; --png shades its 95 % CI (Student's t)",)
+    assert made.notes == ("mean over seed", "bars: 95 % CI of the mean (Student's t)")
 
 
 def test_failed_runs_are_in_no_mean_but_have_lines_of_their_own():
@@ -120,13 +126,122 @@ def test_nothing_to_draw_is_said():
         curve.plot(Frame([row(0, {"lr": 1}, acc=1.0)]), ["ac"], no_points)
 
 
+# -- in the terminal
+
+
+def lines(*ys, x=None, is_log_x=False, is_log_y=False, half=None):
+    """Return a plot of lines over the same x, their intervals ``half`` to both sides."""
+
+    def moved(values, by):
+        return tuple(None if half is None else v + by for v in values)
+
+    x = tuple(x or range(len(ys[0])))
+    made = [curve.Line(f"i={i}", x, tuple(y), moved(y, -(half or 0)), moved(y, half)) for i, y in enumerate(ys)]
+    return curve.Plot(tuple(made), "lr", "acc", is_log_x, is_log_y)
+
+
+def text(plot, width=70, height=15, **options):
+    return "\n".join(curve.draw(plot, width, height, **options))
+
+
 def test_the_drawing_names_axes_and_lines():
     frame, points = stepped()
     drawn = curve.draw(curve.plot(frame, ["acc"], points, by=["lr"]), 60, 12)
-    assert drawn[0] == "acc"
+    assert drawn[0].strip() == "acc"
     assert drawn[-2].strip() == "step"
     assert drawn[-1] == "● lr=1   ○ lr=0.1"
+
+
+def test_a_line_rises_to_the_right_and_every_point_is_marked():
+    rows = [row for row in curve.draw(lines([0.0, 1.0, 2.0, 3.0]), 60, 12) if "●" in row[:60] and "i=0" not in row]
+    columns = [row.index("●") for row in rows]
+    assert len(columns) == 4
+    assert columns == sorted(columns, reverse=True)
+
+
+def test_every_line_has_a_marker_of_its_own_and_no_way_hides_a_point():
+    shown = text(lines([0, 5, 0], [5, 0, 5]))
+    assert (shown.count("●"), shown.count("○")) == (4, 4)  # three points and the legend
+
+
+def test_many_points_are_marked_here_and_there():
+    shown = text(lines([math.sin(s / 100) for s in range(400)]))
+    assert 5 <= shown.count("●") <= 15
+    assert shown.count("·") > 50
+
+
+def test_decades_are_evenly_spaced_on_a_logarithmic_axis():
+    ticks, name = curve.draw(lines([1, 2, 3, 4], x=[1e-8, 1e-4, 1.0, 1e4], is_log_x=True), 70, 12)[-3:-1]
+    assert ticks.split() == ["1e-08", "1e-06", "0.0001", "0.01", "1", "100", "10000"]
+    assert name.strip() == "lr (log)"
+    middles = [(match.start() + match.end()) / 2 for match in re.finditer(r"\S+", ticks)][1:-1]  # those at ends move in
+    assert [b - a for a, b in itertools.pairwise(middles)] == pytest.approx([11] * 4, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0.0, 1.0, ["0", "0.2", "0.4", "0.6", "0.8", "1"]), (0.93, 0.99, ["0.94", "0.96", "0.98"]),
+     (0.0, 399.0, ["0", "100", "200", "300"]), (0.5, 0.5, None)],
+)  # fmt: skip
+def test_ticks_are_round(low, high, labels):
+    rows = curve.draw(lines([low, high]), 70, 15)
+    found = [row.partition("┤")[0].strip() for row in rows if "┤" in row]
+    assert labels is None or found[::-1] == labels
+    assert found
+
+
+def test_intervals_are_bars_where_few_lines_have_them():
+    with_bars = lines([1.0, 2.0, 3.0], half=0.8)
+    columns = [row.index("●") for row in curve.draw(with_bars, 70, 15) if "●" in row]
+    assert sum(row[columns[1] : columns[1] + 1] == "│" for row in curve.draw(with_bars, 70, 15)) >= 4
+    assert with_bars.has_bars
+    assert not lines([1.0, 2.0]).has_bars
+    assert not lines(*[[1.0, 2.0]] * 4, half=0.1).has_bars
+    assert not lines([1.0, 2.0], half=0.1, is_log_y=True).has_bars
+
+
+def test_a_wide_interval_does_not_flatten_the_line():
+    shown = curve.draw(lines([1.0, 2.0, 3.0], half=500.0), 70, 15)
+    rows = [i for i, row in enumerate(shown[:-1]) if "●" in row]
+    assert rows[-1] - rows[0] >= 3
+
+
+finite = st.floats(-1e9, 1e9)
+drawings = st.lists(st.lists(st.tuples(finite, finite), min_size=1, max_size=30), min_size=1, max_size=curve.MAX_LINES)
+
+
+@given(drawings, st.integers(30, 100), st.integers(8, 30))
+def test_any_lines_fit_the_room_they_are_given(points, width, height):
+    made = [tuple(zip(*sorted(line), strict=True)) for line in points]
+    some = tuple(curve.Line(f"run {i}", x, y, (None,) * len(x), (None,) * len(x)) for i, (x, y) in enumerate(made))
+    drawn = curve.draw(curve.Plot(some, "step", "acc"), width, height)
+    assert all(len(line) <= width for line in drawn)
+    assert height <= len(drawn) <= height + len(some)
+
+
+@given(st.lists(st.tuples(st.floats(1e-12, 1e12), st.floats(1e-12, 1e12)), min_size=1, max_size=20))
+def test_any_positive_lines_fit_on_logarithmic_axes(points):
+    x, y = zip(*sorted(points), strict=True)
+    drawn = curve.draw(lines(y, x=x, is_log_x=True, is_log_y=True), 60, 12)
     assert all(len(line) <= 60 for line in drawn)
+
+
+def test_colour_only_repeats_what_the_text_says():
+    plot = lines([0, 5, 0], [5, 0, 5])
+    painted, plain = text(plot, is_coloured=True), text(plot)
+    assert "\x1b[" in painted
+    assert "\x1b[" not in plain
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", painted)
+    assert [line.rstrip() for line in bare.splitlines()] == plain.splitlines()
+
+
+def test_a_param_that_is_no_plain_text_stays_on_its_line():
+    rows = [row(i, {"i": i, "name": "a\x1b[31m\nb"}, acc=0.1 * i) for i in range(3)]
+    made = curve.plot(Frame(rows), ["acc"], no_points, by=["name"])
+    assert made.lines[0].label == r"name=a\x1b[31m\nb"
+
+
+# -- as an image
 
 
 @pytest.mark.parametrize(("name", "magic"), [("c.png", b"\x89PNG"), ("c.svg", b"<?xml"), ("c.pdf", b"%PDF")])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ems.cli.formats import Format, lines, write
 from ems.model import State
-from ems.statistics import Estimate
-from ems.table import Column, Table
+from ems.report.statistics import Estimate
+from ems.report.table import Column, Table
 
 RUNS = Table(
     (

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from ems.errors import UsageError
-from ems.frame import Frame, Goal, Kind, Stat, did_you_mean, flatten, guess_goal, identity, pick
 from ems.model import State
+from ems.report.frame import Frame, Goal, Kind, Stat, did_you_mean, flatten, guess_goal, identity, pick
 from ems.store import RunRow, Summary
 
 

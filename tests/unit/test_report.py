@@ -7,10 +7,10 @@ import pytest
 import scipy.stats
 
 from ems.errors import UsageError
-from ems.frame import Goal, Stat
 from ems.model import State
 from ems.report import Query, tabulate
-from ems.statistics import Estimate, Method
+from ems.report.frame import Goal, Stat
+from ems.report.statistics import Estimate, Method
 from ems.store import RunRow, Summary
 
 DONE, FAILED, RUNNING, CANCELLED = State.COMPLETED, State.FAILED, State.RUNNING, State.CANCELLED

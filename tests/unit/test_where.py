@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ems.errors import UsageError
-from ems.frame import Frame
 from ems.model import State
+from ems.report.frame import Frame
+from ems.report.where import select
 from ems.store import RunRow, Summary
-from ems.where import select
 
 
 def row(index, params, state=State.COMPLETED, **metrics):

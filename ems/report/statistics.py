@@ -1,7 +1,7 @@
 """The statistics of a report: means with intervals, paired tests against a baseline. Pure.
 
-Student's t is computed here because importing ``scipy.special`` costs half a second, half of what a whole report may
-take; the tests hold it against scipy. numpy is imported only to bootstrap.
+scipy does the mathematics. It is imported where it is first needed: ``scipy.special`` costs a third of a second,
+``scipy.stats`` more than one, and a report of one row a run needs neither.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import enum
 import functools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 10_000
 SMALL_BOOTSTRAP = 8  # with fewer values a bootstrap interval is known to be too narrow
+_BATCH = 1_000_000  # numbers drawn at once by a bootstrap, so that memory stays bounded for long columns
 
 
 class Method(enum.StrEnum):
@@ -65,40 +67,36 @@ def estimate(values: Sequence[float], method: Method = Method.T, confidence: flo
         return Estimate(x[0], None, None, 1, n_not_finite)
     if min(x) == max(x):  # rounding of the mean must not make a spread where there is none
         return Estimate(x[0], x[0], x[0], n, n_not_finite)
-    mean, deviation = _mean_and_deviation(x)
+    mean = statistics.mean(x)
     if method is Method.BOOTSTRAP:
         return Estimate(mean, *_bca(x, confidence), n, n_not_finite)
-    half = t_quantile((1 + confidence) / 2, n - 1) * deviation / math.sqrt(n)
+    half = _t_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(x) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n, n_not_finite)
 
 
-def _mean_and_deviation(x: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1)."""
-    mean = math.fsum(x) / len(x)
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in x) / (len(x) - 1))
+@functools.cache
+def _t_quantile(p: float, df: int) -> float:
+    from scipy.special import stdtrit  # noqa: PLC0415 - see above
+
+    return float(stdtrit(df, p))
 
 
 def _bca(values: Sequence[float], confidence: float) -> tuple[float, float]:
-    """Interval of Efron (1987), section 3, for the mean; jackknife acceleration by his equation 6.6."""
-    from statistics import NormalDist  # noqa: PLC0415 - with numpy, what only a bootstrap needs
+    import numpy as np  # noqa: PLC0415 - see above
+    from scipy.stats import bootstrap  # noqa: PLC0415
 
-    import numpy as np  # noqa: PLC0415
-
-    normal, n = NormalDist(), len(values)
     origin, spread = min(values), max(values) - min(values)
     x = (np.asarray(values) - origin) / spread  # cubes of tiny or huge deviations stay representable
-    generator = np.random.default_rng(0)  # the same table for the same runs, whoever prints it
-    block = max(1, 1_000_000 // n)  # resamples drawn at once: memory stays bounded for long columns
-    sizes = [min(block, N_RESAMPLES - done) for done in range(0, N_RESAMPLES, block)]
-    means = np.concatenate([x[generator.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
-
-    below = float(((means < x.mean()).sum() + (means == x.mean()).sum() / 2) / N_RESAMPLES)
-    bias = normal.inv_cdf(min(max(below, 1 / N_RESAMPLES), 1 - 1 / N_RESAMPLES))
-    deviation = x.mean() - (x.sum() - x) / (n - 1)  # jackknife: the mean without each value in turn
-    acceleration = float((deviation**3).sum() / (6 * (deviation**2).sum() ** 1.5))
-    z = [bias + normal.inv_cdf(p) for p in ((1 - confidence) / 2, (1 + confidence) / 2)]
-    low, high = np.quantile(means, [normal.cdf(bias + v / (1 - acceleration * v)) for v in z])
-    return origin + spread * float(low), origin + spread * float(high)
+    interval = bootstrap(
+        (x,),
+        np.mean,
+        method="BCa",
+        confidence_level=confidence,
+        n_resamples=N_RESAMPLES,
+        batch=max(1, _BATCH // len(x)),
+        rng=np.random.default_rng(0),  # the same table for the same runs, whoever prints it
+    ).confidence_interval
+    return origin + spread * float(interval.low), origin + spread * float(interval.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +129,18 @@ def paired(values: Sequence[float], baseline: Sequence[float], method: Method = 
     spread = max(d) - min(d) if d else 0.0
     if len(d) < 2 or spread <= 1e-12 * scale:
         return Paired(difference, 1.0 if len(d) > 1 and not any(d) else None, None)
-    mean, deviation = _mean_and_deviation([v / spread for v in d])
-    effect = mean / deviation
-    return Paired(difference, t_test_p(effect * math.sqrt(len(d)), len(d) - 1), effect)
+    from scipy.stats import ttest_1samp  # noqa: PLC0415 - see above
+
+    # the paired test is the test of the differences; in units of their spread, squares of tiny ones do not vanish
+    test = ttest_1samp([v / spread for v in d], 0.0)
+    return Paired(difference, float(test.pvalue), float(test.statistic) / math.sqrt(len(d)))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for having made several tests (Holm 1979); None stays None and is not counted."""
+    """Adjust p values for having made several tests (Holm 1979); None stays None and is not counted.
+
+    Written here because scipy corrects for the false discovery rate only.
+    """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -145,52 +148,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         adjusted[i] = largest
     return adjusted
-
-
-def t_test_p(t: float, df: int) -> float:
-    """Two-sided p value of Student's t with ``df`` degrees of freedom (Abramowitz & Stegun 26.7.1)."""
-    return _incomplete_beta(df / (df + t * t), t * t / (df + t * t), df / 2, 0.5)
-
-
-@functools.lru_cache(maxsize=1024)
-def t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t for ``0.5 < p < 1``, by bisection."""
-    tail, low, high = 2 * (1 - p), 0.0, 1.0
-    while t_test_p(high, df) > tail:
-        low, high = high, high * 2
-    while high - low > 1e-14 * high:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if t_test_p(middle, df) > tail else (low, middle)
-    return (low + high) / 2
-
-
-def _incomplete_beta(x: float, y: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function at ``x = 1 - y``, by its continued fraction (DLMF 8.17.22; Lentz's method).
-
-    Both ``x`` and ``y`` are asked for, because 1 - x has lost the digits of a small y.
-    """
-    if x <= 0 or y <= 0:
-        return float(y <= 0)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly, the mirrored one is quick (DLMF 8.17.4)
-        return 1 - _incomplete_beta(y, x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y) - math.log(a)
-    )
-    c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1))
-    fraction = d
-    for m in range(1, 500):
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            c, d = _not_zero(1 + term / c), 1 / _not_zero(1 + term * d)
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * fraction
-
-
-def _not_zero(value: float) -> float:
-    return value if abs(value) > 1e-300 else 1e-300

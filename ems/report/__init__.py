@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ems import baseline, where
 from ems.errors import UsageError
-from ems.frame import Field, Frame, Goal, Kind, Stat, did_you_mean, identity
-from ems.groups import Group, group, numbers, rest
 from ems.model import State
-from ems.statistics import SMALL_BOOTSTRAP, Estimate, Method, estimate
-from ems.table import Column, Table, sort, sort_key
+from ems.report import baseline, where
+from ems.report.frame import Field, Frame, Goal, Kind, Stat, did_you_mean, identity
+from ems.report.groups import Group, group, numbers, rest
+from ems.report.statistics import SMALL_BOOTSTRAP, Estimate, Method, estimate
+from ems.report.table import Column, Table, sort, sort_key
 
 if TYPE_CHECKING:
     from ems.store import RunRow
@@ -27,7 +27,7 @@ GROUPING = (Kind.PARAM, Kind.FACT)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What was asked of a report; names are those of :class:`ems.frame.Frame`.
+    """What was asked of a report; names are those of :class:`ems.report.frame.Frame`.
 
     ``is_wide`` asks for every param, not only for those that vary: for files that programs read.
     """

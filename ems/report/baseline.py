@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ems.errors import UsageError
-from ems.frame import Field, Frame, Kind, Value, identity
-from ems.groups import Group, rest
-from ems.statistics import Estimate, Method, Paired, holm, paired
-from ems.table import Cell, Column
+from ems.report.frame import Field, Frame, Kind, Value, identity
+from ems.report.groups import Group, rest
+from ems.report.statistics import Estimate, Method, Paired, holm, paired
+from ems.report.table import Cell, Column
 
 
 def read(frame: Frame, typed: str) -> dict[Field, Value]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from ems.frame import Value
-from ems.statistics import Estimate
+from ems.report.frame import Value
+from ems.report.statistics import Estimate
 
 Cell: TypeAlias = "Value | Estimate"
 

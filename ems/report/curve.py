@@ -1,19 +1,27 @@
-"""``--curve``: lines of a metric over the steps of runs, or over a param, in the terminal and as an image."""
+"""``--curve``: lines of a metric over the steps of runs, or over a param.
+
+plotext draws them in the terminal, matplotlib as an image; both are imported where they are needed.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ems import canvas
 from ems.errors import EmsError, UsageError
-from ems.frame import Field, Frame, Goal, Kind, Value, identity
 from ems.model import State
-from ems.statistics import Method, estimate
+from ems.report.frame import Field, Frame, Goal, Kind, Value, identity
+from ems.report.statistics import Method, estimate
 
-MAX_LINES = len(canvas.MARKERS)  # more cannot be told apart
+MARKERS = "●○▲△■□◆◇"  # one a line, so that colour is not needed
+MAX_LINES = len(MARKERS)  # more cannot be told apart
+_COLORS = ("cyan", "orange", "green", "magenta", "blue", "red")
+_MAX_BARS = 3  # lines whose intervals can be told apart in a terminal
+_MARK_ALL, _MARKED = 40, 10  # a line of up to so many points has a marker at each, a longer one so many markers
 _LOG_FROM = 1000  # a metric that spans so much is drawn on a logarithmic axis
 _BINS = 400  # points of a line; more than a terminal or a page can show
 
@@ -31,6 +39,11 @@ class Line:
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether any point is a mean with an interval."""
+        return any(value is not None for value in self.low)
+
 
 @dataclass(frozen=True, slots=True)
 class Plot:
@@ -42,6 +55,11 @@ class Plot:
     is_log_x: bool = False
     is_log_y: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_bars(self) -> bool:
+        """Whether a terminal shows intervals too: of few lines, on a linear axis, where there are any."""
+        return len(self.lines) <= _MAX_BARS and not self.is_log_y and any(line.has_interval for line in self.lines)
 
 
 def plot(frame: Frame, metrics: Sequence[str], points: Points, by: Sequence[str] = (), x: str = "") -> Plot:
@@ -80,7 +98,10 @@ def plot(frame: Frame, metrics: Sequence[str], points: Points, by: Sequence[str]
     is_log_x = axis is not None and _is_log({value for line in lines for value in line.x})
     ys = [value for line in lines for value in line.y]
     is_log_y = min(ys) > 0 and max(ys) / min(ys) > _LOG_FROM
-    return Plot(tuple(lines), axis.name if axis else "step", ", ".join(metrics), is_log_x, is_log_y, tuple(notes))
+    made = Plot(tuple(lines), axis.name if axis else "step", ", ".join(metrics), is_log_x, is_log_y)
+    if any(line.has_interval for line in lines):
+        notes.append(f"{'bars' if made.has_bars else '--png shades'}: 95 % CI of the mean (Student's t)")
+    return replace(made, notes=tuple(notes))
 
 
 def _axis(frame: Frame, metrics: Sequence[Field], groups: Sequence[Field]) -> Field | None:
@@ -152,7 +173,7 @@ def _over_steps(
 
 def _mean_note(frame: Frame, fixed: Sequence[Field]) -> list[str]:
     over = " x ".join(each.name for each in frame.varying if each not in fixed)
-    return [f"mean over {over or 'repeated runs'}; --png shades its 95 % CI (Student's t)"]
+    return [f"mean over {over or 'repeated runs'}"]
 
 
 def _without_failed(frame: Frame) -> Frame:
@@ -180,7 +201,8 @@ def _grouped(frame: Frame, groups: Sequence[Field], is_run: bool = False) -> dic
 
 
 def _text(value: Value) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _label(metric: Field, group: str, n_metrics: int) -> str:
@@ -216,9 +238,7 @@ def _few(lines: list[Line], frame: Frame, metrics: Sequence[Field], notes: list[
 # -- drawing ----------------------------------------------------------------------------------------------------
 
 
-def draw(
-    drawn: Plot, width: int, height: int, paint: Callable[[int, str], str] | None = None, is_ascii: bool = False
-) -> list[str]:
+def draw(drawn: Plot, width: int, height: int, is_coloured: bool = False) -> list[str]:
     """Return the plot as lines of text, its legend last; every line has a marker of its own.
 
     Parameters
@@ -227,32 +247,94 @@ def draw(
         What to draw.
     width, height
         Of the plot without its legend, in cells.
-    paint
-        Colours a text of line number i.
-    is_ascii
-        Whether only ASCII can be shown.
+    is_coloured
+        Whether to add colours, which repeat what the markers say.
+
+    Raises
+    ------
+    EmsError
+        If plotext cannot be loaded.
     """
-    pairs = [(line.x, line.y) for line in drawn.lines]
-    body = canvas.draw(pairs, width, height, drawn.is_log_x, drawn.is_log_y, paint, is_ascii)
-    legend = [f"{canvas.marker(i, is_ascii)} {line.label}" for i, line in enumerate(drawn.lines)]
-    painted = [paint(i, word) if paint else word for i, word in enumerate(legend)]
-    scales = " (log)" if drawn.is_log_x else ""
-    heading = drawn.y_name + (" (log)" if drawn.is_log_y else "")
-    return [heading, *body, f"{drawn.x_name}{scales}".rjust(width), *_packed(legend, painted, width)]
+    plotext = _plotext()
+    plotext.terminal.limit(width=False, height=False)  # the room is the caller's to give, whatever the terminal
+    figure = plotext.figure.clear().plot_size(width, height).theme("simple")
+    figure.axes(active=False, axis="x", side="upper").axes(active=False, axis="y", side="right")
+    pixels = [plotext.pixel(_COLORS[i % len(_COLORS)]) for i in range(len(drawn.lines))]
+    lines = [_logarithmic(line, drawn.is_log_x, drawn.is_log_y) for line in drawn.lines]
+    for signal in _signals(plotext, lines, pixels, drawn.has_bars):
+        figure.draw(signal)
+    _scale(figure.ruler("x"), [x for line in lines for x in line.x], width // 10, drawn.is_log_x)
+    _scale(figure.ruler("y"), _heights(lines, drawn.has_bars), height // 3, drawn.is_log_y)
+    figure.title(drawn.y_name + " (log)" * drawn.is_log_y).label(drawn.x_name + " (log)" * drawn.is_log_x)
+    body = figure.build().string(colorless=not is_coloured).splitlines()
+    markers = [plotext.colorize(m, p).string() if is_coloured else m for m, p in zip(MARKERS, pixels, strict=False)]
+    return [*map(str.rstrip, body), *_legend([line.label for line in lines], markers, width)]
 
 
-def _packed(words: Sequence[str], painted: Sequence[str], width: int) -> list[str]:
-    """Put as many words on a line as fit, three spaces apart; ``painted`` are the same with their colour."""
-    lines: list[str] = []
-    room = 0
-    for word, shown in zip(words, painted, strict=True):
-        if lines and len(word) + 3 <= room:
-            lines[-1] += f"   {shown}"
-            room -= len(word) + 3
-        else:
-            lines.append(shown)
-            room = width - len(word)
-    return lines
+def _plotext() -> Any:
+    try:
+        import plotext  # noqa: PLC0415 - slow
+    except ImportError as error:  # its compiled part is missing where there is no wheel for the machine
+        raise EmsError(f"the curve cannot be drawn: {str(error).splitlines()[0]}", "--png FILE draws it too") from error
+    return plotext
+
+
+def _logarithmic(line: Line, is_log_x: bool, is_log_y: bool) -> Line:
+    """Take logarithms here: with ticks of one's own, plotext 6.1 scales the data but not the limits."""
+    x = tuple(map(math.log10, line.x)) if is_log_x else line.x
+    y = tuple(map(math.log10, line.y)) if is_log_y else line.y
+    return replace(line, x=x, y=y)
+
+
+def _signals(plotext: Any, lines: Sequence[Line], pixels: Sequence[object], has_bars: bool) -> Iterator[object]:
+    """Yield what plotext draws, what must not be hidden last: ways between points, intervals, points."""
+    figure = plotext.figure
+    for line, pixel in zip(lines, pixels, strict=True):
+        yield figure.signal(line.x, line.y, marker=plotext.marker("·", pixel)).lines()
+    marked = [_thinned(line, i / len(lines)) for i, line in enumerate(lines)]
+    for line, pixel in zip(marked if has_bars else (), pixels, strict=False):
+        both = zip(line.low, line.high, strict=True)
+        lengths = [0.0 if low is None or high is None else high - low for low, high in both]
+        yield figure.error(line.x, line.y, lengths, pixel=pixel)
+    for line, pixel, marker in zip(marked, pixels, MARKERS, strict=False):
+        yield figure.signal(line.x, line.y, marker=plotext.marker(marker, pixel))
+
+
+def _thinned(line: Line, offset: float) -> Line:
+    """Keep the points to mark: where there are too many, every so many, beside those of other lines."""
+    every = 1 if len(line.x) <= _MARK_ALL else math.ceil(len(line.x) / _MARKED)
+    kept = slice(int(offset * every), None, every)
+    return Line(line.label, line.x[kept], line.y[kept], line.low[kept], line.high[kept])
+
+
+def _heights(lines: Sequence[Line], has_bars: bool) -> list[float]:
+    """Return what the y axis has to hold; wide intervals may run out of it rather than flatten the lines."""
+    ys = [y for line in lines for y in line.y]
+    room = max(ys) - min(ys) or math.inf
+    ends = [v for line in lines for v in (*line.low, *line.high) if has_bars and v is not None]
+    return [*ys, *(min(max(v, min(ys) - room), max(ys) + room) for v in ends)]
+
+
+def _scale(ruler: Any, values: Sequence[float], most: int, is_log: bool) -> None:
+    """Limit an axis to ``values``, with about ``most`` round ticks; powers of ten on a logarithmic one."""
+    low, high = min(values), max(values)
+    if not low < high:
+        return  # plotext makes room around a single value
+    unit = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m * most >= high - low)
+    step = max(1.0, round(step)) if is_log else step
+    ticks = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    ruler.ticks(ticks, [f"{10.0**tick:g}" if is_log else f"{tick:.6g}" for tick in ticks])
+    ruler.lim(low, high)
+
+
+def _legend(labels: Sequence[str], markers: Sequence[str], width: int) -> list[str]:
+    """Put as many entries on a line as fit; below the plot, where it hides no point."""
+    joined = "   ".join(f"{mark} {label}".replace(" ", "\xa0") for mark, label in zip(MARKERS, labels, strict=False))
+    text = "\n".join(textwrap.wrap(joined, width)).replace("\xa0", " ")
+    for plain, shown in zip(MARKERS, markers, strict=False):
+        text = text.replace(f"{plain} ", f"{shown} ", 1)
+    return text.splitlines()
 
 
 def save(drawn: Plot, path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ems.frame import Field, Frame, Value, identity
 from ems.model import State
-from ems.table import is_missing, rank
+from ems.report.frame import Field, Frame, Value, identity
+from ems.report.table import is_missing, rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from ems.errors import UsageError
-from ems.frame import Field, Frame, Value, did_you_mean
 from ems.model import State
+from ems.report.frame import Field, Frame, Value, did_you_mean
 
 _WORDS = re.compile(
     r"and|or|not|in|is|null|isnull|notnull|like|glob|between|case|when|then|else|end|true|false|cast|as|integer|int|real|"
