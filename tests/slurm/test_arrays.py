@@ -141,7 +141,7 @@ def test_max_parallel_bounds_the_runs_at_a_time(lab):
 
 
 def test_pack_shares_an_array_task(lab):
-    """4 runs at a time in each of 3 array tasks of 2 GPUs: each run sees one GPU, and shares it with one other."""
+    """4 runs at a time in each of 3 array tasks of 2 GPUs: each run sees one of them."""
     lab.write("train.py", GPU_SCRIPT)
     experiment = lab.parrun("train.py", "--set", "i=0..11", "--pack", "4", "--gres", "gpu:2")
     lab.slurm.wait_for_empty_queue()
@@ -150,7 +150,9 @@ def test_pack_shares_an_array_task(lab):
     attempts = lab.attempts(experiment)
     assert all(len(each) == 1 for each in attempts.values())
     assert len({each[0]["job"] for each in attempts.values()}) <= 3
-    assert {metric["devices"] for metric in lab.metrics(experiment).values()} <= {1, 2}
+    assert {metric["devices"] for metric in lab.metrics(experiment).values()} == {1}
+    used = {(each[0]["job"], lab.metrics(experiment)[index]["device"]) for index, each in attempts.items()}
+    assert len(used) == 2 * len({job for job, _ in used}), "both GPUs of each array task are used"
 
 
 def test_over_its_memory_is_out_of_memory(lab):
@@ -164,6 +166,13 @@ def test_over_its_memory_is_out_of_memory(lab):
     assert "out of memory" in said.lower().replace("_", " ")
     attempt = lab.attempts(experiment)[1][-1]
     assert "memory" in attempt["reason"].lower()
+    assert attempt["signal"] == "SIGKILL"
+
+    lab.ems("rerun", experiment, "--failed", "--mem", "800M")
+    lab.slurm.wait_for_empty_queue()
+    lab.harvest()
+    assert lab.states(experiment) == dict.fromkeys(range(3), "COMPLETED")
+    assert [len(each) for each in lab.attempts(experiment).values()] == [1, 2, 1]
 
 
 def test_worker_killed_before_it_could_record_gets_its_state_from_slurm(lab):
@@ -186,6 +195,38 @@ def test_worker_killed_before_it_could_record_gets_its_state_from_slurm(lab):
     )
     assert slurm_state == "FAILED"
     assert reason
+
+
+def test_accounting_away(lab):
+    """Without slurmdbd there is no sacct and no sacctmgr; slurmctld knows enough."""
+    lab.write("train.py", WAITING_SCRIPT)
+    lab.slurm.stop_accounting()
+    experiment = lab.parrun("train.py", "--set", "i=0..1")
+    lab.wait_for_start(experiment, 0, 1)
+    lab.harvest()
+    assert lab.states(experiment) == {0: "RUNNING", 1: "RUNNING"}
+    (lab.project / ".ems" / "go").touch()
+    lab.slurm.wait_for_empty_queue()
+    lab.harvest()
+    assert lab.states(experiment) == {0: "COMPLETED", 1: "COMPLETED"}
+
+
+def test_suspended_is_not_the_end(lab):
+    lab.write("train.py", WAITING_SCRIPT)
+    experiment = lab.parrun("train.py", "--set", "i=0..1")
+    lab.wait_for_start(experiment, 0, 1)
+    lab.harvest()
+    job = lab.attempts(experiment)[0][0]["job"]
+    lab.slurm.run("scontrol", "suspend", job)
+    lab.harvest()
+    assert set(lab.states(experiment).values()) <= {"RUNNING", "PENDING"}
+    words = lab.query("SELECT slurm_state FROM runs WHERE experiment_id = ? ORDER BY idx", experiment)
+    assert words == [("SUSPENDED",), ("RUNNING",)]
+    lab.slurm.run("scontrol", "resume", job)
+    (lab.project / ".ems" / "go").touch()
+    lab.slurm.wait_for_empty_queue()
+    lab.harvest()
+    assert lab.states(experiment) == {0: "COMPLETED", 1: "COMPLETED"}
 
 
 def test_what_sbatch_refuses_is_said_in_its_words_and_nothing_is_submitted(lab):

@@ -113,3 +113,20 @@ def test_lost_node_is_node_fail_and_the_run_goes_on_elsewhere(lab):
         assert last["host"] != lost_node
     for index, epochs in enumerate((12, 13, 14, 16)):
         assert_all_epochs(lab, experiment, epochs, index)
+
+
+def test_preempted_run_goes_on_when_its_node_is_free_again(lab):
+    lab.write("train.py", EPOCHS_SCRIPT)
+    experiment = lab.parrun("train.py", "--set", "epochs=30,31", "--grace", "3")
+    lab.wait_for_start(experiment, 0, 1)
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "exec sleep 2")
+    lab.slurm.run("sbatch", *urgent)
+    lab.slurm.wait_for_empty_queue(120)
+    lab.harvest()
+    assert lab.states(experiment) == {0: "COMPLETED", 1: "COMPLETED"}
+    for each in lab.attempts(experiment).values():
+        assert [a["state"] for a in each] == ["PENDING", "COMPLETED"]
+        # SLURM 22.05 tells a preempted job no more than one that an administrator requeues
+        assert each[0]["reason"] in ("preempted", "terminated by SLURM")
+    assert_all_epochs(lab, experiment, 30, 0)
+    assert_all_epochs(lab, experiment, 31, 1)

@@ -138,3 +138,22 @@ def test_reaper_ends_when_its_daemon_does(testbed, tmp_path):
     testbed.wait_until(lambda: not daemon.is_alive, 10, "end")
     daemon.kill()
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", "skipped=1"), ("slurm", "errors=1")])
+def test_without_slurm_tests_are_skipped_unless_it_is_required(testbed, tmp_path, required, outcome):
+    for name in ("conftest.py", "testbed.py"):
+        source = Path(testbed.__file__).with_name(name).read_text()
+        (tmp_path / name).write_text(source.replace('"munged", "mariadbd"', '"no-such-program"'))
+    (tmp_path / "test_one.py").write_text("def test_one(testbed): pass")
+    options = ("-p", "no:cacheprovider", "-o", "markers=slurm", "-rA", "--rootdir", str(tmp_path), str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        env={**os.environ, "EMS_REQUIRE": required},
+        capture_output=True,
+        text=True,
+    )
+    kind, number = outcome.split("=")
+    assert f"{number} {kind.removesuffix('s') if kind == 'errors' else kind}" in done.stdout, done.stdout
+    assert "needs no-such-program; as root on Debian or Ubuntu: sh tests/slurm/install.sh" in done.stdout
+    assert done.returncode == (1 if required else 0)

@@ -167,8 +167,7 @@ class Cluster:
             self._write_files()
             self._start_munge()
             self._start_database()
-            self._start("slurmdbd", ["slurmdbd", "-D"], MYSQL_UNIX_PORT=str(self._database_socket))
-            self._wait_for_port("slurmdbd", self._port + 1)
+            self.start_accounting()
             self.start_controller()
             self._set_up_accounting()
             for name in self.node_names:
@@ -254,6 +253,15 @@ class Cluster:
         self._start("slurmctld", ["slurmctld", "-D"])
         wait_until(lambda: self._answers("scontrol", "ping"), 20, "slurmctld")
 
+    def stop_accounting(self) -> None:
+        """End slurmdbd: sacct and sacctmgr then fail, sbatch and squeue do not."""
+        self._daemons.pop("slurmdbd").kill()
+
+    def start_accounting(self) -> None:
+        """Start slurmdbd and wait until it answers."""
+        self._start("slurmdbd", ["slurmdbd", "-D"], MYSQL_UNIX_PORT=str(self._database_socket))
+        self._wait_for_port("slurmdbd", self._port + 1)
+
     def kill_node(self, name: str) -> None:
         """Lose node ``name`` with all that runs on it, as by a power cut; SLURM finds out about 16 s later."""
         self._daemons.pop(name).kill()
@@ -265,6 +273,8 @@ class Cluster:
 
     def heal(self) -> None:
         """Start what is down and cancel all jobs, so that one test cannot harm the next."""
+        if not self._is_up("slurmdbd"):
+            self.start_accounting()
         if not self._is_up("slurmctld"):
             self.start_controller()
         down = [name for name in self.node_names if not self._is_up(name)]
@@ -462,12 +472,14 @@ class Cluster:
             "MessageTimeout": 5,
             "MaxJobCount": 30_000,
             "MaxArraySize": 1001,
-            "DefMemPerCPU": 100,
+            "DefMemPerCPU": 2000,
             "StateSaveLocation": self.dir / "state",
             "SlurmdSpoolDir": self.dir / "spool" / "%n",
             "SlurmctldPidFile": self.dir / "slurmctld.pid",
             "SlurmdPidFile": self.dir / "slurmd-%n.pid",
             "GresTypes": "gpu",
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
             **self.options,
         }
         gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
@@ -476,7 +488,11 @@ class Cluster:
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={self._port + 3 + number} {shape}"
             for number, name in enumerate(self.node_names)
         ]
-        nodes.append(f"PartitionName=main Nodes={','.join(self.node_names)} Default=YES MaxTime=INFINITE State=UP")
+        every = ",".join(self.node_names)
+        nodes += [
+            f"PartitionName=main Nodes={every} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=5",
+            f"PartitionName=urgent Nodes={every} MaxTime=INFINITE PriorityTier=2",  # takes nodes from `main`
+        ]
         (self.dir / "slurm.conf").write_text(_lines(settings) + "\n".join(nodes) + "\n")
 
 
