@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ems.errors import ExecutorError, NotFoundError, UsageError
+from ems.errors import EmsError, ExecutorError, NotFoundError, StoreError, TargetError, UsageError
 from ems.model import Address, State
 
 if TYPE_CHECKING:
@@ -72,9 +72,18 @@ class Session:
 
         return ExperimentFiles(self.target(experiment.target).root, experiment.id)
 
+    def out_of_reach(self, experiment: Experiment) -> str:
+        """Say why nothing new can be learnt of an experiment; empty where it can, or its files were removed."""
+        try:
+            files = self.files(experiment)
+        except TargetError as error:
+            return error.message
+        is_there = Path(files.spec).exists() or experiment.id in self.store.removed()
+        return "" if is_there else f"its files are not in {files.dir}"
+
     def state(self, experiment: Experiment, index: int) -> State:
         """Return the state of a run as of the last refresh."""
-        return dict(self.store.states(experiment.id)).get(index, State.UNKNOWN)
+        return self.store.state(experiment.id, index)
 
     def unfinished(self) -> list[Experiment]:
         """Return the experiments of which a run may still change."""
@@ -86,18 +95,28 @@ class Session:
     def refresh(self, experiments: Sequence[Experiment]) -> None:
         """Hand over chunks that wait for room, then bring the states of runs up to date; no results are read.
 
+        What can be reached is brought up to date before any of these is raised.
+
         Raises
         ------
         ExecutorError
             If the scheduler cannot be reached.
+        TargetError
+            If there is no target of an experiment's, or its files are not there.
         """
         from ems import harvest
 
         if not experiments:
             return
-        trouble = self._feed(experiments)
-        for root, ask in self._by_root(experiments).items():
-            harvest.refresh_states(self.store, root, ask, [each.id for each in experiments])
+        within, trouble = self._within_reach(experiments)
+        trouble = self._feed(within) or trouble
+        for root, ask in self._by_root(within).items():
+            try:
+                harvest.refresh_states(self.store, root, ask, [each.id for each in within])
+            except StoreError:
+                raise
+            except EmsError as error:
+                trouble = error
         if trouble is not None:
             raise trouble
 
@@ -109,17 +128,41 @@ class Session:
     ) -> list[HarvestReport]:
         """Bring states and results of some experiments (None: of all, unknown ones included) into the store.
 
-        A report for each root that experiments lie under.
+        A report for each root that experiments lie under. Of all, one whose target or files are gone is a problem in
+        the last report.
+
+        Raises
+        ------
+        TargetError
+            If one of ``experiments`` has no target any more, or its files are not there.
         """
         from ems import harvest
 
-        self._feed(self.unfinished() if experiments is None else experiments)
-        known = self.store.experiments() if experiments is None else experiments
-        roots: dict[Path, Mapping[str, Refresh]] = self._by_root(known)
+        within, trouble = self._within_reach(self._to_harvest(metric_globs) if experiments is None else experiments)
+        if experiments is not None and trouble is not None:
+            raise trouble
+        self._feed(within)
+        roots: dict[Path, Mapping[str, Refresh]] = self._by_root(within)
         if experiments is None:
             roots.setdefault(self.target("here").root, {})
         exp_ids = None if experiments is None else [each.id for each in experiments]
-        return [harvest.harvest(self.store, root, ask, exp_ids, metric_globs, progress) for root, ask in roots.items()]
+        reports = [
+            harvest.harvest(self.store, root, ask, exp_ids, metric_globs, progress) for root, ask in roots.items()
+        ]
+        return reports if trouble is None else [*reports, harvest.HarvestReport((), 0.0, (trouble.message,))]
+
+    def _to_harvest(self, metric_globs: Sequence[str]) -> list[Experiment]:
+        """Return the experiments that may have something new; with further files to look for it is all of them."""
+        unsettled = self.store.unsettled()
+        return [each for each in self.store.experiments() if metric_globs or each.id in unsettled]
+
+    def _within_reach(self, experiments: Sequence[Experiment]) -> tuple[list[Experiment], EmsError | None]:
+        """Return the experiments of which something can be learnt, and what stands against the others."""
+        why = {each.id: self.out_of_reach(each) for each in experiments}
+        beyond = [f"{each.name} {each.id}: {why[each.id]}" for each in experiments if why[each.id]]
+        hint = "set its target (and `root`) in ems.yaml as they were when it was submitted"
+        trouble = TargetError("; ".join(beyond), hint) if beyond else None
+        return [each for each in experiments if not why[each.id]], trouble
 
     def _feed(self, experiments: Iterable[Experiment]) -> ExecutorError | None:
         """Hand over what could not be handed over before; return what stood against it."""

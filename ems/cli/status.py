@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +13,10 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.app import LOOK, command
-from ems.errors import ExecutorError
+from ems.errors import ExecutorError, TargetError
 from ems.model import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ems.cli.session import Session
     from ems.model import Experiment, JobInfo, Json
 
@@ -45,7 +45,7 @@ def status(
         chosen = [session.experiment(experiment)] if experiment else session.unfinished()
         chosen = chosen or session.store.experiments()[-1:]
         if as_json:
-            _refresh(session, chosen)
+            render.note(*_refresh(session, chosen))
             render.print_json([_json(session, each) for each in chosen])
             return
         with render.screen() as show:
@@ -59,10 +59,10 @@ def status(
 
 
 def _refresh(session: Session, experiments: Sequence[Experiment]) -> list[str]:
-    """Bring states up to date; where the scheduler is away say so, and show what was known."""
+    """Bring states up to date; where the scheduler or a target is away say so, and show what was known."""
     try:
         session.refresh(experiments)
-    except ExecutorError as error:
+    except (ExecutorError, TargetError) as error:
         return ["", f"{error.message}; this is how it stood before"]
     return []
 
@@ -116,52 +116,50 @@ def _elapsed_s(session: Session, experiment: Experiment) -> float | None:
         return None
     if not _is_over(session, experiment):
         return (datetime.now(UTC) - created).total_seconds()
-    ends = [
-        began.timestamp() + (row.wall_s or 0.0)
-        for row in session.store.run_table([experiment.id])
-        if (began := render.parse_time(row.started_at)) is not None
+    ended = render.parse_time(session.store.last_end(experiment.id))
+    return (ended - created).total_seconds() if ended is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """What of an experiment the scheduler has, and what is still to go there."""
+
+    jobs: Sequence[str] = ()
+    waiting: Sequence[JobInfo] = ()
+    n_chunks: int = 0
+    is_held: bool = False
+    out_of_reach: str = ""  # why nothing of this is known
+
+
+def _queue(session: Session, experiment: Experiment) -> _Queue:
+    from ems.executor import control
+    from ems.node import feed
+
+    out_of_reach = session.out_of_reach(experiment)
+    if out_of_reach or experiment.id in session.store.removed():
+        return _Queue(out_of_reach=out_of_reach)
+    files = session.files(experiment)
+    jobs = control.jobs(files)
+    known = set(jobs)
+    waiting = [
+        info for name, info in session.jobs.items() if info.state is State.PENDING and name.partition("_")[0] in known
     ]
-    return max(ends) - created.timestamp() if ends else None
+    return _Queue(jobs, waiting, len(feed.waiting(files)), feed.is_held(files))
 
 
 def _next(session: Session, experiment: Experiment) -> str:
-    """``2 wait for Resources, start ~14:05``: what is to come, or what to do about what failed."""
+    """``2 wait for Resources, start ~14:05``: what is to come, or what stands against it."""
     from ems.cli import render
 
-    waiting = _pending_jobs(session, experiment)
-    reasons = Counter(info.reason for info in waiting if info.reason)
+    queue = _queue(session, experiment)
+    reasons = Counter(info.reason for info in queue.waiting if info.reason)
     words = [f"{n:,} {'waits' if n == 1 else 'wait'} for {reason}" for reason, n in reasons.most_common(2)]
-    starts = sorted(info.start_estimate for info in waiting if info.start_estimate)
+    starts = sorted(info.start_estimate for info in queue.waiting if info.start_estimate)
     words += [f"start ~{_local_clock(starts[0])}"] if starts else []
-    n_chunks = _waiting_chunks(session, experiment)
-    words += [f"{render.plural(n_chunks, 'array job')} to submit"] if n_chunks else []
-    words += ["held"] if _is_held(session, experiment) else []
+    words += [f"{render.plural(queue.n_chunks, 'array job')} to submit"] if queue.n_chunks else []
+    words += ["held"] if queue.is_held else []
+    words += [queue.out_of_reach] if queue.out_of_reach else []
     return ", ".join(words)
-
-
-def _pending_jobs(session: Session, experiment: Experiment) -> list[JobInfo]:
-    jobs = set(_jobs(session, experiment))
-    return [
-        info for name, info in session.jobs.items() if info.state is State.PENDING and name.partition("_")[0] in jobs
-    ]
-
-
-def _jobs(session: Session, experiment: Experiment) -> list[str]:
-    from ems.executor import control
-
-    return control.jobs(session.files(experiment))
-
-
-def _waiting_chunks(session: Session, experiment: Experiment) -> int:
-    from ems.node import feed
-
-    return len(feed.waiting(session.files(experiment)))
-
-
-def _is_held(session: Session, experiment: Experiment) -> bool:
-    from ems.node import feed
-
-    return feed.is_held(session.files(experiment))
 
 
 def _local_clock(moment: str) -> str:
@@ -176,7 +174,7 @@ def _local_clock(moment: str) -> str:
 
 def _json(session: Session, experiment: Experiment) -> dict[str, Json]:
     counts = session.store.counts([experiment.id])[experiment.id]
-    waiting = _pending_jobs(session, experiment)
+    queue = _queue(session, experiment)
     return {
         "experiment": experiment.id,
         "name": experiment.name,
@@ -184,11 +182,11 @@ def _json(session: Session, experiment: Experiment) -> dict[str, Json]:
         "runs": experiment.n_runs,
         **{state.lower(): counts.get(state, 0) for state in State},
         "elapsed_s": _elapsed_s(session, experiment),
-        "jobs": list(_jobs(session, experiment)),
-        "waiting_chunks": _waiting_chunks(session, experiment),
-        "held": _is_held(session, experiment),
-        "reasons": dict(Counter(info.reason for info in waiting if info.reason)),
-        "start_estimate": min((info.start_estimate for info in waiting if info.start_estimate), default=None),
+        "jobs": list(queue.jobs),
+        "waiting_chunks": queue.n_chunks,
+        "held": queue.is_held,
+        "reasons": dict(Counter(info.reason for info in queue.waiting if info.reason)),
+        "start_estimate": min((info.start_estimate for info in queue.waiting if info.start_estimate), default=None),
         "created_at": experiment.created_at,
     }
 
@@ -222,6 +220,7 @@ def list_(
         found = [each for each in session.store.experiments() if tag is None or tag in each.tags]
         counts, removed = session.store.counts([each.id for each in found]), session.store.removed()
     if as_json:
+        render.note(*trouble)
         render.print_json([_listed(each, counts[each.id], removed.get(each.id)) for each in found])
         return
     titles = ("experiment", "name", "created", "on", "runs", "states", "tags", "message")

@@ -272,6 +272,10 @@ class Store:
         """Return id -> when, of the experiments whose files were deleted and whose record was kept."""
         return dict(self.query("SELECT id, removed_at FROM experiments WHERE removed_at IS NOT NULL"))
 
+    def unsettled(self) -> set[str]:
+        """Return the ids of the experiments of which a harvest may find something new."""
+        return {exp_id for (exp_id,) in self.query("SELECT DISTINCT experiment_id FROM runs WHERE NOT settled")}
+
     def resolve(self, ref: str) -> Experiment:
         """Find an experiment by ``last``, its id, its name (the newest of that name) or the beginning of its id.
 
@@ -329,14 +333,17 @@ class Store:
         rows = self.query("SELECT idx, state FROM runs WHERE experiment_id = ? ORDER BY idx", [exp_id])
         return [(index, State(state)) for index, state in rows]
 
+    def state(self, exp_id: str, index: int) -> State:
+        """Return the state of one run; UNKNOWN where there is none."""
+        rows = self.query("SELECT state FROM runs WHERE experiment_id = ? AND idx = ?", [exp_id, index])
+        return State(rows[0][0]) if rows else State.UNKNOWN
+
     def counts(self, exp_ids: Iterable[str] | None = None) -> dict[str, dict[State, int]]:
         """Return for each experiment how many of its runs are in each state (states of none are left out)."""
-        wanted = self.ids() if exp_ids is None else set(exp_ids)
+        wanted = list(self.ids() if exp_ids is None else exp_ids)
         found: dict[str, dict[State, int]] = {exp_id: {} for exp_id in wanted}
-        rows = self.query("SELECT experiment_id, state, count(*) FROM runs GROUP BY experiment_id, state")
-        for exp_id, state, count in rows:
-            if exp_id in found:
-                found[exp_id][State(state)] = count
+        for exp_id, state, count in self.query(queries.COUNTS, [json.dumps(wanted)]):
+            found[exp_id][State(state)] = count
         return found
 
     def completed_keys(self, keys: Iterable[str]) -> dict[str, str]:
@@ -348,6 +355,11 @@ class Store:
         rows = self.query(queries.ATTEMPTS, [exp_id, index])
         values = [[*row[:3], State(row[3]), *row[4:]] for row in rows]
         return [Attempt(*each) for each in values]
+
+    def last_end(self, exp_id: str) -> str:
+        """Return when the last attempt of an experiment ended, or began where its end is not known; else empty."""
+        (row,) = self.query(queries.LAST_END, [exp_id])
+        return row[0] or ""
 
     # -- metrics
 

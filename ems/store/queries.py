@@ -33,6 +33,16 @@ SELECT idx, step, value, text FROM (
 ) ORDER BY idx, step
 """
 
+COUNTS = """
+SELECT experiment_id, state, count(*) FROM runs WHERE experiment_id IN (SELECT value FROM json_each(?))
+GROUP BY experiment_id, state
+"""
+
+LAST_END = """
+SELECT max(coalesce(nullif(a.ended_at, ''), a.started_at)) FROM runs r JOIN attempts a ON a.run_id = r.id
+WHERE r.experiment_id = ?
+"""
+
 ATTEMPTS = """
 SELECT r.idx, a.attempt, a.chunk, a.state, a.host, a.pid, a.job, a.slurm_state, a.started_at, a.ended_at, a.exit_code,
        a.signal, a.reason, a.gpus, a.max_rss_mb, a.cpu_s, a.wall_s, a.resumed_from

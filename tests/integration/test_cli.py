@@ -10,9 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from ems.model import Run
+from ems.store import Store
 
 Ems = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -292,6 +296,23 @@ def test_every_listing_is_json_on_demand(ems: Ems, swept: str) -> None:
     for argv in (["diff", swept, "last"], ["config"], ["report"], ["gather", "last", "*.csv", "x"]):
         assert parsed(ems(*argv, "--json"))
     assert {check["name"] for check in parsed(ems("doctor", "--on", "here", "--json"))} >= {"python", "git", "root"}
+
+
+def test_what_is_out_of_reach_is_said_and_stops_nothing_else(ems: Ems, swept: str, project: Path) -> None:
+    with Store(project / ".ems" / "ems.db") as store:
+        old = replace(store.resolve(swept), id="0badc0de", name="old", target="gone", n_runs=1)
+        store.add(old, [Run(0, {}, 0, "key")])
+    why = "old 0badc0de: there is no target `gone`"
+    for command in ("status", "list"):
+        looked = ems(command)
+        assert why in looked.stdout + looked.stderr
+    assert "there is no target `gone`" in ems("status", "old").stdout
+    assert f"not read: {why}" in ems("harvest").stderr
+    assert f"error: {why}" in ems("harvest", "old", code=1).stderr
+    listed = ems("status", "--json")
+    assert (json.loads(listed.stdout)[0]["jobs"], why in listed.stderr) == ([], True)
+    (project / "ems.yaml").write_text("root: elsewhere")
+    assert f"its files are not in {project}/elsewhere/" in ems("harvest", swept, code=1).stderr
 
 
 def test_looking_where_nothing_is_leaves_no_trace(ems: Ems, project: Path) -> None:
