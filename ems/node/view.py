@@ -10,8 +10,9 @@ no 10,000 copies of the project.
 The symbolic links exist once, in ``ROOT/views/PLAN/``; each view has hard links to them. That needs no inode (of which
 file servers give few) and where making one is slow, is fifty times faster.
 
-Compiled modules are shared by all runs of a snapshot: ``__pycache__`` of each folder is a link to
-``ROOT/pycache/SNAPSHOT/FOLDER``. (PYTHONPYCACHEPREFIX would do that too, but has numpy and torch compiled anew.)
+Compiled modules are kept for the next runs of a snapshot in ``ROOT/pycache/SNAPSHOT/FOLDER``; each view has hard links
+to them in a ``__pycache__`` of its own. One folder for all would give a run the module that another one wrote: Python
+tells them apart by size and second only. (PYTHONPYCACHEPREFIX has that fault too, and numpy and torch compiled anew.)
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class View:
                 is_link = int(str(files[path][0])) == _LINK
                 source = os.path.join(self._code, path)
                 self._plan(path, os.readlink(source) if is_link else source, is_link)
-        for folder in {os.path.dirname(path) for path in self._copies if path.endswith(".py") and path != script}:
-            self._share_compiled(os.path.join(root, "pycache", snapshot, folder), folder)
+        modules = {os.path.dirname(path) for path in self._copies if path.endswith(".py") and path != script}
+        kept = os.path.join(root, "pycache", snapshot)
+        self._compiled = {os.path.join(folder, "__pycache__"): os.path.join(kept, folder) for folder in modules}
+        folders.update(self._compiled)
         for path, target in data.items():
             folders.update(self._spread(path, target))
         folders.update(os.path.dirname(path) for path in (*self._links, *self._copies))
@@ -114,13 +117,6 @@ class View:
             left -= len(names)
             queue.extend((os.path.join(path, name), os.path.join(target, name)) for name in names)
 
-    def _share_compiled(self, shared: str, folder: str) -> None:
-        try:
-            os.makedirs(shared, exist_ok=True)
-        except OSError:
-            return  # only a matter of speed
-        self._links.setdefault(os.path.join(folder, "__pycache__"), shared)
-
     def make(self, folder: str) -> None:
         """Build the view in ``folder``; what an earlier attempt of the run left there wins over the snapshot.
 
@@ -137,6 +133,10 @@ class View:
             _unless_there(_link, "%s/%d" % (self._originals, number), target, base + path)
         for path, (content, mode) in self._copies.items():
             _unless_there(_copy, base + path, content, mode)
+        for place, kept in self._compiled.items():
+            for name in _ask(os.listdir, kept) or ():
+                with contextlib.suppress(OSError):  # only a matter of speed
+                    os.link(os.path.join(kept, name), os.path.join(base + place, name))
 
     def clear(self, folder: str) -> None:
         """Remove from ``folder`` what the run did not write: links, unchanged copies, directories left empty."""
@@ -144,12 +144,23 @@ class View:
         for path, target in self._links.items():
             if _ask(os.readlink, base + path) == target:
                 _ask(os.unlink, base + path)
-        for path in self._copies:
-            found = _ask(os.lstat, base + path)
-            if found is not None and records.is_untouched(found):
-                _ask(os.unlink, base + path)
+        untouched = {path for path in self._copies if _is_untouched(base + path)}
+        for place, kept in self._compiled.items():
+            self._keep_compiled(base, place, kept, untouched)
+        for path in untouched:
+            _ask(os.unlink, base + path)
         for path in reversed(self._dirs):
             _ask(os.rmdir, base + path)
+
+    def _keep_compiled(self, base: str, place: str, kept: str, untouched: Set[str]) -> None:
+        """Empty a ``__pycache__``, keeping what was compiled of the project's modules as the run found them."""
+        for name in _ask(os.listdir, base + place) or ():
+            path = os.path.join(base + place, name)
+            if name.endswith(".pyc") and os.path.join(os.path.dirname(place), name.split(".")[0] + ".py") in untouched:
+                with contextlib.suppress(OSError):
+                    os.makedirs(kept, exist_ok=True)
+                    os.rename(path, os.path.join(kept, name))
+            _ask(os.unlink, path)  # where it was there already, too: renaming a file to itself does nothing
 
 
 def _lineage(path: str) -> Iterator[str]:
@@ -210,6 +221,11 @@ def _names(folder: str, limit: int) -> Optional[List[str]]:
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
+
+
+def _is_untouched(path: str) -> bool:
+    found = _ask(os.lstat, path)
+    return found is not None and records.is_untouched(found)
 
 
 def _unless_there(make: Callable[..., object], *args: object) -> None:

@@ -302,9 +302,10 @@ print(open("data/set.csv").read())
         read_txt="original",
         sub__x_txt="x",
     )
-    (lab.project / "read.csv").write_text("original")
+    large = "x" * 100_000 + "\n"  # small files are copied
+    (lab.project / "read.csv").write_text(large + "original")
     (lab.project / "data").mkdir()
-    (lab.project / "data" / "set.csv").write_text("data")
+    (lab.project / "data" / "set.csv").write_text(large + "data")
     (lab.project / "data" / "set.csv").chmod(0o444)
     (lab.project / ".gitignore").write_text("data/\n")
     before = {p: p.read_bytes() for p in lab.project.rglob("*") if p.is_file() and ".git" not in p.parts}
@@ -347,6 +348,20 @@ def test_compiled_modules_are_kept_for_the_next_run(lab: Lab) -> None:
     kept = [p.name.split(".")[0] for p in (lab.root / "pycache").rglob("*.pyc")]
     assert sorted(kept) == ["helper", "part"]
     assert not list(lab.run(0, "files").iterdir())
+    inodes = {p: p.stat().st_ino for p in (lab.root / "pycache").rglob("*.pyc")}
+    lab.chunk(2, 2)
+    lab.work(chunk=2)
+    assert {p: p.stat().st_ino for p in (lab.root / "pycache").rglob("*.pyc")} == inodes  # found, not compiled again
+    assert not list(lab.run(0, "files").iterdir())
+
+
+def test_a_module_that_a_run_writes_is_its_own(lab: Lab) -> None:
+    write = "i = os.environ['EMS_INDEX']\nopen('config.py', 'w').write('I = ' + i)\nos.utime('config.py', (1e9, 1e9))\n"
+    lab.write(train_py=f"import os\n{write}import config, helper\nprint(i, config.I)", config_py="I = 9", helper_py="")
+    lab.submit(4)
+    lab.work("--here", "--workers", "2")
+    assert [lab.out(i) for i in range(4)] == [f"{i} {i}\n" for i in range(4)]
+    assert [p.name.split(".")[0] for p in (lab.root / "pycache").rglob("*.pyc")] == ["helper"]
 
 
 # ------------------------------------------------------------------------------------------ exactly once

@@ -59,7 +59,7 @@ def test_a_view_shows_the_project_and_leaves_nothing(tmp_path: Path) -> None:
     assert (folder / "data" / "set" / "d").read_text() == "d"
     links = {name for name in (*FILES, "big", "sub", "data/set", "data/set/d") if (folder / name).is_symlink()}
     assert links == {"l", "big"}
-    assert (folder / "sub" / "__pycache__").resolve() == tmp_path / "pycache" / "s1" / "sub"
+    assert list((folder / "sub" / "__pycache__").iterdir()) == []
     assert not (folder / "__pycache__").exists()  # only the script is there
     view.clear(str(folder))
     assert list(folder.iterdir()) == []
