@@ -27,6 +27,7 @@ Reader: TypeAlias = "Callable[[bytes, State], Read]"
 STEP_NAMES = ("step", "global_step", "_step", "iteration", "iter", "epoch")
 _MAX_TEXT = 1000
 _MAX_PROBLEMS = 3  # of one file at a time; the rest is counted
+_MAX_ROW_LINES = 50
 _SNIPPET = 40
 
 
@@ -153,13 +154,23 @@ def _value(value: object) -> tuple[float | None, str | None]:
 def table(data: bytes, state: State) -> Read:
     """Read CSV with a header (or TSV, or with semicolons). A column named like a step is the step, else the row is."""
     read, lines = _whole_lines(data)
+    is_last = state.pop("is_last", False)
     rows: list[tuple[int, list[str]]] = []
-    for line in lines:
-        state["lines"] = state.get("lines", 0) + 1
-        text = line.decode("utf-8", "replace").lstrip("\ufeff").replace("\0", "\ufffd")
+    place = 0
+    while place < len(lines):
+        height = _height(lines[place : place + _MAX_ROW_LINES], state, is_last)
+        if not height:
+            read.consumed -= sum(len(line) + 1 for line in lines[place:])
+            break
+        text = b"\n".join(lines[place : place + height]).decode("utf-8", "replace")
+        text = text.lstrip("\ufeff").replace("\0", "\ufffd")
+        number = state.get("lines", 0) + 1
+        state["lines"], place = number - 1 + height, place + height
         if text.strip():
             delimiter = state.setdefault("delimiter", max(",;\t", key=text.count))
-            rows.append((state["lines"], _cells(text, delimiter)))
+            cells = _cells(text, delimiter)
+            rows.append((number, cells))
+            state.setdefault("width", len(cells))
     if rows and "header" not in state:
         number, header = rows.pop(0)
         if all(_number(cell) is not None for cell in header):
@@ -171,8 +182,23 @@ def table(data: bytes, state: State) -> Read:
     return read
 
 
+def _height(lines: Sequence[bytes], state: State, is_last: bool) -> int:
+    """Return how many lines the first row has: several where a quoted cell has line breaks; 0: its end is to come.
+
+    An open quote in a garbage line must not swallow what follows: only a row as wide as the header is one.
+    """
+    n_quotes = lines[0].count(b'"')
+    if n_quotes % 2 == 0 or "width" not in state:
+        return 1
+    for height, line in enumerate(lines[1:], 2):
+        n_quotes += line.count(b'"')
+        if n_quotes % 2 == 0:
+            text = b"\n".join(lines[:height]).decode("utf-8", "replace")
+            return height if len(_cells(text, state["delimiter"])) == state["width"] else 1
+    return 1 if is_last or len(lines) == _MAX_ROW_LINES else 0
+
+
 def _cells(text: str, delimiter: str) -> list[str]:
-    # one line at a time: an open quote in a garbage line must not swallow the rest of the file
     try:
         return [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), [])]
     except csv.Error:
@@ -191,7 +217,17 @@ def _add_rows(read: Read, rows: Iterable[tuple[int, list[str]]], state: State) -
             continue
         ordinal = state["rows"] = state.get("rows", -1) + 1
         record = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
+        _count_repeats(read, number, *_step_of(record), state)
         _add_record(read, {name: cell for name, cell in record.items() if name not in ("_a", "_t")}, state, ordinal)
+
+
+def _count_repeats(read: Read, number: int, name: str, step: float | None, state: State) -> None:
+    """Complain, once a file, of rows that share a step; one may be of an attempt that resumed there."""
+    if step is not None and step == state.get("step"):
+        state["repeats"] = state.get("repeats", 0) + 1
+        if state["repeats"] == 2:
+            read.complain(number, f"several rows of one {name}, of which only the last counts")
+    state["step"] = step
 
 
 def document(data: bytes, state: State) -> Read:
@@ -373,7 +409,7 @@ def read_all(reader: Reader, data: bytes, state: State) -> Read:
     read = reader(data, state)
     rest = data[read.consumed :]
     if rest.strip():
-        last = reader(rest + b"\n", copy.deepcopy(state))
+        last = reader(rest + b"\n", {**copy.deepcopy(state), "is_last": True})
         for name, points in last.points.items():
             read.points.setdefault(name, []).extend(points)
         read.problems += last.problems

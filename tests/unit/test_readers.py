@@ -168,9 +168,38 @@ def test_csv_of_any_delimiter_counts_its_rows(data: bytes) -> None:
 
 
 def test_a_malformed_row_is_named_and_the_rest_is_kept() -> None:
-    read = readers.table(b'epoch,loss\n1,0.5\n2\n"3,0.1\n4,0.2\n', {})
+    read = readers.read_all(readers.table, b'epoch,loss\n1,0.5\n2\n"3,0.1\n4,0.2\n', {})
     assert values(read, "loss") == [(1, 0.5), (4, 0.2)]
     assert read.problems == ["line 3: 1 cells where the header has 2", "line 4: 1 cells where the header has 2"]
+
+
+NOTES = b'epoch,acc,note\n0,0.5,"a\nb, c\n"\n1,0.6,plain\n2,0.7,"d ""e""\nf"\n'
+
+
+@pytest.mark.parametrize("cut", range(len(NOTES) + 1))
+def test_a_cell_may_have_line_breaks_wherever_the_file_is_cut(cut: int) -> None:
+    state: dict[str, object] = {}
+    first = readers.table(NOTES[:cut], state)
+    rest = readers.read_all(readers.table, NOTES[first.consumed :], state)
+    points = {name: first.points.get(name, []) + rest.points.get(name, []) for name in ("acc", "note")}
+    assert [(step, value) for _, step, value, *_ in points["acc"]] == [(0, 0.5), (1, 0.6), (2, 0.7)]
+    assert [text for *_, text, _ in points["note"]] == ["a\nb, c", "plain", 'd "e"\nf']
+    assert not first.problems
+    assert not rest.problems
+
+
+@pytest.mark.parametrize("garbage", [b'1,"x', b'1,"x\n1,2,"y'])
+def test_an_open_quote_swallows_no_row(garbage: bytes) -> None:
+    read = readers.read_all(readers.table, b"epoch,acc\n0,0.5\n" + garbage + b"\n2,0.7\n3,0.8", {})
+    assert [step for _, step, *_ in read.points["acc"] if step != 1] == [0, 2, 3]
+
+
+def test_rows_that_share_a_step_are_said_once() -> None:
+    state: dict[str, object] = {}
+    long = b"".join(b"%d,train,0.1\n%d,test,0.2\n" % (epoch, epoch) for epoch in range(5))
+    problems = readers.table(b"epoch,split,acc\n" + long, state).problems + readers.table(long, state).problems
+    assert problems == ["line 5: several rows of one epoch, of which only the last counts"]
+    assert not readers.table(b"epoch,acc\n0,1\n1,2\n1,3\n2,4\n", {}).problems
 
 
 def test_csv_of_pandas_and_a_header_written_twice() -> None:
