@@ -119,6 +119,21 @@ class Attempt:
 
     # ------------------------------------------------------------------------------------------ start
 
+    def clear_the_way(self) -> None:
+        """Where the run begins anew, keep aside what earlier attempts left in its directories.
+
+        Raises
+        ------
+        OSError
+            If the run's directory cannot be written.
+        """
+        if self.record["resumed_from"] is not None:
+            return
+        for name in ("checkpoint", "files"):
+            with contextlib.suppress(FileNotFoundError):
+                aside = "%d-%s" % (self.record["attempt"] - 1, name)
+                os.rename(os.path.join(self.folder, name), os.path.join(self.folder, "attempts", aside))
+
     def start(self, lib: str) -> None:
         """Start the script in its view.
 
@@ -129,7 +144,6 @@ class Attempt:
         OSError
             If the run's directory cannot be written.
         """
-        self._set_checkpoint_aside()
         run = records.read_run(self.files, self.index)
         argv, extra = self._command(run)
         env = self._environment(run, lib, extra)
@@ -166,13 +180,6 @@ class Attempt:
 
     def _log(self, stream: str) -> str:
         return os.path.join(self.folder, stream + ".log")
-
-    def _set_checkpoint_aside(self) -> None:
-        """Keep the checkpoint of earlier attempts aside from a run that begins anew."""
-        checkpoint = os.path.join(self.folder, "checkpoint")
-        if self.record["resumed_from"] is None and self.record["attempt"] > 1 and os.path.isdir(checkpoint):
-            aside = "%d-checkpoint" % (self.record["attempt"] - 1)
-            os.rename(checkpoint, os.path.join(self.folder, "attempts", aside))
 
     def _command(self, run: Record) -> Tuple[List[str], Dict[str, str]]:
         from ems.node import argv

@@ -18,6 +18,7 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/runs/I/metrics.jsonl     ems.log(): one flat JSON object a line
     experiments/EXP/runs/I/checkpoint/       survives requeues
     experiments/EXP/runs/I/files/            the view: the script's project root; what it writes stays here
+    experiments/EXP/runs/I/attempts/N-files, N-checkpoint   what attempt N left, where the next one began anew
     experiments/EXP/runs/I/cancel            the highest chunk for which this run is cancelled
     pycache/SNAPSHOT/, views/PLAN/      compiled modules and links that the views of runs share
 

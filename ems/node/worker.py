@@ -201,6 +201,7 @@ class Worker:
             return False
         try:
             end_orphans(self.files, record, self.job)
+            attempt.clear_the_way()
             self._place().make(attempt.view)
             attempt.start(self.lib)
         except CannotStartError as error:

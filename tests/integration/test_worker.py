@@ -415,6 +415,18 @@ def test_a_rerun_is_the_next_attempt(lab: Lab) -> None:
     assert lab.last(1)["attempt"] == 1
 
 
+def test_a_run_that_begins_anew_finds_nothing_of_earlier_attempts(lab: Lab) -> None:
+    lab.write(train_py="import os\nprint(os.path.exists('model.pt'))\nopen('model.pt', 'w').close()")
+    lab.submit()
+    lab.work()
+    lab.chunk(2, 1)
+    lab.work(chunk=2)
+    lab.chunk(3, 1, fresh=True)
+    lab.work(chunk=3)
+    assert lab.out().split() == ["False", "True", "False"]
+    assert lab.run(0, "attempts", "2-files", "model.pt").exists()
+
+
 def test_what_a_killed_worker_left_running_ends_before_the_next_attempt(lab: Lab) -> None:
     lab.write(train_py="import ems, os, time\nprint('pid', os.getpid())\nif ems.attempt() == 1: time.sleep(600)")
     lab.submit()
