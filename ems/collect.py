@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ems.errors import UsageError
 from ems.harvest.intake import walk
+from ems.harvest.readers import wrong_width
 from ems.model import Experiment, Run
 from ems.node import records
 from ems.node.records import ExperimentFiles
@@ -135,12 +136,12 @@ def reduce(root: Path, experiment: Experiment, runs: Sequence[Run], name: str) -
     found = [(run, path) for run in runs if (path := paths[run.index]) is not None]
     missing = tuple(run.index for run in runs if paths[run.index] is None)
     if suffix == ".npz":
-        return _join_arrays(found, missing)
+        return _join_arrays(found, missing, experiment.id)
     problems: list[str] = []
     rows = tuple(
         _with_params(run, row)
         for run, path in found
-        for row in _rows(path, suffix, f"runs/{run.index}/{name}", problems)
+        for row in _rows(path, suffix, f"{experiment.id}/{run.index}/{name}", problems)
     )
     return Reduced(rows, missing=missing, problems=tuple(problems))
 
@@ -174,9 +175,7 @@ def _csv_rows(text: str, shown: str, problems: list[str]) -> Iterator[Mapping[st
             elif len(cells) == len(header):
                 yield {name: cell for name, cell in zip(header, cells, strict=True) if name}
             elif any(cells):
-                problems.append(
-                    f"{shown} line {reader.line_num}: {len(cells)} cells where the header has {len(header)}"
-                )
+                problems.append(f"{shown} line {reader.line_num}: {wrong_width(cells, header)}")
     except csv.Error as error:
         problems.append(f"{shown} line {reader.line_num}: {error}")
 
@@ -211,7 +210,7 @@ def _flat(run: Run) -> dict[str, Any]:
     return found
 
 
-def _join_arrays(found: Sequence[tuple[Run, Path]], missing: tuple[int, ...]) -> Reduced:
+def _join_arrays(found: Sequence[tuple[Run, Path]], missing: tuple[int, ...], exp_id: str) -> Reduced:
     import numpy as np  # noqa: PLC0415  # a tenth of a second, and only for npz
 
     parts: dict[str, list[tuple[Run, NDArray[Any]]]] = {}
@@ -223,7 +222,7 @@ def _join_arrays(found: Sequence[tuple[Run, Path]], missing: tuple[int, ...]) ->
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: np.atleast_1d(content[name]) for name in content.files}
         except (OSError, ValueError, EOFError, KeyError, np.exceptions.AxisError) as error:
-            problems.append(f"runs/{run.index}/{path.name}: {error}")
+            problems.append(f"{exp_id}/{run.index}/{path.name}: {error}")
             continue
         read.append(run)
         lengths[run.index] = {len(array) for array in arrays.values()}

@@ -54,7 +54,7 @@ class ExperimentHarvest:
 class HarvestReport:
     """What a harvest brought in.
 
-    ``problems`` are lines such as ``runs/3/files/x.csv line 7: ..`` (what is wrong in files; the rest was read).
+    ``problems`` are lines such as ``7f3a9c21/3/x.csv line 7: ..`` (what is wrong in files; the rest was read).
     ``trouble`` is set if the scheduler did not answer: states are then as the workers recorded them.
     """
 

@@ -191,10 +191,11 @@ class Intake:
         for problem in read.problems:
             self._complain(run, key, problem, separator=" ")
         if read.n_problems > len(read.problems):
-            self._complain(run, key, f"{read.n_problems - len(read.problems)} more lines like these")
+            more = read.n_problems - len(read.problems)
+            self._complain(run, key, f"{more:,} more {'line' if more == 1 else 'lines'} like these")
 
     def _complain(self, run: RunState, key: str, what: str, separator: str = ": ") -> None:
-        self.problems.append(f"runs/{run.index}/{key[1:]}{separator}{what}")
+        self.problems.append(f"{self._files.id}/{run.index}/{_below(key[1:])}{separator}{what}")
 
 
 def _below(path: str) -> str:

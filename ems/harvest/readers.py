@@ -213,12 +213,17 @@ def _add_rows(read: Read, rows: Iterable[tuple[int, list[str]]], state: State) -
         if len(cells) == len(header) + 1 and not cells[-1]:
             cells.pop()
         if len(cells) != len(header):
-            read.complain(number, f"{len(cells)} cells where the header has {len(header)}")
+            read.complain(number, wrong_width(cells, header))
             continue
         ordinal = state["rows"] = state.get("rows", -1) + 1
         record = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
         _count_repeats(read, number, *_step_of(record), state)
         _add_record(read, {name: cell for name, cell in record.items() if name not in ("_a", "_t")}, state, ordinal)
+
+
+def wrong_width(cells: Sequence[str], header: Sequence[str]) -> str:
+    """Say that a row is not as wide as the header."""
+    return f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'} where the header has {len(header)}"
 
 
 def _count_repeats(read: Read, number: int, name: str, step: float | None, state: State) -> None:

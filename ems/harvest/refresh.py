@@ -151,7 +151,7 @@ class _Look:
             try:
                 record = records.read_json(path)
             except (OSError, ValueError) as error:
-                self._problems.append(f"runs/{row.index}/attempts/{number}.json: {error}")
+                self._problems.append(f"{self._files.id}/{row.index}/attempts/{number}.json: {error}")
                 continue
             if isinstance(record, dict):
                 row.records[number] = record | {"attempt": number}

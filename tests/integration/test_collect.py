@@ -84,7 +84,7 @@ def test_csv_of_all_runs_with_their_params(farm: Any, tmp_path: Path) -> None:
     farm.write(2, "files/out.csv", "epoch,loss\n1,3\nbroken\n")
     reduced = reduce(farm, "out.csv")
     assert reduced.missing == (1,)
-    assert reduced.problems == ("runs/2/out.csv line 3: 1 cells where the header has 2",)
+    assert reduced.problems == ("7f3a9c21/2/out.csv line 3: 1 cell where the header has 2",)
     collect.write(reduced, tmp_path / "all.csv")
     assert (tmp_path / "all.csv").read_text().splitlines() == [
         "run,param.lr,opt.name,epoch,acc,lr,loss",
@@ -107,7 +107,7 @@ def test_json_and_json_lines(farm: Any, tmp_path: Path) -> None:
     farm.write(0, "files/r.jsonl", '{"a": NaN}\nx\n{"a": 2}\n')
     lines = reduce(farm, "r.jsonl")
     assert [row["a"] for row in lines.rows][1] == 2
-    assert "runs/0/r.jsonl line 2: not JSON" in lines.problems[0]
+    assert "7f3a9c21/0/r.jsonl line 2: not JSON" in lines.problems[0]
     assert lines.missing == (1, 2)
 
 
@@ -146,7 +146,7 @@ def test_arrays_that_do_not_fit_are_refused_by_name(farm: Any) -> None:
 
 def test_a_pickle_in_an_array_file_is_not_run(farm: Any) -> None:
     np.savez(farm.write(0, "files/r.npz", ""), x=np.array([{"a": 1}], dtype=object))
-    assert "runs/0/r.npz" in reduce(farm, "r.npz").problems[0]
+    assert "7f3a9c21/0/r.npz" in reduce(farm, "r.npz").problems[0]
 
 
 def test_a_format_that_is_not_known(farm: Any, tmp_path: Path) -> None:

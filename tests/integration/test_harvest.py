@@ -325,10 +325,10 @@ def test_malformed_files_are_named_with_their_line_and_the_rest_is_kept(store: S
     farm.write(0, "metrics.jsonl", b'\0\0\0\0\n{"step":1,"f1":2,"_a":1}\n')
     farm.write(1, "attempts/1.json", "{")
     problems = "\n".join(reap(store, farm).problems)
-    assert "runs/0/files/x.csv line 3: 1 cells where the header has 2" in problems
-    assert "runs/0/files/results.json line 2: not JSON" in problems
-    assert "runs/0/metrics.jsonl line 1: not JSON" in problems
-    assert "runs/1/attempts/1.json" in problems
+    assert "7f3a9c21/0/x.csv line 3: 1 cell where the header has 2" in problems
+    assert "7f3a9c21/0/results.json line 2: not JSON" in problems
+    assert "7f3a9c21/0/metrics.jsonl line 1: not JSON" in problems
+    assert "7f3a9c21/1/attempts/1.json" in problems
     assert last(store) == {"loss": 0.1, "f1": 2.0}
 
 
@@ -347,7 +347,7 @@ def test_a_huge_table_that_nobody_named_is_data(store: Store, farm: Any, monkeyp
     monkeypatch.setattr("ems.harvest.intake.MAX_CSV_BYTES", 10)
     farm.attempt(0)
     farm.write(0, "files/data.csv", "x,y\n" + "1,2\n" * 10)
-    assert "runs/0/files/data.csv: larger than" in reap(store, farm).problems[0]
+    assert "7f3a9c21/0/data.csv: larger than" in reap(store, farm).problems[0]
     assert last(store) == {}
     reap(store, farm, metric_globs=["*.csv"])
     assert last(store) == {"x": 1.0, "y": 2.0}

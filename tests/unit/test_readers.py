@@ -170,7 +170,7 @@ def test_csv_of_any_delimiter_counts_its_rows(data: bytes) -> None:
 def test_a_malformed_row_is_named_and_the_rest_is_kept() -> None:
     read = readers.read_all(readers.table, b'epoch,loss\n1,0.5\n2\n"3,0.1\n4,0.2\n', {})
     assert values(read, "loss") == [(1, 0.5), (4, 0.2)]
-    assert read.problems == ["line 3: 1 cells where the header has 2", "line 4: 1 cells where the header has 2"]
+    assert read.problems == ["line 3: 1 cell where the header has 2", "line 4: 1 cell where the header has 2"]
 
 
 NOTES = b'epoch,acc,note\n0,0.5,"a\nb, c\n"\n1,0.6,plain\n2,0.7,"d ""e""\nf"\n'
