@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0 ok, 1 error, 2 usage, 130 interrupted.
     """
-    from ems.cli.app import invoke
-
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     own, rest = words[:cut], words[cut + 1 :]
     debug = "--debug" in own or bool(os.environ.get("EMS_DEBUG"))
     try:
+        from ems.cli.app import invoke  # inside: who interrupts it while it loads gets no traceback either
+
         return invoke([word for word in own if word != "--debug"], rest, words)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,17 @@ def test_help_lists_every_command_in_sections(main: Main) -> None:
 
 def test_no_command_is_help(main: Main) -> None:
     assert main()[:2] == main("--help")[:2]
+
+
+def test_an_interrupt_while_it_loads_is_no_traceback(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "ems.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "ems.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert main("--version") == (cli.INTERRUPTED, "", "")
 
 
 def test_version(main: Main) -> None:
