@@ -21,7 +21,7 @@ from submitit import LocalExecutor as SubmititLocal
 from ems.errors import ExecutorError
 from ems.executor import probes
 from ems.executor.base import Check, Limits, Submission, resources_of, writing_to
-from ems.model import Experiment, JobInfo, Resources, State
+from ems.model import Experiment, JobInfo, Resources, State, parse_time_min
 from ems.node import feed, install, records
 from ems.node.records import ExperimentFiles, Record
 
@@ -78,7 +78,17 @@ class HereExecutor:
         self.worker_python = worker_python or shlex.quote(sys.executable)
 
     def check(self, resources: Resources) -> None:
-        """See :meth:`Executor.check`; of resources, only GPUs and nodes bound what this machine can do."""
+        """See :meth:`Executor.check`; GPUs and nodes are bound by this machine, time by its workers.
+
+        Raises
+        ------
+        ExecutorError
+            If a run asks for more than this machine has.
+        UsageError
+            If the time limit is in none of sbatch's forms.
+        """
+        if resources.time is not None:
+            parse_time_min(resources.time)
         asked = resources.gpus_per_run
         there = len(probes.gpus()) if asked else 0
         if asked > there:

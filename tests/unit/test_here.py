@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ems.errors import ExecutorError
+from ems.errors import ExecutorError, UsageError
 from ems.executor import here, probes
 from ems.executor.here import HereExecutor
 from ems.model import Experiment, Resources, State
@@ -90,6 +90,12 @@ def test_a_rerun_asks_for_something_else(executor: HereExecutor) -> None:
 def test_what_one_machine_cannot_give(executor: HereExecutor, resources: Resources, said: str) -> None:
     with pytest.raises(ExecutorError, match=said):
         executor.check(resources)
+
+
+@pytest.mark.parametrize("limit", ["banana", "1h", "", "-1"])
+def test_a_time_limit_that_no_worker_could_read(executor: HereExecutor, limit: str) -> None:
+    with pytest.raises(UsageError, match="is not a time limit"):
+        executor.check(Resources(time=limit))
 
 
 def test_a_gpu_where_there_is_none(executor: HereExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
