@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import suppress
@@ -36,7 +37,7 @@ def remove(store: Store, target: Target, experiment: Experiment, *, purge: bool 
     # beside `experiments/`, so that nothing half-deleted is taken for an experiment
     aside = target.root / "removed" / experiment.id
     if Path(files.dir).exists():
-        control.cancel(target.executor, files)
+        _cancel(target, files)
     freed = _size(files.dir) + _size(aside)
     try:
         if Path(files.dir).exists():
@@ -49,6 +50,28 @@ def remove(store: Store, target: Target, experiment: Experiment, *, purge: bool 
         raise TargetError(f"cannot delete {error.filename}: {error.strerror}", "delete it by hand") from error
     store.remove(experiment.id, purge)
     return freed
+
+
+def _cancel(target: Target, files: ExperimentFiles) -> None:
+    """Cancel an experiment; on a full disk, delete what its runs left to make room for the marks of that."""
+    try:
+        control.cancel(target.executor, files)
+    except TargetError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        target.executor.cancel(control.jobs(files))
+        for output in Path(files.dir, "runs").glob("*/*"):
+            if output.name != "attempts":
+                _delete(output)
+        control.cancel(target.executor, files)
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _size(folder: str | Path) -> int:

@@ -191,6 +191,8 @@ class Attempt:
 
             launcher = launch.arguments(spec["loops"], run["loops"])
         script = os.path.relpath(spec["script"], spec.get("cwd") or ".")
+        if script.startswith("-"):  # Python would take it for an option
+            script = os.path.join(".", script)
         try:
             words, env = argv.command(
                 spec["python"], script, spec["args"], run["params"], spec["pass_as"], spec.get("command"), launcher
@@ -316,9 +318,10 @@ class Attempt:
                 os.unlink(self._loop_params())
 
     def fail(self, reason: str, hint: str = "") -> None:
-        """Write down that it could not even be started; its stderr says so too."""
-        with open(self._log("stderr"), "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write("ems: %s\n%s" % (reason, "hint: %s\n" % hint if hint else ""))
+        """Write down that it could not even be started; its stderr says so too, if the disk has room for it."""
+        said = "ems: %s\n%s" % (reason, "hint: %s\n" % hint if hint else "")
+        with contextlib.suppress(OSError), open(self._log("stderr"), "ab") as file:
+            file.write(said.encode("utf-8", "surrogateescape"))
         self.record["exit_code"], self.record["signal"] = None, ""
         self.close("FAILED", reason)
 
@@ -334,6 +337,9 @@ class Attempt:
         path = self.files.attempt(self.index, self.record["attempt"])
         for left in reversed(range(_RETRIES)):
             try:
+                for folder in (self.folder, os.path.dirname(path)):  # a script may have deleted all that it found
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(folder)
                 records.write_atomic(path, records.dump(self.record), durable=False)
                 break
             except OSError:

@@ -26,7 +26,7 @@ from ems.node.job import CANCELLED, PREEMPTED, TERMINATED, TIME_LIMIT, Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
     from ems.node.records import ExperimentFiles, Record
     from ems.node.slots import Allotment, Machine, Share
@@ -197,7 +197,7 @@ class Worker:
         self._claimed_any = True
         attempt = Attempt(self.files, self.spec, record, share)
         if self._is_cancelled(index):
-            attempt.close("CANCELLED", CANCELLED)
+            self._write(attempt, attempt.close, "CANCELLED", CANCELLED)
             return False
         try:
             end_orphans(self.files, record, self.job)
@@ -205,9 +205,9 @@ class Worker:
             self._place().make(attempt.view)
             attempt.start(self.lib)
         except CannotStartError as error:
-            attempt.fail(error.message, error.hint)
+            self._write(attempt, attempt.fail, error.message, error.hint)
         except OSError as error:
-            attempt.fail("the run cannot be started: %s" % error)
+            self._write(attempt, attempt.fail, "the run cannot be started: %s" % error)
         else:
             self.running[attempt.pid] = attempt
             return True
@@ -226,7 +226,7 @@ class Worker:
         if self.job.is_slurm and status and not self.why:
             self._hear_why(attempt, status)
         is_requeued = self._goes_on(attempt)
-        attempt.record_end(status, usage, is_requeued, self._was_out_of_memory(status))
+        self._write(attempt, attempt.record_end, status, usage, is_requeued, self._was_out_of_memory(status))
         self._clean(attempt)
         if is_requeued:
             self.interrupted.append(attempt)
@@ -234,6 +234,13 @@ class Worker:
                 self._next.append(attempt.index)
         elif not self.is_pool:
             self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+    def _write(self, attempt: Attempt, how: Callable[..., None], *facts: Any) -> None:
+        """Write down how a run ended; where that cannot be, start no more, but wait for those that run."""
+        try:
+            how(*facts)
+        except OSError as error:
+            self._give_up("how run %d ended cannot be written: %s" % (attempt.index, error))
 
     def _hear_why(self, attempt: Attempt, status: int) -> None:
         """Learn whether SLURM ended the run: it signals all processes of a job, and the run may be the first to die."""

@@ -1,0 +1,49 @@
+"""Scripts and users that do what nobody meant them to: one run, or one command, suffers from it and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+Ems = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def states(ems: Ems, *args: str) -> list[str]:
+    """Return the state of each run of the newest experiment, in order."""
+    rows = json.loads(ems("report", *args, "--columns", "run,state", "--json").stdout)
+    return [row["state"] for row in sorted(rows, key=lambda row: row["run"])]
+
+
+def test_a_run_that_deletes_its_directory_ends_alone(ems: Ems, project: Path) -> None:
+    (project / "train.py").write_text(
+        "import os, shutil\nif os.environ['I'] == '0':\n    shutil.rmtree(os.environ['EMS_RUN_DIR'])\n"
+    )
+    ems("parrun", "train.py", "--set", "i=0..2", "--pass-as", "env", "--workers", "1", "--wait")
+    assert states(ems) == ["COMPLETED"] * 3
+
+
+def test_a_script_whose_name_looks_like_an_option_runs(ems: Ems, project: Path) -> None:
+    (project / "-m.py").write_text("import sys\nfor lr in [1, 2]:\n    print('acc:', lr)\n")
+    ems("parrun", "./-m.py", "--wait")
+    assert states(ems) == ["COMPLETED"] * 2
+
+
+@pytest.mark.parametrize("leftover", ["out.bin", None])
+def test_rm_makes_room_on_a_full_disk(ems: Ems, tmpfs: Path, project: Path, leftover: str | None) -> None:
+    (project / "ems.yaml").write_text(f"root: {tmpfs / 'ems'}\n")
+    (project / "train.py").write_text("import sys\nopen('out.bin', 'wb').write(b'x' * 30_000)\nprint('x' * 30_000)\n")
+    ems("run", "train.py", "--wait")
+    (run,) = tmpfs.glob("ems/experiments/*/runs/0")
+    if leftover is None:
+        shutil.rmtree(run / "files")
+    with suppress(OSError), (tmpfs / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    ems("rm", "last", "--yes")
+    assert not run.parent.parent.exists()
