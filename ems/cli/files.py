@@ -45,13 +45,7 @@ def ls(address: Address = "last", as_json: o.AsJson = False) -> None:
             _list_runs(session, experiment, as_json)
             return
         base = run_folder(session, experiment, parsed.index)
-        found = [
-            (path, size, modified)
-            for path, size, modified in written_files(base)
-            if parsed.file is None or PurePosixPath(path).is_relative_to(PurePosixPath(parsed.file))
-        ]
-    if parsed.file is not None and not found:
-        raise NotFoundError(f"{address} is not there", f"ems ls {parsed.experiment}/{parsed.index}")
+        _, found = written_below(base, parsed.file, address, experiment.cwd)
     if as_json:
         render.print_json([{"path": path, "bytes": size, "modified": _iso(at)} for path, size, at in found])
         return
@@ -131,11 +125,10 @@ def get(
             copies = [(found, place / found.name if place.is_dir() else place)]
         else:
             place = destination or Path(f"{experiment.name}-{index}")
-            wanted = PurePosixPath(file or ".")
-            names = [path for path, _, _ in written_files(base)]
-            inside = [path for path in names if file is None or PurePosixPath(path).is_relative_to(wanted)]
+            folder, inside = written_below(base, file, address, experiment.cwd)
             copies = [
-                (find_file(base, path, address), place / PurePosixPath(path).relative_to(wanted)) for path in inside
+                (find_file(base, path, address), place / PurePosixPath(path).relative_to(folder))
+                for path, _, _ in inside
             ]
     there = [target for _, target in copies if target.exists()]
     if there and not force:
@@ -181,7 +174,31 @@ def find_file(base: Path, file: str, address: str, cwd: str = ".") -> Path:
         path = place / file
         if path.exists() and ".." not in PurePosixPath(file).parts:
             return path
-    raise NotFoundError(f"{address} is not there", f"ems ls {address.removesuffix('/' + file)}")
+    raise _not_there(address, file)
+
+
+def written_below(
+    base: Path, folder: str | None, address: str, cwd: str = "."
+) -> tuple[PurePosixPath, list[tuple[str, int, float]]]:
+    """Return a folder of a run (None: all of it) as the project names it, and what the run has written there.
+
+    Raises
+    ------
+    NotFoundError
+        If it has written nothing there.
+    """
+    written = list(written_files(base))
+    if folder is None:
+        return PurePosixPath("."), written
+    for place in (PurePosixPath(folder), PurePosixPath(cwd, folder)):
+        inside = [facts for facts in written if PurePosixPath(facts[0]).is_relative_to(place)]
+        if inside:
+            return place, inside
+    raise _not_there(address, folder)
+
+
+def _not_there(address: str, file: str) -> NotFoundError:
+    return NotFoundError(f"{address} is not there", f"ems ls {address.removesuffix('/' + file)}")
 
 
 def written_files(base: Path) -> Iterator[tuple[str, int, float]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ems.cli import status, submit
+from ems.cli import files, status, submit
 from ems.cli.session import Session
-from ems.errors import UsageError
+from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission
 from ems.model import Experiment, JobInfo, Run, State
 from ems.node import records
@@ -83,6 +83,17 @@ def test_lines_fit_eighty_columns(session: Session, monkeypatch: pytest.MonkeyPa
 )
 def test_what_was_handed_over_in_one_line(executor: str, done: Submission, said: str) -> None:
     assert submit.submitted_line(executor, done, 0.6) == said
+
+
+def test_a_folder_of_a_run_is_found_as_the_script_calls_it(tmp_path: Path) -> None:
+    written = tmp_path / "files" / "sub" / "out" / "x.txt"
+    written.parent.mkdir(parents=True)
+    written.write_text("hi")
+    for name in ("out", "sub/out"):
+        folder, inside = files.written_below(tmp_path, name, f"last/0/{name}", "sub")
+        assert (str(folder), [path for path, _, _ in inside]) == ("sub/out", ["sub/out/x.txt"])
+    with pytest.raises(NotFoundError, match="last/0/nowhere is not there"):
+        files.written_below(tmp_path, "nowhere", "last/0/nowhere", "sub")
 
 
 def test_a_run_is_found_by_its_address(session: Session) -> None:
