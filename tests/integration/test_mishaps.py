@@ -29,9 +29,11 @@ def test_a_run_that_deletes_its_directory_ends_alone(ems: Ems, project: Path) ->
 
 
 def test_a_script_whose_name_looks_like_an_option_runs(ems: Ems, project: Path) -> None:
-    (project / "-m.py").write_text("import sys\nfor lr in [1, 2]:\n    print('acc:', lr)\n")
+    (project / "-m.py").write_text("for lr in [1, 2]:\n    print('acc:', lr)\n")
     ems("parrun", "./-m.py", "--wait")
     assert states(ems) == ["COMPLETED"] * 2
+    ems("run", "./-m.py", "--wait")
+    assert states(ems) == ["COMPLETED"]
 
 
 @pytest.mark.parametrize("leftover", ["out.bin", None])
