@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from ems import harvest, snapshot, submission
 from ems.errors import NotFoundError, UsageError
-from ems.executor.base import Submission
-from ems.model import Experiment, Resources, Run, State
+from ems.executor.base import Submission, writing_to
+from ems.model import Experiment, Json, Resources, Run, State
 from ems.node import records
 from ems.store import Store
 from ems.target import Target
@@ -70,31 +71,42 @@ def rerun(
     NotFoundError
         If there is no such run, or nothing to rerun.
     """
+    if experiment.executor != target.executor.name:
+        raise UsageError(f"{experiment.id} ran on {experiment.executor}", f"add --on {experiment.target}")
     files = records.ExperimentFiles(target.root, experiment.id)
     fed = target.executor.submit(experiment, files)
-    harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
-    states = dict(store.states(experiment.id))
-    chosen = _choose(store, experiment, states, which)
+    with writing_to(target.root), records.locked(Path(files.dir, "rerun.lock")):
+        harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
+        states = dict(store.states(experiment.id))
+        chosen = _choose(store, experiment, states, which)
+        if chosen:
+            asked = {key: value for key, value in asdict(resources or Resources()).items() if value is not None}
+            target.executor.check(replace(experiment.resources, **asked))
+            snapshot.checkout(target.root, experiment.snapshot)
+            _queue(files, experiment, target, _by_freshness(chosen, states, fresh), asked)
     if not chosen:
         if fed.submitted:
             return Rerun((), fed)
         raise NotFoundError(f"{experiment.name} {experiment.id} has no {which} runs", f"ems status {experiment.id}")
-    if experiment.executor != target.executor.name:
-        raise UsageError(f"{experiment.id} ran on {experiment.executor}", f"add --on {experiment.target}")
-    asked = {key: value for key, value in asdict(resources or Resources()).items() if value is not None}
-    target.executor.check(replace(experiment.resources, **asked))
-    snapshot.checkout(target.root, experiment.snapshot)
-    first = max(files.chunk_numbers(), default=0) + 1
-    for from_nothing, indices in _by_freshness(chosen, states, fresh).items():
-        chunks = submission.plan_chunks(
-            experiment, indices, target.executor.limits(), first=first, fresh=from_nothing, resources=asked
-        )
-        for chunk in chunks:
-            records.create_exclusive(files.chunk(chunk["chunk"]), records.dump(chunk))
-        first += len(chunks)
     done = target.executor.submit(experiment, files)
     harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
     return Rerun(tuple(chosen), replace(done, submitted=[*fed.submitted, *done.submitted]))
+
+
+def _queue(
+    files: records.ExperimentFiles,
+    experiment: Experiment,
+    target: Target,
+    split: dict[bool, list[int]],
+    resources: dict[str, Json],
+) -> None:
+    """Write the chunks of the chosen runs, after all that there are."""
+    limits = target.executor.limits()
+    for fresh, indices in split.items():
+        first = max(files.chunk_numbers(), default=0) + 1
+        for chunk in submission.plan_chunks(experiment, indices, limits, first=first, fresh=fresh, resources=resources):
+            if not records.create_exclusive(files.chunk(chunk["chunk"]), records.dump(chunk)):
+                raise UsageError(f"runs of {experiment.id} are being queued by another command", "repeat this one")
 
 
 def _choose(store: Store, experiment: Experiment, states: dict[int, State], which: str | Sequence[int]) -> list[int]:

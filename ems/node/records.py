@@ -13,6 +13,7 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/chunks/C.intent     created exclusively by whoever is about to submit chunk C
     experiments/EXP/chunks/C.job        {"job": "1842", "submitted_at": ..., "tasks": n}; after sbatch has answered
     experiments/EXP/chunks/C.done/I     empty; run I of chunk C has ended (only while chunks wait to be fed)
+    experiments/EXP/rerun.lock          held by whoever chooses runs for further chunks
     experiments/EXP/runs/I/attempts/N.json   claimed by creating it exclusively; replaced when the attempt ends
     experiments/EXP/runs/I/stdout.log, stderr.log   appended to by every attempt; N.json says from which byte
     experiments/EXP/runs/I/metrics.jsonl     ems.log(): one flat JSON object a line
@@ -28,6 +29,7 @@ last one is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -138,6 +140,17 @@ def _write_aside(path: PathLike, content: Union[str, bytes], durable: bool) -> s
             os.unlink(aside)
         raise
     return aside
+
+
+@contextlib.contextmanager
+def locked(path: PathLike) -> Iterator[None]:
+    """Wait for, and hold, the file ``path`` locked by flock(2); a file system without locks goes without."""
+    import fcntl
+
+    with open(path, "wb") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_json(path: PathLike) -> Optional[Record]:

@@ -12,7 +12,6 @@ differs are read again. As in git's own index, a file that changed in the instan
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import heapq
 import json
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from ems.errors import SnapshotError
 from ems.node import checkout as node_checkout
-from ems.node.records import write_atomic
+from ems.node.records import locked, write_atomic
 from ems.snapshot.fastimport import Stamp, stamp_of, write_commit
 from ems.snapshot.project import changed_files, count_changed, files, head, ignored_top_level, project_root
 
@@ -346,9 +345,7 @@ def _guarded(git_dir: Path) -> Iterator[None]:
     """One snapshot at a time in this repository; what the disk refuses is a SnapshotError."""
     try:
         git_dir.mkdir(parents=True, exist_ok=True)
-        with (git_dir / "ems.lock").open("w") as lock:
-            with contextlib.suppress(OSError):  # a file system without locks: git's own still keep it whole
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(git_dir / "ems.lock"):  # where there are no locks, git's own still keep it whole
             yield
     except OSError as error:
         raise SnapshotError(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,6 +203,19 @@ def test_rerun_is_the_same_run_and_the_next_attempt(ems: Ems, swept: str) -> Non
     assert done["runs"] == [0, 1]
     wait_for(lambda: counts(ems) == {"completed": 2, "failed": 2})
     assert len(parsed(ems("list", "--json"))) == 1
+
+
+def test_two_reruns_at_once_queue_each_run_once(ems: Ems, gate: Path) -> None:
+    gate.touch()
+    ems("parrun", "gated.py", "--set", "x=0..3", "--on", "here", "--pass-as", "none", "--wait")
+    gate.unlink()
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda which: ems("rerun", *which, code=None), [["last", "--all"], ["last/1", "last/2"]]))
+    gate.touch()
+    assert sorted(each.returncode for each in said) == [0, 2], said
+    wait_for(lambda: counts(ems) == {"completed": 4})
+    attempts = [len(parsed(ems("show", f"last/{index}", "--json"))["attempts"]) for index in range(4)]
+    assert attempts in ([2, 2, 2, 2], [1, 2, 2, 1])
 
 
 def test_reproduce_says_equal(ems: Ems, swept: str) -> None:
