@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import math
 import textwrap
@@ -16,39 +15,14 @@ from ems.report.table import Column, Table
 BEST = "best"
 
 
-class Format(enum.StrEnum):
-    """How a table is written."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    MD = "md"
-    LATEX = "latex"
-
-    @property
-    def is_for_programs(self) -> bool:
-        """Whether numbers are written in full and every param is a column."""
-        return self in (Format.CSV, Format.JSON)
-
-
-SUFFIXES = {
-    ".csv": Format.CSV,
-    ".json": Format.JSON,
-    ".md": Format.MD,
-    ".markdown": Format.MD,
-    ".tex": Format.LATEX,
-    ".txt": Format.TABLE,
-}
-
-
-def write(table: Table, form: Format) -> str:
-    """Return the whole table as text, with a newline at its end."""
-    writers: dict[Format, Callable[[Table], str]] = {
-        Format.CSV: _csv,
-        Format.JSON: _json,
-        Format.MD: _markdown,
-        Format.LATEX: _latex,
-        Format.TABLE: lambda t: "\n".join([*lines(t, None)[0], "", *notes(t, 100), ""]),
+def write(table: Table, form: str) -> str:
+    """Return the whole table as text (``table``, ``csv``, ``json``, ``md`` or ``latex``), with a newline at its end."""
+    writers: dict[str, Callable[[Table], str]] = {
+        "csv": _csv,
+        "json": _json,
+        "md": _markdown,
+        "latex": _latex,
+        "table": lambda t: "\n".join([*lines(t, None)[0], "", *notes(t, 100), ""]),
     }
     return writers[form](table)
 

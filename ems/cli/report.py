@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import shutil
 import sys
 import time
@@ -12,21 +13,43 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ems.cli.app import RESULTS, command
-from ems.cli.formats import SUFFIXES, Format
 from ems.errors import UsageError
-from ems.report.frame import Goal, Stat
-from ems.report.statistics import Method
+from ems.report import Goal, Method, Query, Stat, tabulate
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
-    from ems.report import Query
     from ems.report.table import Table
 
 WHAT, SHOW, WRITE = "What to show", "Statistics", "Where to"
 _LOOK_S = 0.3  # how long a report may look for runs that have ended since the last harvest
 
 Names = list[str] | None
+
+
+class Format(enum.StrEnum):
+    """How a table is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    MD = "md"
+    LATEX = "latex"
+
+    @property
+    def is_for_programs(self) -> bool:
+        """Whether numbers are written in full and every param is a column."""
+        return self in (Format.CSV, Format.JSON)
+
+
+SUFFIXES = {
+    ".csv": Format.CSV,
+    ".json": Format.JSON,
+    ".md": Format.MD,
+    ".markdown": Format.MD,
+    ".tex": Format.LATEX,
+    ".txt": Format.TABLE,
+}
 
 
 def _option(panel: str, *flags: str, help: str, metavar: str | None = None) -> object:  # noqa: A002  # typer's word
@@ -93,7 +116,6 @@ def report(
     One row a run, or one a group with --by; the best is marked.
     """
     from ems.cli.session import open_session
-    from ems.report import Query
 
     chosen = _format(form, as_json, output)
     if png is not None and not curve:
@@ -153,7 +175,6 @@ def _tabulate(
     session: Session, experiments: Sequence[Experiment], query: Query, form: Format, output: Path | None
 ) -> None:
     from ems.cli import formats, render
-    from ems.report import tabulate
 
     table = tabulate(session.store.run_table([each.id for each in experiments]), query)
     if output is not None:

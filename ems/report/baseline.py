@@ -10,7 +10,8 @@ from dataclasses import replace
 from ems.errors import UsageError
 from ems.report.frame import Field, Frame, Kind, Value, identity
 from ems.report.groups import Group, rest
-from ems.report.statistics import Estimate, Method, Paired, holm, paired
+from ems.report.query import Method
+from ems.report.statistics import Estimate, Paired, holm, paired
 from ems.report.table import Cell, Column
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from ems.errors import EmsError, UsageError
 from ems.model import State
-from ems.report.frame import Field, Frame, Goal, Kind, Value, identity
-from ems.report.statistics import Method, estimate
+from ems.report.frame import Field, Frame, Kind, Value, identity
+from ems.report.query import Goal, Method
+from ems.report.statistics import estimate
 
 MARKERS = "●○▲△■□◆◇"  # one a line, so that colour is not needed
 MAX_LINES = len(MARKERS)  # more cannot be told apart

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ems.errors import UsageError
 from ems.model import Json
+from ems.report.query import Goal, Stat
 
 if TYPE_CHECKING:
     from ems.store import RunRow, Summary
@@ -36,23 +37,6 @@ _FACTS = {
     "host": "host",
     "reason": "reason",
 }
-
-
-class Stat(enum.StrEnum):
-    """Which one of a run's values of a metric stands for it."""
-
-    LAST = "last"
-    BEST = "best"
-    MIN = "min"
-    MAX = "max"
-    MEAN = "mean"
-
-
-class Goal(enum.StrEnum):
-    """Which end of a metric is the good one."""
-
-    MINIMIZE = "minimize"
-    MAXIMIZE = "maximize"
 
 
 _SCALARS = (float, int, str, bool, type(None))

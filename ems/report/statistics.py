@@ -6,24 +6,18 @@ scipy does the mathematics. It is imported where it is first needed: ``scipy.spe
 
 from __future__ import annotations
 
-import enum
 import functools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ems.report.query import Method
+
 CONFIDENCE = 0.95
 N_RESAMPLES = 10_000
 SMALL_BOOTSTRAP = 8  # with fewer values a bootstrap interval is known to be too narrow
 _BATCH = 1_000_000  # numbers drawn at once by a bootstrap, so that memory stays bounded for long columns
-
-
-class Method(enum.StrEnum):
-    """How an interval is made."""
-
-    T = "t"
-    BOOTSTRAP = "bootstrap"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import pytest
 
 from ems.errors import UsageError
 from ems.model import State
-from ems.report.frame import Frame, Goal, Kind, Stat, did_you_mean, flatten, guess_goal, identity, pick
+from ems.report import Goal, Stat
+from ems.report.frame import Frame, Kind, did_you_mean, flatten, guess_goal, identity, pick
 from ems.store import RunRow, Summary
 
 

@@ -8,9 +8,8 @@ import scipy.stats
 
 from ems.errors import UsageError
 from ems.model import State
-from ems.report import Query, tabulate
-from ems.report.frame import Goal, Stat
-from ems.report.statistics import Estimate, Method
+from ems.report import Goal, Method, Query, Stat, tabulate
+from ems.report.statistics import Estimate
 from ems.store import RunRow, Summary
 
 DONE, FAILED, RUNNING, CANCELLED = State.COMPLETED, State.FAILED, State.RUNNING, State.CANCELLED

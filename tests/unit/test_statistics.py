@@ -8,7 +8,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ems.report.statistics import Method, estimate, holm, paired
+from ems.report import Method
+from ems.report.statistics import estimate, holm, paired
 
 moderate = st.floats(-1e6, 1e6)
 
