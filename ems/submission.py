@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tokenize
@@ -402,7 +403,7 @@ def _describe(
     cwd = Path(os.path.realpath(request.cwd))
     return Experiment(
         id=new_id(request.target.root),
-        name=request.name or (swept.name if swept and swept.name else script.stem),
+        name=_name(request.name, (swept.name if swept else None) or script.stem),
         created_at=records.now(),
         script=_relative(script, project),
         snapshot=snapshot_id,
@@ -507,6 +508,21 @@ def _write_experiment(
     except BaseException:
         shutil.rmtree(aside.dir, ignore_errors=True)
         raise
+
+
+def _name(typed: str | None, proposed: str) -> str:
+    """Return the name of an experiment, by which addresses can mean it.
+
+    Raises
+    ------
+    UsageError
+        If what was typed cannot stand in an address.
+    """
+    if typed is None:
+        return re.sub(r"[/\s]+", "-", proposed)
+    if typed == "last" or not re.fullmatch(r"[^/\s]+", typed):
+        raise UsageError(f"`{typed}` cannot be a name", "a name is one word without `/`, and not `last`")
+    return typed
 
 
 def _relative(path: Path, project: Path) -> str:

@@ -349,6 +349,16 @@ def test_without_git_the_store_is_where_the_user_works(tmp_path: Path) -> None:
     assert (tmp_path / ".ems" / "ems.db").exists()
 
 
+def test_a_name_can_stand_in_an_address(ems: Ems, train: Path, project: Path) -> None:
+    for name in ("a/b", "a b", "last", ""):
+        refused = ems("run", "train.py", "--set", "lr=0.1", "--on", "here", "--name", name, code=2)
+        assert f"error: `{name}` cannot be a name" in refused.stderr
+    parameters = "program: train.py\nmethod: grid\nname: my first / sweep\nparameters: {lr: {value: 0.1}}\n"
+    (project / "sweep.yaml").write_text(parameters)
+    ems("parrun", "--sweep", "sweep.yaml", "--on", "here", "--wait")
+    assert "completed" in ems("ls", "my-first-sweep").stdout
+
+
 def test_settings_reach_the_run(ems: Ems, project: Path) -> None:
     (project / "env.py").write_text("import os; print(os.environ['WORD'], os.environ['X'])")
     (project / "ems.yaml").write_text("on: here\nsetup: export WORD=hello\npass_as: env\n")
