@@ -102,7 +102,7 @@ class Plan:
     target: Target
     snapshot: snapshot.Snapshot
     chunks: tuple[records.Record, ...]
-    skipped: Mapping[int, str]  # number of the point -> "EXP/INDEX" that completed with the same code, params and args
+    skipped: Mapping[int, str]  # number of the point -> "EXP/INDEX" that completed with the same key
     warnings: tuple[str, ...]
     project: Path
     _points: _Points
@@ -298,9 +298,9 @@ def _number(points: Iterable[Point], code_key: str, experiment: Experiment) -> I
     """Yield a run a point, numbered as the sweep has them; its key says what would make it the same run again."""
     shared = hashlib.sha256(_canonical([code_key, experiment.args, experiment.command, experiment.pass_as]))
     for index, point in enumerate(points):
-        key = shared.copy()
-        key.update(_canonical([point.params, point.loops]))
-        yield Run(index, point.params, run_seed(experiment.seed, point.params), key.hexdigest()[:32], point.loops)
+        seed, key = run_seed(experiment.seed, point.params), shared.copy()
+        key.update(_canonical([point.params, point.loops, seed]))
+        yield Run(index, point.params, seed, key.hexdigest()[:32], point.loops)
 
 
 def _completed_before(store: Store, points: _Points, code_key: str, experiment: Experiment) -> dict[int, str]:

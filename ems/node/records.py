@@ -119,7 +119,7 @@ def create_exclusive(path: PathLike, content: Union[str, bytes], durable: bool =
     try:
         os.link(aside, path)
     except FileExistsError:
-        return False
+        return os.stat(aside).st_nlink > 1  # NFS asks again where an answer got lost: then it was this call
     else:
         return True
     finally:
