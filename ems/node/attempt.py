@@ -76,7 +76,7 @@ def end_orphans(files: ExperimentFiles, record: Record, job: Job) -> None:
     """Kill what the attempt before left running here when its worker was killed: two must not share a directory."""
     if record["attempt"] == 1:
         return
-    last = records.read_json(files.attempt(record["index"], record["attempt"] - 1)) or {}
+    last = records.read_attempt(files, record["index"], record["attempt"] - 1) or {}
     is_here = (last.get("host"), last.get("boot_id")) == (job.host, job.boot_id)
     if last.get("state") == "RUNNING" and is_here and process_start(last["pid"]) != last["pid_start"]:
         mark = b"\0EMS_RUN_DIR=%s\0" % os.fsencode(files.run(record["index"]))
@@ -306,7 +306,7 @@ class Attempt:
 
     def times_out_of_time(self) -> int:
         """Count the earlier attempts of this chunk that the time limit ended."""
-        earlier = (records.read_json(self.files.attempt(self.index, n)) for n in range(1, self.record["attempt"]))
+        earlier = (records.read_attempt(self.files, self.index, n) for n in range(1, self.record["attempt"]))
         chunk = self.record["chunk"]
         return sum(r is not None and r["chunk"] == chunk and r.get("reason") == TIME_LIMIT for r in earlier)
 

@@ -211,7 +211,18 @@ def chunk_indices(chunk: Record) -> "Union[range, List[int]]":
 def last_attempt(files: ExperimentFiles, index: int) -> Optional[Record]:
     """Return the newest attempt record of run ``index``, or None."""
     numbers = files.attempt_numbers(index)
-    return read_json(files.attempt(index, numbers[-1])) if numbers else None
+    return read_attempt(files, index, numbers[-1]) if numbers else None
+
+
+def read_attempt(files: ExperimentFiles, index: int, attempt: int) -> Optional[Record]:
+    """Return an attempt record, or None where there is none.
+
+    One that a power cut emptied (attempts are not flushed to disk) says only its number: any chunk may go on from it.
+    """
+    try:
+        return read_json(files.attempt(index, attempt))
+    except ValueError:
+        return {"index": index, "attempt": attempt, "chunk": 0, "state": "UNKNOWN", "job": "", "restart": 0}
 
 
 def cancelled_up_to(files: ExperimentFiles, index: int) -> int:

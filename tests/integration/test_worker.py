@@ -427,6 +427,16 @@ def test_a_run_that_begins_anew_finds_nothing_of_earlier_attempts(lab: Lab) -> N
     assert lab.run(0, "attempts", "2-files", "model.pt").exists()
 
 
+def test_a_record_that_a_power_cut_emptied_stops_nobody(lab: Lab) -> None:
+    lab.write(train_py="print('ran')")
+    lab.submit(2)
+    lab.run(0, "attempts").mkdir(parents=True)
+    lab.run(0, "attempts", "1.json").touch()
+    lab.work()
+    assert lab.states(2) == ["COMPLETED"] * 2
+    assert lab.last()["attempt"] == 2
+
+
 def test_what_a_killed_worker_left_running_ends_before_the_next_attempt(lab: Lab) -> None:
     lab.write(train_py="import ems, os, time\nprint('pid', os.getpid())\nif ems.attempt() == 1: time.sleep(600)")
     lab.submit()
