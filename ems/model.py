@@ -214,7 +214,7 @@ class Run:
     index: int
     params: Params
     seed: int
-    key: str  # same key = same code, params and args
+    key: str  # same key = same code, params, args and seed
     loops: tuple[int, ...] = ()
 
     @classmethod

@@ -62,6 +62,7 @@ def test_what_completed_before_is_not_run_again(project: Path, ems: Ems) -> None
     assert "all 4 runs completed before" in ems(*sweep, "x=0..3", "--wait").stdout
     assert "2 runs" in ems(*sweep, "x=2..5", "--dry-run").stdout
     assert "4 runs" in ems(*sweep, "x=0..3", "--again", "--dry-run").stdout
+    assert "4 runs" in ems(*sweep, "x=0..3", "--seed", "1", "--dry-run").stdout  # another EMS_SEED, another result
     (project / "notes.md").write_text("prose is no code")
     assert "all 4 runs completed before" in ems(*sweep, "x=0..3", "--dry-run").stdout
     (project / "helper.py").write_text("def double(x):\n    return 2 * x\n")
