@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ems.errors import ConfigError, TargetError
+from ems.node import container
 from ems.node.records import now, write_atomic
 
 _MARKER = "ems-ready.json"
@@ -136,18 +137,10 @@ def check_container(image: str) -> None:
     TargetError
         If no runtime is installed here, or only one that cannot start this kind of image.
     """
-    kinds = ("enroot",) if image.endswith(".sqsh") else ("apptainer", "singularity", "enroot")
-    found = next(filter(shutil.which, kinds), None)
-    if found is None:
-        raise TargetError(
-            f"no {' or '.join(kinds)} here to start the container {image}",
-            "install it, load it by --setup 'module load …', or leave --container out",
-        )
-    if found == "enroot" and "://" in image:
-        raise TargetError(
-            f"enroot cannot start {image} directly",
-            f"`enroot import -o image.sqsh {image}`, then --container image.sqsh",
-        )
+    try:
+        container.find_runtime(image)
+    except container.ContainerError as error:
+        raise TargetError(error.message, error.hint) from error
 
 
 def _build(recipe: Recipe, project: Path, folder: Path, base: str) -> None:

@@ -147,7 +147,7 @@ class Attempt:
         run = records.read_run(self.files, self.index)
         argv, extra = self._command(run)
         env = self._environment(run, lib, extra)
-        argv = self._wrapped(argv, env)
+        argv = self._wrapped(argv, env, extra)
         program = _find(argv[0], env.get("PATH", os.defpath))
         self.record["python"] = self.spec["python"]
         os.makedirs(self._cwd(), exist_ok=True)  # an empty directory is in no snapshot
@@ -201,17 +201,16 @@ class Attempt:
             raise CannotStartError(str(error)) from error
         return words, env
 
-    def _wrapped(self, words: List[str], env: Mapping[str, str]) -> List[str]:
-        """Put container and setup lines around the command."""
+    def _wrapped(self, words: List[str], env: Mapping[str, str], own: Mapping[str, str]) -> List[str]:
+        """Put container and setup lines around the command; ``own`` are the variables that params are passed in."""
         if self.spec.get("container"):
             from ems.node import container
 
-            names = [name for name in env if name.startswith(_HANDED_OVER)]
+            names = [name for name in env if name.startswith(_HANDED_OVER) or name in own]
             binds = [self.files.root, *(self.spec.get("data") or {}).values()]
+            gpu, is_set_up = bool(self.record["gpus"]), bool(self.spec.get("setup"))
             try:
-                prefix = container.prefix(
-                    self.spec["container"], self._cwd(), binds, gpu=bool(self.record["gpus"]), variables=names
-                )
+                prefix = container.prefix(self.spec["container"], self._cwd(), binds, gpu, names, is_set_up)
             except container.ContainerError as error:
                 raise CannotStartError(error.message, error.hint) from error
             words = prefix + words

@@ -6,7 +6,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, List, Optional
+    from typing import Iterable, List
 
 
 class ContainerError(Exception):
@@ -18,15 +18,15 @@ class ContainerError(Exception):
         self.hint = hint
 
 
-def find_runtime(image: str, path: Optional[str] = None) -> str:
+def find_runtime(image: str, may_be_loaded: bool = False) -> str:
     """Return which program starts ``image``: ``apptainer``, ``singularity`` or ``enroot``.
 
     Parameters
     ----------
     image
         A file (``.sif``; ``.sqsh`` is enroot's), ``docker://…`` for apptainer, or the name of an enroot container.
-    path
-        Where to look, like PATH; default: PATH itself.
+    may_be_loaded
+        Whether setup lines (``module load apptainer``) come first: then it need not be there yet.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def find_runtime(image: str, path: Optional[str] = None) -> str:
     from shutil import which
 
     kinds = ("enroot",) if image.endswith(".sqsh") else ("apptainer", "singularity", "enroot")
-    runtime = next((kind for kind in kinds if which(kind, path=path)), None)
+    runtime = next((kind for kind in kinds if which(kind)), kinds[0] if may_be_loaded else None)
     if runtime is None:
         raise ContainerError(
             "no %s on %s to start the container %s" % (" or ".join(kinds), os.uname().nodename, image),
@@ -51,13 +51,18 @@ def find_runtime(image: str, path: Optional[str] = None) -> str:
 
 
 def prefix(
-    image: str, cwd: str, binds: Iterable[str] = (), gpu: bool = False, variables: Iterable[str] = (), runtime: str = ""
+    image: str,
+    cwd: str,
+    binds: Iterable[str] = (),
+    gpu: bool = False,
+    variables: Iterable[str] = (),
+    may_be_loaded: bool = False,
 ) -> List[str]:
     """Return the words to put before a command.
 
     Parameters
     ----------
-    image
+    image, may_be_loaded
         See `find_runtime`.
     cwd
         Absolute working directory of the command, the same inside as outside.
@@ -67,15 +72,13 @@ def prefix(
         Whether the container needs the host's NVIDIA driver.
     variables
         Names (never values: argv is public) of environment variables to hand over; apptainer hands over all by itself.
-    runtime
-        ``apptainer``, ``singularity`` or ``enroot``; found where empty.
 
     Raises
     ------
     ContainerError
         As `find_runtime`.
     """
-    runtime = runtime or find_runtime(image)
+    runtime = find_runtime(image, may_be_loaded)
     places = sorted({os.path.abspath(place) for place in binds if os.path.exists(place)})
     if runtime == "enroot":
         words = ["enroot", "start", "--rw"]

@@ -240,6 +240,25 @@ def test_setup_lines_come_first_and_get_no_code_from_params(lab: Lab, tmp_path: 
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.parametrize("image", ["x.sif", "x.sqsh"])
+def test_a_container_that_setup_loads_gets_params_and_working_directory(lab: Lab, image: str) -> None:
+    tools = lab.project.parent / "tools"
+    tools.mkdir()
+    # stand-ins: one hands its environment over, the other what it is told to
+    (tools / "apptainer").write_text('#!/bin/sh\nwhile [ "$1" != x.sif ]; do shift; done\nshift; exec "$@"\n')
+    (tools / "enroot").write_text(
+        '#!/bin/bash\nkeep=(PATH="$PATH")\n'
+        'while [ "$1" != x.sqsh ]; do [ "$1" = --env ] && keep+=("$2=${!2}"); shift; done\n'
+        'shift; cd /; exec env -i "${keep[@]}" "$@"\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    lab.write(train_py="import ems, os\nprint(ems.params(), os.environ['I'], open('read.txt').read())", read_txt="r")
+    lab.submit(container=image, setup=(f"export PATH={tools}:$PATH",), pass_as="env")
+    lab.work()
+    assert lab.out() == "{'i': 0} 0 r\n", lab.out(0, "stderr")
+
+
 @pytest.mark.parametrize(
     ("source", "options", "reason", "error"),
     [

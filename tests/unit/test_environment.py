@@ -137,7 +137,7 @@ def _install(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_container_runtime_is_said_early(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
-    with pytest.raises(TargetError, match=r"no apptainer or singularity or enroot here to start the container a.sif"):
+    with pytest.raises(TargetError, match=r"no apptainer or singularity or enroot on \S+ to start the container a.sif"):
         environment.check_container("a.sif")
     _install(folder, "enroot", monkeypatch)
     environment.check_container("a.sqsh")
