@@ -140,6 +140,9 @@ def load() -> Any:
     """Import every command; return the whole as one click command."""
     for module in _MODULES:
         importlib.import_module(f"ems.cli.{module}")
+    # in this order, whatever was imported first
+    places = {f"ems.cli.{module}": place for place, module in enumerate(_MODULES)}
+    app.registered_commands.sort(key=lambda info: places[str(getattr(info.callback, "__module__", ""))])
     return typer.main.get_command(app)
 
 

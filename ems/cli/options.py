@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ems.errors import UsageError
 from ems.model import PassAs
 
 RUNS, WHERE, ASK, ENVIRONMENT, RECORD, THEN = (
@@ -40,6 +41,19 @@ RunAddress = Annotated[str, typer.Argument(metavar="EXP/INDEX", help="A run, e.g
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def check_watch(watch: bool, as_json: bool) -> None:
+    """Refuse to print one JSON document again and again.
+
+    Raises
+    ------
+    UsageError
+        If both are asked for.
+    """
+    if watch and as_json:
+        raise UsageError("--watch and --json exclude each other", "leave one of them out")
+
 
 # -- what to run -------------------------------------------------------------------------------------------------
 

@@ -37,9 +37,11 @@ def harvest(
 
     Incremental, and safe at any moment: results of running runs are included, nothing is counted twice.
     """
-    from ems.cli import render
+    from ems.cli import render, waiting
     from ems.cli.session import open_session
 
+    o.check_watch(watch, as_json)
+    patience = waiting.Patience()
     with open_session() as session:
         chosen = [session.experiment(reference) for reference in experiments] if experiments else None
         reports = _harvest(session, chosen, metric_files or ())
@@ -47,9 +49,11 @@ def harvest(
             render.print_json(_json(reports))
             return
         say(reports)
-        while watch and (left := _unfinished(session, chosen)):
+        while watch and not patience.is_over(session.counts(left := _unfinished(session, chosen))):
             time.sleep(_WATCH_S)
-            say([report for report in _harvest(session, left, metric_files or ()) if _is_news(report)])
+            news = [report for report in _harvest(session, left, metric_files or ()) if _is_news(report)]
+            if news:
+                say(news)
     render.note("next: ems report" + (f" {experiments[0]}" if experiments and len(experiments) == 1 else ""))
 
 
@@ -68,7 +72,7 @@ def _harvest(session: Session, chosen: Sequence[Experiment] | None, globs: Seque
 
 def _unfinished(session: Session, chosen: Sequence[Experiment] | None) -> list[Experiment]:
     ids = None if chosen is None else {each.id for each in chosen}
-    return [each for each in session.unfinished() if ids is None or each.id in ids]
+    return [each for each in session.unfinished() if (ids is None or each.id in ids) and not session.out_of_reach(each)]
 
 
 def _is_news(report: HarvestReport) -> bool:

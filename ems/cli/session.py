@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -84,6 +85,10 @@ class Session:
     def state(self, experiment: Experiment, index: int) -> State:
         """Return the state of a run as of the last refresh."""
         return self.store.state(experiment.id, index)
+
+    def counts(self, experiments: Iterable[Experiment]) -> Mapping[State, int]:
+        """Count the runs of some experiments by state."""
+        return sum(map(Counter, self.store.counts([each.id for each in experiments]).values()), Counter())
 
     def unfinished(self) -> list[Experiment]:
         """Return the experiments of which a run may still change."""

@@ -38,9 +38,11 @@ def status(
 
     With SLURM's estimate of when the next one starts, where there is one.
     """
-    from ems.cli import render
+    from ems.cli import render, waiting
     from ems.cli.session import open_session
 
+    o.check_watch(watch, as_json)
+    patience = waiting.Patience()
     with open_session() as session:
         chosen = [session.experiment(experiment)] if experiment else session.unfinished()
         chosen = chosen or session.store.experiments()[-1:]
@@ -52,7 +54,7 @@ def status(
             while True:
                 trouble = _refresh(session, chosen)
                 show([*_lines(session, chosen), *trouble])
-                if not watch or all(_is_over(session, each) for each in chosen):
+                if not watch or patience.is_over(session.counts(chosen), is_sure=not trouble):
                     break
                 time.sleep(_WATCH_S)
         _say_next(session, chosen)

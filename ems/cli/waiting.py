@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -48,7 +48,7 @@ def until_finished(session: Session, experiment: Experiment, *, quiet: bool = Fa
     lost = counts.get(State.UNKNOWN, 0)
     if lost:
         render.note(
-            f"{lost:,} runs were lost: no worker and no queue knows of them",
+            f"{render.plural(lost, 'run')} lost: no worker and no queue knows of {'it' if lost == 1 else 'them'}",
             f"next: ems rerun {experiment.id} --missing",
         )
     if counts.get(State.COMPLETED, 0) != experiment.n_runs:
@@ -57,11 +57,24 @@ def until_finished(session: Session, experiment: Experiment, *, quiet: bool = Fa
         render.note(f"next: ems report {experiment.id}")
 
 
+class Patience:
+    """Knows when nothing will change any more by itself: runs that nobody knows of are waited for a few looks."""
+
+    def __init__(self) -> None:
+        self._lost_looks = 0
+
+    def is_over(self, counts: Mapping[State, int], is_sure: bool = True) -> bool:
+        """Whether it makes no sense to look again; ``is_sure``: the scheduler has answered."""
+        goes_on = any(counts.get(state) for state in _CHANGING)
+        self._lost_looks = 0 if goes_on or not is_sure else self._lost_looks + 1
+        return not goes_on and (not counts.get(State.UNKNOWN) or self._lost_looks > _LOST_LOOKS)
+
+
 def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]) -> dict[State, int]:
     """Look again and again, ever less often, until no run is left that will still change by itself."""
     from ems.cli import render
 
-    started, lost_looks = time.monotonic(), 0
+    started, patience = time.monotonic(), Patience()
     pause, longest = _POLL_S.get(experiment.executor, (1.0, 10.0))
     while True:
         trouble = ""
@@ -70,8 +83,7 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
         except ExecutorError as error:
             trouble = f"   {error.message}; trying again"
         counts = session.store.counts([experiment.id])[experiment.id]
-        lost_looks = 0 if trouble or any(counts.get(state) for state in _CHANGING) else lost_looks + 1
-        if sum(n for state, n in counts.items() if state.is_finished) >= experiment.n_runs or lost_looks > _LOST_LOOKS:
+        if patience.is_over(counts, is_sure=not trouble):
             return counts
         # in a log file only what changes is worth a line
         elapsed = f"   {render.duration(time.monotonic() - started)}" if sys.stderr.isatty() else ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from ems.cli import files, status, submit
+from ems.cli import files, main, results, status, submit, waiting
 from ems.cli.session import Session
 from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission
+from ems.harvest import HarvestReport
 from ems.model import Experiment, JobInfo, Run, State
 from ems.node import records
 from ems.store import Store
@@ -83,6 +85,40 @@ def test_lines_fit_eighty_columns(session: Session, monkeypatch: pytest.MonkeyPa
 )
 def test_what_was_handed_over_in_one_line(executor: str, done: Submission, said: str) -> None:
     assert submit.submitted_line(executor, done, 0.6) == said
+
+
+def test_what_nobody_knows_of_is_waited_for_a_few_looks() -> None:
+    patience, lost = waiting.Patience(), {State.COMPLETED: 2, State.UNKNOWN: 1}
+    assert not patience.is_over({State.RUNNING: 1, State.UNKNOWN: 3})
+    assert not any(patience.is_over(lost, is_sure=False) for _ in range(20))
+    looks = [patience.is_over(lost) for _ in range(6)]
+    assert looks == [False] * 5 + [True]
+    assert waiting.Patience().is_over({State.COMPLETED: 2, State.FAILED: 1})
+
+
+def test_watching_says_news_only_and_ends_with_the_runs(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[Sequence[Experiment] | None] = []
+
+    def harvest(chosen: Sequence[Experiment] | None, *_: object) -> list[HarvestReport]:
+        looks.append(chosen)
+        if len(looks) == 3:
+            session.store.remove(EXPERIMENT.id)
+        return [HarvestReport((), 0.0)]
+
+    monkeypatch.setattr(session, "harvest", harvest)
+    monkeypatch.setattr("ems.cli.session.open_session", lambda: nullcontext(session))
+    monkeypatch.setattr(results, "_WATCH_S", 0.0)
+    assert main(["harvest", "--watch"]) == 0
+    assert looks == [None, [EXPERIMENT], [EXPERIMENT]]
+    assert capsys.readouterr().out == "nothing new in 0.0 s\n"
+
+
+@pytest.mark.parametrize("command", ["status", "harvest"])
+def test_watching_prints_no_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--watch", "--json"]) == 2
+    assert capsys.readouterr().err.startswith("error: --watch and --json exclude each other")
 
 
 def test_a_folder_of_a_run_is_found_as_the_script_calls_it(tmp_path: Path) -> None:
