@@ -14,7 +14,7 @@ import pytest
 from ems import environment
 from ems.errors import ConfigError, TargetError
 
-UV = shutil.which("uv")
+UV = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
 
 
 @pytest.fixture(params=["pip", pytest.param("uv", marks=pytest.mark.skipif(UV is None, reason="uv is not installed"))])
@@ -104,7 +104,8 @@ def test_two_at_once_build_one(project: Path) -> None:
 
 
 @pytest.mark.skipif(UV is None, reason="uv is not installed")
-def test_uv_lock_gives_its_exact_versions(project: Path) -> None:
+def test_uv_lock_gives_its_exact_versions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(str(UV)).parent}:{os.environ['PATH']}")
     add_wheel(project, "1.0")
     (project / "pyproject.toml").write_text(
         '[project]\nname = "mine"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["tiny"]\n'
