@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 from ems.errors import UsageError
+from ems.node import job, slots
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Params: TypeAlias = Mapping[str, Json]
@@ -104,44 +105,24 @@ class Resources:
     @property
     def gpus_per_run(self) -> int:
         """GPUs that one run asks for by ``gpus`` or ``gres`` (``gpu:2``, ``gpu:a100:2``, ``2``, ``a100:2``)."""
-        asked = [item.split(":") for item in (self.gpus or "").split(",") if item]
-        gres = [item.removeprefix("gres:").split(":") for item in (self.gres or "").split(",")]
-        asked += [words for words in gres if words[0] == "gpu"]
-        return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in asked)
+        return slots.gpus_per_run({"gpus": self.gpus, "gres": self.gres})
 
     @property
     def time_min(self) -> float | None:
-        """The time limit in minutes; None where none is asked.
+        """The time limit in minutes; None where none is asked, and for ``UNLIMITED``.
 
         Raises
         ------
         UsageError
-            If ``time`` is in none of sbatch's forms.
+            If ``time`` is in none of sbatch's forms: ``90``, ``90:30``, ``1:30:00``, ``2-12``, ``2-12:30[:00]``.
         """
-        return None if self.time is None else parse_time_min(self.time)
-
-
-def parse_time_min(text: str) -> float:
-    """Return minutes of a time limit in sbatch's forms: ``90``, ``90:30``, ``1:30:00``, ``2-12``, ``2-12:30[:00]``.
-
-    Raises
-    ------
-    UsageError
-        If it is none of them.
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if match is None:
-        raise UsageError(
-            f"`{text}` is not a time limit",
-            "write minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, e.g. --time 4:00:00",
-        )
-    days, *rest = (None if group is None else int(group) for group in match.groups())
-    first, second, third = (rest[0] or 0), rest[1], rest[2]
-    if days is not None:  # D-HH[:MM[:SS]]
-        return days * 1440 + first * 60 + (second or 0) + (third or 0) / 60
-    if third is not None:  # HH:MM:SS
-        return first * 60 + (second or 0) + third / 60
-    return first + (second or 0) / 60  # MM[:SS]
+        try:
+            limit_s = job.seconds(self.time)
+        except ValueError as error:
+            raise UsageError(
+                str(error), "write minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, e.g. --time 4:00:00"
+            ) from error
+        return None if limit_s is None else limit_s / 60
 
 
 @dataclass(frozen=True, slots=True)

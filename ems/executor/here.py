@@ -21,7 +21,7 @@ from submitit import LocalExecutor as SubmititLocal
 from ems.errors import ExecutorError
 from ems.executor import probes
 from ems.executor.base import Check, Limits, Submission, resources_of, writing_to
-from ems.model import Experiment, JobInfo, Resources, State, parse_time_min
+from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
 from ems.node.records import ExperimentFiles, Record
 
@@ -87,8 +87,7 @@ class HereExecutor:
         UsageError
             If the time limit is in none of sbatch's forms.
         """
-        if resources.time is not None:
-            parse_time_min(resources.time)
+        _ = resources.time_min  # raises
         asked = resources.gpus_per_run
         there = len(probes.gpus()) if asked else 0
         if asked > there:

@@ -101,15 +101,14 @@ def seconds(limit: Optional[str]) -> Optional[float]:
     """
     if limit is None or limit.upper() in ("UNLIMITED", "INFINITE", "-1"):
         return None
-    days, dash, clock = limit.rpartition("-")
-    parts = [float(part) for part in clock.split(":")]
-    if dash:
-        hours, minutes, secs = (*parts, 0.0, 0.0)[:3]
-        return float(days) * 86400 + hours * 3600 + minutes * 60 + secs
-    if len(parts) == 3:
-        return parts[0] * 3600 + parts[1] * 60 + parts[2]
-    minutes, secs = (*parts, 0.0)[:2]
-    return minutes * 60 + secs
+    found = re.match(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?\Z", limit.strip(), re.ASCII)
+    if found is None:
+        raise ValueError("`%s` is not a time limit" % limit)
+    days, first, second, third = found.groups()
+    clock = [int(part or 0) for part in (first, second, third)]
+    if days is None and third is None:  # MM[:SS]
+        clock = [0, *clock[:2]]
+    return int(days or 0) * 86400.0 + clock[0] * 3600 + clock[1] * 60 + clock[2]
 
 
 def notice(limit: Optional[str], grace_s: float) -> Tuple[int, float]:

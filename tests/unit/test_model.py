@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ems.errors import UsageError
-from ems.model import Address, Resources, State, parse_time_min
+from ems.model import Address, Resources, State
 
 
 def test_only_three_states_are_finished() -> None:
@@ -37,16 +37,24 @@ def test_an_address_prints_as_typed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("90:30", 90.5), ("1:30:00", 90), ("2-12", 3600), ("2-12:30", 3630), ("1-0:0:30", 1440.5)],
+    [
+        ("90", 90),
+        ("90:30", 90.5),
+        ("1:30:00", 90),
+        ("2-12", 3600),
+        ("2-12:30", 3630),
+        ("1-0:0:30", 1440.5),
+        ("UNLIMITED", None),
+    ],
 )
-def test_time_limits_in_sbatch_forms(text: str, minutes: float) -> None:
-    assert parse_time_min(text) == minutes
+def test_time_limits_in_sbatch_forms(text: str, minutes: float | None) -> None:
+    assert Resources(time=text).time_min == minutes
 
 
 @pytest.mark.parametrize("text", ["", "1h", "-5", "1:2:3:4", "1.5"])
 def test_what_is_no_time_limit_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a time limit"):
-        parse_time_min(text)
+        _ = Resources(time=text).time_min
 
 
 @pytest.mark.parametrize(
