@@ -293,7 +293,9 @@ class Worker:
                 attempt.close("FAILED", TIME_LIMIT)
 
     def _is_any_left(self) -> bool:
-        return bool(self._next) or any(not self.files.attempt_numbers(index) for index in self._queue)
+        chunk: int = self.chunk["chunk"]
+        last = (records.last_attempt(self.files, index) for index in self._queue)
+        return bool(self._next) or any(record is None or record["chunk"] < chunk for record in last)
 
 
 class _Place:

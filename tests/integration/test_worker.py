@@ -605,6 +605,22 @@ def test_requeues_after_the_time_limit_are_bounded(lab: Lab) -> None:
     assert asked.read_text().count("requeue") == 1
 
 
+def test_what_a_packed_task_has_no_time_for_goes_on_after_a_requeue(lab: Lab) -> None:
+    asked = lab.scontrol()
+    lab.write(train_py="print('ran')")
+    lab.submit(3, max_requeues=0, pack=1)
+    lab.work(**lab.slurm())
+    lab.write(train_py=SLEEPER)
+    lab.submit(3, max_requeues=0, pack=1)
+    lab.chunk(2, 3, pack=1)  # all of them again, which have attempts of the chunk before
+    worker = lab.start(chunk=2, **lab.slurm())
+    lab.says("up")
+    worker.send_signal(signal.SIGUSR1)
+    assert worker.wait(20) == 0
+    assert [lab.last(i)["state"] for i in range(3)] == ["FAILED", "COMPLETED", "COMPLETED"]
+    assert asked.read_text().splitlines()[-1] == "requeue 1843"
+
+
 def test_a_requeue_that_slurm_refuses_is_a_failure(lab: Lab) -> None:
     lab.scontrol(requeue=1)
     lab.write(train_py=SLEEPER)
