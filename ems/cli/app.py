@@ -74,7 +74,8 @@ def _is_argument(param: Any) -> bool:
 
 
 def _metavar(param: Any) -> str:
-    return str(param.metavar or param.name.upper())
+    name = str(param.metavar or param.name.upper())
+    return name if param.required or name.startswith("[") else f"[{name}]"
 
 
 class Group(TyperGroup):

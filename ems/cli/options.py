@@ -27,7 +27,6 @@ def _option(panel: str, *names: str, help: str, metavar: str | None = None) -> o
 # -- addresses ---------------------------------------------------------------------------------------------------
 
 Exp = Annotated[str, typer.Argument(metavar="EXP", help="Id (a prefix will do), name, or `last`.", show_default=False)]
-ExpOrLast = Annotated[str, typer.Argument(metavar="[EXP]", help="Id (a prefix will do), name, or `last`.")]
 ExpOrRun = Annotated[
     str,
     typer.Argument(metavar="EXP[/INDEX]", help="An experiment, or one run of it: last, last/3.", show_default=False),

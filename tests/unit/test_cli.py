@@ -81,6 +81,12 @@ def test_every_command_explains_itself(main: Main, name: str) -> None:
     assert "..." not in app.load().commands[name].get_short_help_str(63), "the summary fits a line of ems --help"
 
 
+def test_what_may_be_left_out_stands_in_brackets(main: Main) -> None:
+    usages = {"diff": "EXP [EXP]", "show": "[EXP[/INDEX]]", "cancel": "EXP[/INDEX]", "ls": "[EXP[/INDEX[/FOLDER]]]"}
+    for name, usage in usages.items():
+        assert f"ems {name} [OPTIONS] {usage}\n" in main(name, "--help")[1]
+
+
 def test_parrun_has_every_flag_and_run_has_no_sweep(main: Main) -> None:
     _, parrun, _ = main("parrun", "--help")
     _, run, _ = main("run", "--help")
