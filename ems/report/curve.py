@@ -140,14 +140,18 @@ def _over_param(
         for label, positions in _grouped(frame, groups).items():
             at: dict[float, list[float]] = {}
             for i in positions:
-                x, y = xs[i], values[i]
-                if isinstance(x, int | float) and isinstance(y, int | float) and math.isfinite(y):
-                    at.setdefault(float(x), []).append(float(y))
+                x, y = _finite(xs[i]), _finite(values[i])
+                if x is not None and y is not None:
+                    at.setdefault(x, []).append(y)
             if at:
                 is_mean = is_mean or any(len(v) > 1 for v in at.values())
                 lines.append(_mean_line(_label(metric, label, len(metrics)), at))
     over = _mean_note(frame, [*groups, axis]) if is_mean else []
     return _few(lines, frame, metrics, over)
+
+
+def _finite(value: Value) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _over_steps(
@@ -321,6 +325,7 @@ def _scale(ruler: Any, values: Sequence[float], most: int, is_log: bool) -> None
     low, high = min(values), max(values)
     if not low < high:
         return  # plotext makes room around a single value
+    most = max(2, most)
     unit = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m * most >= high - low)
     step = max(1.0, round(step)) if is_log else step

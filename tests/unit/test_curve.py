@@ -3,12 +3,13 @@
 import itertools
 import math
 import re
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ems.errors import UsageError
+from ems.errors import EmsError, UsageError
 from ems.model import State
 from ems.report import curve
 from ems.report.frame import Frame
@@ -81,6 +82,13 @@ def test_seeds_are_averaged_over_not_drawn_over():
     assert (made.x_name, made.is_log_x) == ("width", False)
     assert made.lines[0].y == (0.5, 0.5, 0.5)
     assert made.notes[0].startswith("mean over seed")
+
+
+def test_only_finite_values_are_drawn():
+    values = [0.1, math.nan, math.inf, 0.4, 0.5]
+    rows = [row(i, {"lr": lr}, acc=v) for i, (lr, v) in enumerate(zip([1, 2, 3, 4, math.inf], values, strict=True))]
+    line = curve.plot(Frame(rows), ["acc"], no_points).lines[0]
+    assert (line.x, line.y) == ((1, 4), (0.1, 0.4))
 
 
 def test_by_splits_lines_over_a_param():
@@ -210,7 +218,7 @@ finite = st.floats(-1e9, 1e9)
 drawings = st.lists(st.lists(st.tuples(finite, finite), min_size=1, max_size=30), min_size=1, max_size=curve.MAX_LINES)
 
 
-@given(drawings, st.integers(30, 100), st.integers(8, 30))
+@given(drawings, st.integers(12, 100), st.integers(6, 30))
 def test_any_lines_fit_the_room_they_are_given(points, width, height):
     made = [tuple(zip(*sorted(line), strict=True)) for line in points]
     some = tuple(curve.Line(f"run {i}", x, y, (None,) * len(x), (None,) * len(x)) for i, (x, y) in enumerate(made))
@@ -239,6 +247,13 @@ def test_a_param_that_is_no_plain_text_stays_on_its_line():
     rows = [row(i, {"i": i, "name": "a\x1b[31m\nb"}, acc=0.1 * i) for i in range(3)]
     made = curve.plot(Frame(rows), ["acc"], no_points, by=["name"])
     assert made.lines[0].label == r"name=a\x1b[31m\nb"
+
+
+def test_where_plotext_cannot_be_loaded_the_image_is_offered(monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    with pytest.raises(EmsError, match="the curve cannot be drawn: import of plotext") as caught:
+        text(lines([1.0, 2.0]))
+    assert "--png FILE" in caught.value.hint
 
 
 # -- as an image

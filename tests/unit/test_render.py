@@ -14,6 +14,7 @@ from ems.cli import render
 from ems.cli.render import Column, layout
 from ems.errors import EmsError
 from ems.model import State
+from ems.report.curve import MARKERS
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,17 @@ def test_say_falls_back_where_the_encoding_has_no_such_sign(monkeypatch):
     render.say("0.98 ± 0.01", "é")
     file.seek(0)
     assert file.read() == "0.98 +/- 0.01\n?\n"
+
+
+def test_lines_of_a_curve_stay_apart_in_ascii(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", file)
+    render.say(MARKERS, "1┤·│", " └┬─")
+    file.seek(0)
+    markers, *axes = file.read().splitlines()
+    assert len(set(markers)) == len(MARKERS)
+    assert "?" not in markers
+    assert axes == ["1+-|", " ++-"]
 
 
 def test_without_a_terminal_there_is_no_colour_no_width_and_no_pager(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Means, intervals and paired tests: known cases, scipy's own answers, and values that no formula likes."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,6 +91,24 @@ def test_one_pair_has_a_difference_but_no_test():
 def test_pairs_that_are_not_finite_are_left_out():
     found = paired([1.0, math.nan, 3.0, 5.0], [0.5, 1.0, 2.0, math.inf])
     assert (found.difference.n, found.difference.n_not_finite) == (2, 2)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-20, 1.0, 1e200])
+def test_the_unit_of_a_metric_does_not_matter(unit):
+    values, baseline = [3.0 * unit, 5.0 * unit, 4.5 * unit], [1.0 * unit, 2.0 * unit, 3.0 * unit]
+    found = paired(values, baseline)
+    assert (found.p, found.effect) == pytest.approx((0.03901, 2.8368), rel=1e-3)  # t = 4.9135 of 2 degrees of freedom
+    assert found.difference.half_width == pytest.approx(1.8973 * unit, rel=1e-3)
+    assert estimate(values, Method.BOOTSTRAP).low >= 3.0 * unit
+
+
+def test_a_long_column_is_resampled_in_little_memory():
+    tracemalloc.start()
+    found = estimate([float(i % 7) for i in range(5_000)], Method.BOOTSTRAP)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.low < found.mean < found.high
+    assert peak < 200e6  # all 10,000 resamples at once would take 400 MB
 
 
 def test_paired_refuses_different_lengths():
