@@ -54,6 +54,8 @@ def cancel(executor: Executor, files: ExperimentFiles, indices: Collection[int] 
             if not _is_over(files, index, chunk):
                 records.cancel(files, index)
                 _claim(files, index, chunk)
+                if records.has_waiting_chunks(files):
+                    feed.mark_done(files, chunk["chunk"], index)  # the last one to end feeds the next chunk
         executor.cancel(tasks)
 
 

@@ -368,7 +368,7 @@ def after_run(files: ExperimentFiles, chunk: int, index: int) -> None:
         numbers = waiting(files)
         if not numbers:
             return
-        is_last = _mark_done(files, chunk, index)
+        is_last = mark_done(files, chunk, index)
         if is_last or age_s(_try_path(files)) > _RETRY_S:
             _feed_patiently(files, _PATIENCE_S if is_last and _all_done(files) else 0.0)
     except OSError:
@@ -392,7 +392,7 @@ def _try_path(files: ExperimentFiles) -> str:
     return os.path.join(files.chunks, "tried")
 
 
-def _mark_done(files: ExperimentFiles, chunk: int, index: int) -> bool:
+def mark_done(files: ExperimentFiles, chunk: int, index: int) -> bool:
     """Leave a mark that run ``index`` has ended; return whether all of its chunk have."""
     folder = files.chunk(chunk, "done")
     os.makedirs(folder, exist_ok=True)

@@ -198,6 +198,7 @@ class Worker:
         attempt = Attempt(self.files, self.spec, record, share)
         if self._is_cancelled(index):
             self._write(attempt, attempt.close, "CANCELLED", CANCELLED)
+            self._clean(attempt)
             return False
         try:
             end_orphans(self.files, record, self.job)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
+from ems.executor import control
 from ems.node import feed, records
 from ems.node.records import ExperimentFiles
 
@@ -27,6 +28,9 @@ class Scheduler:
             raise self.fails_with
         self.book.append(chunk)
         return str(1000 + chunk)
+
+    def cancel(self, jobs: Iterable[str]) -> None:
+        assert list(jobs) == ["1001_1"]
 
     def find(self, files: ExperimentFiles, chunk: int) -> str | None:
         self.asked += 1
@@ -219,6 +223,16 @@ class TestAfterRun:
         feed.after_run(files, 1, 1)
         assert len(fed) == 2
 
+    def test_cancelled_runs_count_as_ended(
+        self, make: Callable[..., ExperimentFiles], scheduler: Scheduler, fed: list[int]
+    ) -> None:
+        files = make(3, 3)
+        feed.submit(files, 1, scheduler.start, scheduler.find)
+        control.cancel(scheduler, files, [1])  # type: ignore[arg-type]  # as much of an executor as it takes
+        feed.after_run(files, 1, 2)
+        feed.after_run(files, 1, 0)
+        assert len(fed) == 2
+
     def test_anyone_after_a_while(
         self, make: Callable[..., ExperimentFiles], scheduler: Scheduler, fed: list[int]
     ) -> None:
@@ -237,6 +251,6 @@ class TestAfterRun:
         def full(*_: object) -> bool:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(feed, "_mark_done", full)
+        monkeypatch.setattr(feed, "mark_done", full)
         feed.after_run(files, 1, 0)
         assert fed == []
