@@ -266,8 +266,7 @@ def find_by_name(files: ExperimentFiles, chunk: int) -> Optional[str]:
     jobs = [int(line) for line in queue.split() if line.isdigit()]
     if not jobs and shutil.which("sacct"):
         with contextlib.suppress(RefusedError):  # sites without accounting have no more to say
-            since = (records.read_json(files.chunk(chunk)) or {}).get("created_at", "")[:10] or "now-30days"
-            known = _ask(["sacct", "-X", "-n", "-P", "-o", "JobID", "-S", since, "--name=" + name])
+            known = _ask(["sacct", "-X", "-n", "-P", "-o", "JobID", "-S", "now-30days", "--name=" + name])
             jobs = [int(line.split("_")[0]) for line in known.split() if line.split("_")[0].isdigit()]
     return str(min(jobs)) if jobs else None
 
