@@ -1,8 +1,8 @@
 """Every query of the SQLite store, ``.ems/ems.db`` in the project.
 
 Compute nodes never open it: workers write files, and :mod:`ems.harvest` brings them here. Several ``ems`` commands
-may use it at once (WAL; each change is one short transaction). The truth is in the files; ``ems harvest`` can
-rebuild the store from them.
+may use it at once (WAL, where the file system allows; each change is one short transaction). The truth is in the
+files; ``ems harvest`` can rebuild the store from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ems.errors import NotFoundError, StoreError
 from ems.model import Attempt, Experiment, Params, Run, State
 from ems.node import records
-from ems.store import migrations, notebook, queries, wide
+from ems.store import journal, migrations, notebook, queries, wide
 
 if TYPE_CHECKING:
     import pandas
@@ -130,7 +130,7 @@ class Store:
                 return
             if migrations.applied(self.db):
                 self.backup()
-            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute(f"PRAGMA journal_mode = {journal.mode(self.path.parent)}")
             migrations.apply(self.db)
             with self.write():
                 self.refresh_wide()
@@ -221,6 +221,8 @@ class Store:
             hint = f"see that {self.path.parent} and the files in it can be written: ls -la {self.path.parent}"
         return StoreError(f"the store {self.path} cannot be used: {error}", hint)
 
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+            hint = "see dmesg for the disk; on a network file system, file locks must work: ask who runs it"
     # -- experiments
 
     def add(self, experiment: Experiment, runs: Iterable[Run]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from ems.errors import NotFoundError, StoreError
 from ems.model import Experiment, LoopRef, PassAs, Resources, Run, State
-from ems.store import Store, find, migrations
+from ems.store import Store, find, journal, migrations
 
 
 def experiment(
@@ -77,6 +77,22 @@ def test_the_schema_from_blank(store: Store) -> None:
     assert store.query("PRAGMA foreign_keys") == [(1,)]
     assert migrations.applied(store.db) == [name for name, _ in migrations.MIGRATIONS]
     assert (store.path.parent / ".gitignore").read_text() == "*\n"
+
+
+def test_only_a_local_store_has_the_journal_that_is_of_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home of me").mkdir()
+    mounts = tmp_path / "mounts"
+    shared = str(tmp_path / "home of me").replace(" ", "\\040")
+    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/export/home {shared} nfs4 rw,vers=4.2 0 0\n")
+    monkeypatch.setattr(journal.mode, "__defaults__", (mounts,))
+    modes = {}
+    for folder in (tmp_path, tmp_path / "home of me" / "project"):
+        with Store(folder / ".ems" / "ems.db") as opened:
+            modes[folder.name] = opened.query("PRAGMA journal_mode")[0][0]
+    assert modes == {tmp_path.name: "wal", "project": "delete"}
+    assert journal.mode(tmp_path, tmp_path / "nothing") == "WAL"
 
 
 def test_an_older_store_is_brought_up_to_date_and_a_copy_is_kept(
@@ -160,8 +176,9 @@ def test_a_damaged_store_names_the_copy_that_is_kept_and_the_copy_works(tmp_path
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be used"):
+    with pytest.raises(StoreError, match="cannot be used") as caught:
         Store(tmp_path / "file" / ".ems" / "ems.db")
+    assert "a folder that you may write" in caught.value.hint
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_written(tmpfs: Path) -> None:
