@@ -200,7 +200,10 @@ class Store:
         except sqlite3.Error as error:
             raise self._explain(error) from error
         except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be used: {error.strerror or error}") from error
+            raise StoreError(
+                f"the store {self.path} cannot be used: {error.strerror or error}",
+                f"{self.path.parent} must be a folder that you may write; else copy the project to where you may",
+            ) from error
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -217,12 +220,12 @@ class Store:
         if code == sqlite3.SQLITE_FULL:
             return StoreError(f"the disk of the store {self.path} is full", "free some space, then repeat the command")
         hint = ""
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
+            hint = "see dmesg for the disk; on a network file system, file locks must work: ask who runs it"
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             hint = f"see that {self.path.parent} and the files in it can be written: ls -la {self.path.parent}"
         return StoreError(f"the store {self.path} cannot be used: {error}", hint)
 
-        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL):
-            hint = "see dmesg for the disk; on a network file system, file locks must work: ask who runs it"
     # -- experiments
 
     def add(self, experiment: Experiment, runs: Iterable[Run]) -> None:
