@@ -39,9 +39,11 @@ def _inside_project(path: str) -> str:
 
 def _pattern(text: str) -> str:
     try:
-        re.compile(text)
+        groups = re.compile(text).groupindex
     except re.error as error:
         raise ValueError(f"is not a regular expression: {error}") from None
+    if not groups:
+        raise ValueError("names no metric: it needs a named group such as (?P<acc>[0-9.]+)")
     return text
 
 
@@ -218,10 +220,20 @@ def _join(layers: Sequence[Layer], project: Path | None, targets: tuple[str, ...
     asked = {field.name: values.pop(f"resources.{field.name}") for field in dataclass_fields(Resources)}
     if values["root"] is not None:
         base = project if origins["root"].startswith(PROJECT_FILE) and project else Path.cwd()
-        values["root"] = base / os.path.expandvars(Path(values["root"]).expanduser())
+        values["root"] = base / _expanded(values["root"], origins["root"])
     if values["env"] == "none":
         values["env"] = None
     return Settings(**values, resources=Resources(**asked), targets=targets, project=project, origins=origins)
+
+
+def _expanded(root: str | Path, origin: str) -> str:
+    """Return ``root`` with ``~`` and ``$NAME`` replaced; a folder that is named `$SCRATCH` is what nobody means."""
+    path = os.path.expandvars(os.path.expanduser(root))  # noqa: PTH111 - Path's own raises RuntimeError of ~nobody
+    if unset := re.search(r"\A~[^/]*|\$\w+|\$\{\w+\}", path):
+        raise ConfigError(
+            f"{origin}: `root` names {unset[0]}, which is not set here", "set it, or write a path in full"
+        )
+    return path
 
 
 def _defaults() -> dict[str, Json]:

@@ -204,9 +204,12 @@ def test_every_command_that_the_readme_shows_exists(reference: ModuleType) -> No
     assert {"parrun", "status", "harvest", "report", "rerun"} <= shown
 
 
-def test_the_settings_that_the_readme_shows_are_taken(reference: ModuleType, tmp_path: Path) -> None:
+def test_the_settings_that_the_readme_shows_are_taken(
+    reference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ems import config
 
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
     (example,) = re.findall(r"```yaml\n(.*?)```", reference.README.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / config.PROJECT_FILE).write_text(example)
     settings = config.load(tmp_path)
