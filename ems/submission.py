@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -330,6 +331,8 @@ def _find_script(request: Request, swept: sweep.Sweep | None) -> Path:
     if script is None:
         raise UsageError("no script is named", "ems parrun train.py, or `program: train.py` in the sweep file")
     script = request.cwd / script
+    if script.is_dir():
+        raise UsageError(f"{request.script} is a folder", "name the script in it: ems parrun FOLDER/train.py")
     if not script.is_file():
         near = sorted(path.name for path in script.parent.glob("*.py"))[:5] if script.parent.is_dir() else []
         raise UsageError(
@@ -342,6 +345,11 @@ def _find_script(request: Request, swept: sweep.Sweep | None) -> Path:
 
 def _read_script(script: Path) -> str:
     """Return the source, having seen that it compiles: a syntax error is found now, not in a queue."""
+    if script.suffix == ".ipynb":
+        raise ScriptError(
+            f"{script.name} is a notebook",
+            f"make it a script: jupyter nbconvert --to script {shlex.quote(script.name)}",
+        )
     try:
         with tokenize.open(script) as file:
             source = file.read()

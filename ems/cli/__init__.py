@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     own, rest = words[:cut], words[cut + 1 :]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us, as some schedulers of commands do
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - no pathlib yet; open until the end
     debug = "--debug" in own or bool(os.environ.get("EMS_DEBUG"))
     try:
         from ems.cli.app import invoke  # inside: who interrupts it while it loads gets no traceback either

@@ -199,11 +199,13 @@ def _say_next(session: Session, experiments: Sequence[Experiment]) -> None:
     if not experiments:
         render.note("next: ems parrun SCRIPT")
         return
-    failed = [each for each in experiments if session.store.counts([each.id])[each.id].get(State.FAILED)]
-    if failed:
-        render.note("", f"next: ems harvest · ems rerun {failed[-1].id} --failed")
-    else:
-        render.note("", "next: ems harvest · ems report")
+    counts = session.store.counts([each.id for each in experiments])
+    again = [
+        f"ems rerun {with_some[-1]} {which}"
+        for state, which in ((State.FAILED, "--failed"), (State.UNKNOWN, "--missing"))
+        if (with_some := [each.id for each in experiments if counts[each.id].get(state)])
+    ]
+    render.note("", " · ".join(["next: ems harvest", *(again or ["ems report"])]))
 
 
 @command(LOOK, "ems list", "ems list --tag paper --json", name="list")

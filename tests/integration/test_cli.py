@@ -173,6 +173,7 @@ def test_files_of_runs(ems: Ems, swept: str, project: Path) -> None:
         (["reduce", "last", "none.csv"], 1, "no run of train"),
         (["rm", "last"], 2, "nobody is there to confirm"),
         (["parrun", "tran.py"], 2, "there is no script tran.py"),
+        (["parrun", "."], 2, ". is a folder"),
     ],
 )
 def test_what_cannot_be_is_said(ems: Ems, swept: str, argv: list[str], code: int, message: str) -> None:
@@ -221,6 +222,13 @@ def test_two_reruns_at_once_queue_each_run_once(ems: Ems, gate: Path) -> None:
 def test_reproduce_says_equal(ems: Ems, swept: str) -> None:
     said = ems("reproduce", f"{swept}/1").stdout
     assert f"equals {swept}/1: 3 points of acc, loss are the same to the last bit" in said
+
+
+def test_what_is_around_a_reproduction_is_that_of_now(ems: Ems, swept: str) -> None:
+    ems("reproduce", f"{swept}/1", OMP_NUM_THREADS="3")
+    facts = parsed(ems("diff", swept, "last", "--json"))
+    assert facts["environment"] == {"$OMP_NUM_THREADS": ["-", "3"]}
+    assert facts["code"] == []
 
 
 def test_reproduce_says_by_how_much_not(ems: Ems, project: Path) -> None:

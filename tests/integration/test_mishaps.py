@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -49,3 +50,26 @@ def test_rm_makes_room_on_a_full_disk(ems: Ems, tmpfs: Path, project: Path, left
             filler.write(b"x" * 4096)
     ems("rm", "last", "--yes")
     assert not run.parent.parent.exists()
+
+
+def test_a_notebook_is_refused_with_what_makes_it_a_script(ems: Ems, project: Path) -> None:
+    (project / "my nb.ipynb").write_text('{"cells": []}')
+    said = ems("run", "my nb.ipynb", code=2).stderr
+    assert "my nb.ipynb is a notebook" in said
+    assert "jupyter nbconvert --to script 'my nb.ipynb'" in said
+
+
+def test_status_names_what_runs_again_what_a_killed_pool_lost(ems: Ems, project: Path) -> None:
+    (project / "train.py").write_text("import os\nos.kill(os.getppid(), 9)\n")
+    ems("parrun", "train.py", "--set", "i=0..2", "--workers", "1", "--wait", code=1)
+    said = ems("status").stderr
+    assert "--failed · ems rerun" in said
+    assert "--missing" in said
+
+
+def test_a_command_whose_output_is_closed_does_its_work(ems: Ems, project: Path) -> None:
+    (project / "train.py").write_text("print('acc: 1')\n")
+    ems("run", "train.py", "--wait")
+    shell = f'exec "{sys.executable}" -m ems report -o table.csv >&- 2>&-'
+    assert subprocess.run(["sh", "-c", shell], cwd=project, check=False).returncode == 0
+    assert "acc" in (project / "table.csv").read_text()
