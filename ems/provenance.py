@@ -103,12 +103,25 @@ def collect(
     probe = _start_probe(python)  # it runs while git is asked
     try:
         record = _git_facts(project, aside)
-    finally:
-        answer = probe.communicate()[0] if probe else b""
+    except BaseException:
+        if probe:
+            probe.communicate()
+        raise
+    return record | _around(probe, command_line, env_allow)
+
+
+def surroundings(command_line: Sequence[str], python: str, env_allow: Collection[str] = ALLOWED) -> dict[str, Json]:
+    """Record what is around the code: all of :func:`collect` but what git knows."""
+    return _around(_start_probe(python), command_line, env_allow)
+
+
+def _around(
+    probe: subprocess.Popen[bytes] | None, command_line: Sequence[str], env_allow: Collection[str]
+) -> dict[str, Json]:
+    answer = probe.communicate()[0] if probe else b""
     described = json.loads(answer) if answer.startswith(b"{") else {}
     packages = described.pop("packages", [])
     return {
-        **record,
         "python": described or None,
         "packages": packages,
         "host": platform.node(),

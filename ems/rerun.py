@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ems import harvest, snapshot, submission
+from ems import harvest, provenance, snapshot, submission
 from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission, writing_to
 from ems.model import Experiment, Json, Resources, Run, State
@@ -161,6 +161,8 @@ def reproduce(store: Store, target: Target, experiment: Experiment, index: int) 
         n_runs=1,
         pack=None,
         message=f"reproduces {experiment.id}/{index}",
+        # the code is that of then; Python, packages and host are those of now
+        provenance={**experiment.provenance, **provenance.surroundings(experiment.command_line, experiment.python)},
     )
     chunks = submission.plan_chunks(again, range(1), target.executor.limits())
 
