@@ -231,13 +231,6 @@ def test_what_is_around_a_reproduction_is_that_of_now(ems: Ems, swept: str) -> N
     assert facts["code"] == []
 
 
-def test_what_is_around_a_reproduction_is_that_of_now(ems: Ems, swept: str) -> None:
-    ems("reproduce", f"{swept}/1", OMP_NUM_THREADS="3")
-    facts = parsed(ems("diff", swept, "last", "--json"))
-    assert facts["environment"] == {"$OMP_NUM_THREADS": ["-", "3"]}
-    assert facts["code"] == []
-
-
 def test_reproduce_says_by_how_much_not(ems: Ems, project: Path) -> None:
     (project / "chance.py").write_text("import os; print('acc:', os.getpid())")
     ems("run", "chance.py", "--on", "here", "--wait")
