@@ -162,11 +162,22 @@ class Store:
             return True
 
     def backup(self) -> None:
-        """Copy the store to :attr:`backup_path`, whole or not at all."""
+        """Copy the store to :attr:`backup_path`, whole or not at all.
+
+        Raises
+        ------
+        StoreError
+            If the store is damaged, or the copy cannot be written; the last good copy stays.
+        """
         aside = self.backup_path.with_suffix(f".{os.getpid()}.aside")
         try:
             with self._errors(), contextlib.closing(sqlite3.connect(aside)) as copy:
                 self.db.backup(copy)
+                found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise StoreError(
+                        f"the store {self.path} is damaged ({found})", f"{self.backup_path} is a good copy"
+                    )
             aside.replace(self.backup_path)
         finally:
             aside.unlink(missing_ok=True)

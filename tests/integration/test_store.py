@@ -174,6 +174,21 @@ def test_a_damaged_store_names_the_copy_that_is_kept_and_the_copy_works(tmp_path
         assert len(again.states("7f3a9c21")) == 2000
 
 
+def test_a_damaged_store_does_not_replace_the_good_copy(tmp_path: Path) -> None:
+    path = tmp_path / "ems.db"
+    with Store(path) as store:
+        store.add(experiment(), runs(2000))
+    backup = tmp_path / "ems.db.backup"
+    good = backup.read_bytes()
+    data = bytearray(path.read_bytes())
+    data[-4096:-2096] = b"\xff" * 2000
+    path.write_bytes(data)
+    with Store(path) as store, pytest.raises(StoreError, match="damaged"):
+        store.backup()
+    assert backup.read_bytes() == good
+    assert not list(tmp_path.glob("*.aside*"))
+
+
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be used") as caught:
