@@ -138,9 +138,17 @@ class Lab:
     def wait_for_start(self, experiment: str, *indices: int, limit_s: float = 60) -> None:
         """Wait until the runs have printed something."""
         logs = [self.run_dir(experiment, index) / "stdout.log" for index in indices]
-        self.wait_until(
-            lambda: all(log.exists() and log.stat().st_size for log in logs), limit_s, f"start of {indices}"
-        )
+
+        def started() -> bool:
+            return all(log.exists() and log.stat().st_size for log in logs)
+
+        try:
+            self.wait_until(started, limit_s, f"start of runs {indices}")
+        except TimeoutError as error:
+            error.add_note(f"queue: {self.slurm.queue()}\n{self.slurm.run('sinfo', '-N', '-l')}")
+            for path in sorted(path for log in logs for path in log.parent.rglob("*") if path.is_file()):
+                error.add_note(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}")
+            raise
 
     def wait_for_states(self, experiment: str, state: str, limit_s: float = 60) -> None:
         """Harvest until all runs are in ``state``."""

@@ -175,7 +175,7 @@ def test_first_parrun_of_a_project_killed_at_every_step(lab, killer, tmp_path, m
     words = ("parrun", "train.py", "--set", "i=0..1", "--again", "--on", "slurm", "--python", sys.executable)
     steps = killer.steps(*words)
     points = kills(steps[: steps.index(SBATCH)])
-    for point in points[:: max(1, len(points) // 8)]:
+    for point in points[:: max(1, len(points) // 6)]:
         subprocess.run(["rm", "-rf", ".ems"], cwd=lab.project, check=True)
         assert killer.kill(*words, **point), point
         experiment = lab.parrun("train.py", "--set", "i=0..1", "--again")

@@ -5,8 +5,8 @@
     with Cluster(nodes=2, gpus=4) as cluster:
         subprocess.run(["sbatch", ...], env=cluster.environment())
 
-or, for anything else, ``python tests/slurm/testbed.py -- COMMAND…``, which runs COMMAND with SLURM_CONF set and ends
-everything after it.
+or, for anything else, ``python tests/slurm/testbed.py [MaxArraySize=100001 …] -- COMMAND…``, which runs COMMAND with
+SLURM_CONF set and ends everything after it.
 
 Each daemon is the child of a *reaper* (this file run with ``--reap``): a child subreaper (prctl(2)), so that whatever
 the daemon starts, slurmstepd and jobs included, stays its descendant. A reaper kills all its descendants as soon as
@@ -632,15 +632,17 @@ def main() -> int:
     """Run a command against a fresh cluster, or be a reaper."""
     if sys.argv[1:2] == ["--reap"]:
         return _reap(sys.argv[2], sys.argv[3], sys.argv[4:])
-    if sys.argv[1:2] != ["--"] or len(sys.argv) < 3:
-        print(f"usage: {sys.argv[0]} -- COMMAND…", file=sys.stderr)
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, command = sys.argv[1:at], sys.argv[at + 1 :]
+    if not command or not all("=" in option for option in options):
+        print(f"usage: {sys.argv[0]} [MaxArraySize=100001 …] -- COMMAND…", file=sys.stderr)
         return 2
     if reason := why_not():
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    with Cluster() as cluster:
-        command = subprocess.Popen(sys.argv[2:], env=cluster.environment(), preexec_fn=_die_with_parent)  # noqa: PLW1509
-        return command.wait()
+    with Cluster(options=dict(option.split("=", 1) for option in options)) as cluster:
+        process = subprocess.Popen(command, env=cluster.environment(), preexec_fn=_die_with_parent)  # noqa: PLW1509
+        return process.wait()
 
 
 if __name__ == "__main__":
