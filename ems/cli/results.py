@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ems.harvest.failures import FailureGroup
     from ems.model import Experiment
 
-_WATCH_S = 5.0
+_WATCH_S, _PROGRESS_S = 5.0, 1.0
 _MAX_PROBLEMS = 20
 
 
@@ -61,10 +61,12 @@ def _harvest(session: Session, chosen: Sequence[Experiment] | None, globs: Seque
     from ems.cli import render
 
     with render.progress() as show:
-        began = time.monotonic()
+        said = time.monotonic()
 
         def tell(done: int, total: int) -> None:
-            if time.monotonic() - began > 1.0:  # a short harvest needs no progress
+            nonlocal said
+            if time.monotonic() - said > _PROGRESS_S:  # a short harvest needs no progress, a log file not every step
+                said = time.monotonic()
                 show(f"harvesting {done:,} of {total:,} runs")
 
         return session.harvest(chosen, globs, tell)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +115,21 @@ def test_watching_says_news_only_and_ends_with_the_runs(
     assert main(["harvest", "--watch"]) == 0
     assert looks == [None, [EXPERIMENT], [EXPERIMENT]]
     assert capsys.readouterr().out == "nothing new in 0.0 s\n"
+
+
+def test_a_log_file_gets_a_line_a_second_of_a_long_harvest(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def harvest(chosen: object, globs: object, tell: Callable[[int, int], None]) -> list[HarvestReport]:
+        for done in range(100):
+            tell(done, 100)
+        return []
+
+    clock = count()
+    monkeypatch.setattr(results, "time", SimpleNamespace(monotonic=lambda: next(clock) / 10))
+    monkeypatch.setattr(session, "harvest", harvest)
+    results._harvest(session, None, ())
+    assert 5 <= len(capsys.readouterr().err.splitlines()) <= 10
 
 
 @pytest.mark.parametrize("command", ["status", "harvest"])
