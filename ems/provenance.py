@@ -35,7 +35,7 @@ _MAX_DIFF_BYTES = 20_000_000
 # Runs in the run's own Python (>= 3.8). The names of the metadata folders say it all: opening each METADATA file, as
 # `pip freeze` does, takes seconds on a network file system.
 _PROBE = r"""
-import json, os, platform, sys
+import json, os, platform, re, sys
 found = {}
 for place in sys.path:
     try:
@@ -52,7 +52,8 @@ for place in sys.path:
                 with open(os.path.join(place, name, "direct_url.json"), encoding="utf-8") as file:
                     origin = json.load(file)
                 commit = origin.get("vcs_info", {}).get("commit_id")
-                line = "%s @ %s%s" % (words[0], origin["url"], "@" + commit if commit else "")
+                url = re.sub("//[^/@]*@", "//", origin["url"])  # no password
+                line = "%s @ %s%s" % (words[0], url, "@" + commit if commit else "")
             except (OSError, ValueError, KeyError):
                 pass
             found[package] = line

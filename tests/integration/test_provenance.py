@@ -142,7 +142,9 @@ def test_packages_are_those_of_pip_freeze(committed: Path) -> None:
 def test_an_editable_package_is_recorded_by_its_place(committed: Path, tmp_path: Path) -> None:
     place = tmp_path / "site" / "mine-1.0.dist-info"
     place.mkdir(parents=True)
-    (place / "direct_url.json").write_text('{"url": "https://example.org/mine.git", "vcs_info": {"commit_id": "abc"}}')
+    (place / "direct_url.json").write_text(
+        '{"url": "https://me:secret@example.org/mine.git", "vcs_info": {"commit_id": "abc"}}'
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     command = [sys.executable, "-c", provenance._PROBE]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/")
