@@ -127,17 +127,6 @@ def verify(root: PathLike, snapshot: str, files: Optional[Manifest] = None) -> N
         _restamp(base, files, suspects)
 
 
-def remove(root: PathLike, snapshot: str) -> None:
-    """Delete the checkout and its manifest; no error where there is none."""
-    base = path_of(root, snapshot)
-    if os.path.lexists(base + ".json"):
-        os.unlink(base + ".json")
-    if os.path.isdir(base):
-        aside = _aside(base)
-        os.rename(base, aside)
-        _delete(aside)
-
-
 def tree(git_dir: PathLike, snapshot: str) -> List[Entry]:
     """List the files of a snapshot as (path, mode, blob), in git's order.
 

@@ -40,7 +40,6 @@ __all__ = [
     "plan_links",
     "project_root",
     "take",
-    "verify",
 ]
 
 _MB = 1_000_000
@@ -129,18 +128,6 @@ def checkout(root: Path, snapshot: str) -> Path:
     """
     with _as_snapshot_error():
         return Path(node_checkout.ensure(os.fspath(root), snapshot))
-
-
-def verify(root: Path, snapshot: str) -> None:
-    """Check the checkout ``ROOT/code/SNAPSHOT`` against its manifest.
-
-    Raises
-    ------
-    SnapshotError
-        If a file was changed, added or removed.
-    """
-    with _as_snapshot_error():
-        node_checkout.verify(os.fspath(root), snapshot)
 
 
 def code_key(git_dir: Path, snapshot: str, script: str) -> str:
@@ -309,7 +296,7 @@ def _read_cache(path: Path) -> tuple[dict[str, Stamp], int, str]:
 def _make_repository(git_dir: Path) -> None:
     if not (git_dir / "HEAD").exists():
         _git(git_dir, "init", "--quiet", "--bare", "--template=", str(git_dir))
-        _git(git_dir, "config", "gc.auto", "0")  # a snapshot is for good; `ems rm` decides what is not
+        _git(git_dir, "config", "gc.auto", "0")  # a snapshot is for good
     (git_dir / "ems").mkdir(exist_ok=True)
 
 
