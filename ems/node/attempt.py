@@ -159,6 +159,7 @@ class Attempt:
                 program,
                 argv,
                 env,
+                # straight into the files, with no tee in between: nothing is lost with a killed worker or held up by it
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, self._log("stdout"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
