@@ -330,13 +330,24 @@ def _find_script(request: Request, swept: sweep.Sweep | None) -> Path:
         script = next((path for path in choices if path.exists()), choices[0])
     if script is None:
         raise UsageError("no script is named", "ems parrun train.py, or `program: train.py` in the sweep file")
-    script = request.cwd / script
+    return script_at(script, request.cwd)
+
+
+def script_at(name: Path, cwd: Path) -> Path:
+    """Return the path of the script that is called ``name`` in ``cwd``.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    script = cwd / name
     if script.is_dir():
-        raise UsageError(f"{request.script} is a folder", "name the script in it: ems parrun FOLDER/train.py")
+        raise UsageError(f"{name} is a folder", "name the script in it: ems parrun FOLDER/train.py")
     if not script.is_file():
         near = sorted(path.name for path in script.parent.glob("*.py"))[:5] if script.parent.is_dir() else []
         raise UsageError(
-            f"there is no script {os.path.relpath(script, request.cwd)}",
+            f"there is no script {os.path.relpath(script, cwd)}",
             f"scripts in that folder: {', '.join(near)}" if near else "check the path: it is relative to where you are",
         )
     # The folder's symlinks are resolved, as project_root does; the script's own is the user's choice of name.

@@ -178,10 +178,12 @@ def _project(typed: Mapping[str, Any]) -> Path:
 
     So ``ems status`` finds it from where ``ems parrun folder/train.py`` was typed.
     """
-    from ems import config, store
+    from ems import config, store, submission
     from ems.snapshot import project
 
     here = Path.cwd().resolve()
+    if typed["script"] is not None:
+        submission.script_at(Path(typed["script"]), here)  # no store is left beside a script that is not there
     root = project.project_root(here / (typed["script"] or typed["sweep"]))
     is_marked = any((root / name).exists() for name in (config.PROJECT_FILE, store.FOLDER))
     if project.is_repository(root) or is_marked or not root.is_relative_to(here):

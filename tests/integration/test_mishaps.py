@@ -73,3 +73,9 @@ def test_a_command_whose_output_is_closed_does_its_work(ems: Ems, project: Path)
     shell = f'exec "{sys.executable}" -m ems report -o table.csv >&- 2>&-'
     assert subprocess.run(["sh", "-c", shell], cwd=project, check=False).returncode == 0
     assert "acc" in (project / "table.csv").read_text()
+
+
+def test_a_misspelt_script_leaves_nothing_behind(ems: Ems, project: Path) -> None:
+    assert "there is no script folder/tran.py" in ems("parrun", "folder/tran.py", code=2).stderr
+    assert "there is no script tran.py" in ems("run", "tran.py", code=2).stderr
+    assert [path.name for path in project.iterdir()] == [".git"]
