@@ -66,10 +66,18 @@ class Machine:
         Runs at a time; the user may ask for more than there are cores.
     folder
         Where the locks are; made if missing. None: no locks, this pool's own bound has to do.
+    seats
+        An experiment of which that many runs may be at work, in whichever pool.
     """
 
     def __init__(
-        self, gpus: Sequence[str], gpus_per_run: int, cores_per_run: int, workers: int, folder: Optional[str]
+        self,
+        gpus: Sequence[str],
+        gpus_per_run: int,
+        cores_per_run: int,
+        workers: int,
+        folder: Optional[str],
+        seats: Optional[Tuple[str, int]] = None,
     ) -> None:
         n_cores = os.cpu_count() or 1
         cores = range(max(n_cores, workers))
@@ -77,6 +85,8 @@ class Machine:
         self._needs = [("cpu", [str(n) for n in cores], min(max(cores_per_run, 1), n_cores))]
         if gpus:
             self._needs.append(("gpu", list(gpus), max(gpus_per_run, 1)))
+        if seats is not None:
+            self._needs.append((seats[0], [str(n) for n in range(seats[1])], 1))
         self._folder = folder
         self._open: Dict[str, int] = {}
         self._held: Dict[str, int] = {}

@@ -75,7 +75,7 @@ class Worker:
         self.job = Job(os.environ, options.here)
         self.lib = sys.path[0]
         self.workers = options.workers or chunk.get("pack") or 1
-        self.shares = _shares(spec["resources"], options, self.workers)
+        self.shares = _shares(spec, options, self.workers)
         self.is_pool = options.here or bool(chunk.get("pack"))
         self.limit_s = jobs.seconds(spec["resources"].get("time")) if options.here else None
         self.grace_s = float(spec.get("grace_s", 60))
@@ -355,12 +355,14 @@ def _order(chunk: Record, task: int, is_pool: bool) -> Iterator[int]:
     yield from indices[:first]
 
 
-def _shares(resources: Record, options: Options, workers: int) -> Union[Machine, Allotment]:
+def _shares(spec: Record, options: Options, workers: int) -> Union[Machine, Allotment]:
     from ems.node import slots
 
     if options.here:
-        per_run = slots.gpus_per_run(resources)
-        return slots.Machine(options.gpus, per_run, resources.get("cpus") or 1, workers, slots.lock_folder())
+        resources = spec["resources"]
+        per_run, cores = slots.gpus_per_run(resources), resources.get("cpus") or 1
+        seats = (options.experiment, spec["max_parallel"]) if spec.get("max_parallel") else None
+        return slots.Machine(options.gpus, per_run, cores, workers, slots.lock_folder(), seats)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return slots.Allotment([gpu for gpu in visible.split(",") if gpu], workers)
 

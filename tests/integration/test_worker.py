@@ -725,6 +725,18 @@ def test_two_pools_never_use_more_cores_than_there_are(lab: Lab, tmp_path: Path)
     assert most_at_once(spans) <= cores
 
 
+def test_two_pools_of_an_experiment_keep_to_max_parallel(lab: Lab, tmp_path: Path) -> None:
+    lab.write(train_py=INTERVAL)
+    lab.submit(6, max_parallel=1, args=(str(tmp_path / "spans"),))
+    lab.chunk(1, 3)
+    lab.chunk(2, 6, start=3)
+    pools = [lab.start("--here", "--workers", "1", chunk=chunk) for chunk in (1, 2)]
+    assert [pool.wait(60) for pool in pools] == [0, 0]
+    spans = intervals(tmp_path / "spans")
+    assert len(spans) == 6
+    assert most_at_once(spans) == 1
+
+
 def test_a_gpu_stays_taken_while_the_run_of_a_killed_worker_lives(lab: Lab) -> None:
     lab.write(train_py="import ems, os, time\nprint('up', os.getpid())\nif ems.params()['i'] == 0: time.sleep(600)")
     lab.submit(2, resources={"gpus": "1"})
