@@ -63,6 +63,7 @@ def rerun(
     resources = Resources(gres, gpus, cpus, mem, time_, partition, account, qos, constraint, nodes, exclude, alloc)
     with open_session() as session:
         experiment, indices = _runs(session, addresses)
+        session.check_kept(experiment)
         which = _which(addresses[0], indices, failed=failed, missing=missing, every=all_)
         target = session.target(experiment.target)
         done = library.rerun(session.store, target, experiment, which, resources=resources, fresh=fresh)

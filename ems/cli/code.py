@@ -76,8 +76,15 @@ def _experiment_pairs(session: Session, experiment: Experiment) -> dict[str, str
         "set-up": "; ".join(experiment.setup),
         "container": experiment.container or "",
         "data": ", ".join(experiment.data),
-        "files": "removed" if experiment.id in session.store.removed() else session.files(experiment).dir,
+        "files": _where(session, experiment),
     }
+
+
+def _where(session: Session, experiment: Experiment, index: int | None = None) -> str:
+    if experiment.id in session.store.removed():
+        return "removed"
+    files = session.files(experiment)
+    return files.dir if index is None else files.run(index)
 
 
 def _base(origin: Mapping[str, Any]) -> str:
@@ -133,7 +140,7 @@ def _say_run(session: Session, experiment: Experiment, index: int) -> None:
             "state": str(facts["state"]).lower(),
             "params": "  ".join(f"{name}={render.value_text(value)}" for name, value in facts["params"].items()),
             "seed": str(facts["seed"]),
-            "files": session.files(experiment).run(index),
+            "files": _where(session, experiment, index),
         }
     )
     attempts = session.store.attempts(experiment.id, index)

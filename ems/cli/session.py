@@ -82,6 +82,20 @@ class Session:
         is_there = Path(files.spec).exists() or experiment.id in self.store.removed()
         return "" if is_there else f"its files are not in {files.dir}"
 
+    def check_kept(self, experiment: Experiment) -> None:
+        """Refuse an experiment whose files were removed.
+
+        Raises
+        ------
+        NotFoundError
+            If `ems rm` has deleted them.
+        """
+        if experiment.id in self.store.removed():
+            raise NotFoundError(
+                f"the files of {experiment.name} {experiment.id} were removed",
+                f"`ems reproduce {experiment.id}/0` starts a run of it anew, as a new experiment",
+            )
+
     def state(self, experiment: Experiment, index: int) -> State:
         """Return the state of a run as of the last refresh."""
         return self.store.state(experiment.id, index)

@@ -200,10 +200,11 @@ def _say_next(session: Session, experiments: Sequence[Experiment]) -> None:
         render.note("next: ems parrun SCRIPT")
         return
     counts = session.store.counts([each.id for each in experiments])
+    left = [each.id for each in experiments if each.id not in session.store.removed()]
     again = [
         f"ems rerun {with_some[-1]} {which}"
         for state, which in ((State.FAILED, "--failed"), (State.UNKNOWN, "--missing"))
-        if (with_some := [each.id for each in experiments if counts[each.id].get(state)])
+        if (with_some := [exp_id for exp_id in left if counts[exp_id].get(state)])
     ]
     render.note("", " · ".join(["next: ems harvest", *(again or ["ems report"])]))
 

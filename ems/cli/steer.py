@@ -68,6 +68,7 @@ def _hold(address: str, *, release: bool) -> None:
 
     with open_session() as session:
         experiment, parsed = session.address(address)
+        session.check_kept(experiment)
         indices = None if parsed.index is None else [parsed.index]
         executor = session.target(experiment.target).executor
         control.hold(executor, session.files(experiment), indices, release=release)

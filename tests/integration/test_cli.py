@@ -258,6 +258,10 @@ def test_rm_keeps_the_record_and_purge_does_not(ems: Ems, swept: str, project: P
     assert not (project / ".ems" / "experiments" / swept).exists()
     assert "files removed" in ems("list").stdout
     assert len(json.loads(ems("report", swept, "--format", "json").stdout)) == 4
+    assert "rerun" not in ems("status", swept).stderr
+    assert "files   removed" in ems("show", f"{swept}/0").stdout
+    for command in (["hold", swept], ["rerun", swept, "--failed"]):
+        assert f"the files of train {swept} were removed" in ems(*command, code=1).stderr
     assert "they were removed" in ems("cat", f"{swept}/0/out.csv", code=1).stderr
     ems("harvest")
     ems("rm", swept, "--purge", "--yes")
