@@ -88,7 +88,7 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._wrote = False
-        with self._errors():
+        with self._errors(), self._file_errors():
             _make_folder(self.path.parent)
             self.db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
             try:
@@ -210,6 +210,12 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise self._explain(error) from error
+
+    @contextlib.contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        """Of the store's own files; never around what others hand in, whose files may fail as well."""
+        try:
+            yield
         except OSError as error:
             raise StoreError(
                 f"the store {self.path} cannot be used: {error.strerror or error}",

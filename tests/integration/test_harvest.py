@@ -611,6 +611,18 @@ def test_a_harvest_that_was_overtaken_writes_nothing_old(
     assert content(store) == fresh(farm, content)
 
 
+def test_an_experiment_whose_runs_cannot_be_read_is_a_problem_and_stops_no_other(store: Store, farm: Any) -> None:
+    broken = farm.root / "experiments" / "0badc0de"
+    broken.mkdir()
+    (broken / "spec.json").write_text(Path(farm.files.spec).read_text().replace("7f3a9c21", "0badc0de"))
+    farm.attempt(0)
+    found = reap(store, farm)
+    assert found.adopted == ("7f3a9c21",)
+    assert found.experiments[0].new_completed == 1
+    assert "experiments/0badc0de cannot be read: " in found.problems[0]
+    assert "runs.jsonl" in found.problems[0]
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_look_at_the_states_meanwhile_costs_no_points(
     store: Store, farm: Any, monkeypatch: pytest.MonkeyPatch, ends: bool
