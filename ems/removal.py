@@ -36,9 +36,9 @@ def remove(store: Store, target: Target, experiment: Experiment, *, purge: bool 
     files = ExperimentFiles(target.root, experiment.id)
     # beside `experiments/`, so that nothing half-deleted is taken for an experiment
     aside = target.root / "removed" / experiment.id
+    freed = _size(files.dir) + _size(aside)
     if Path(files.dir).exists():
         _cancel(target, files)
-    freed = _size(files.dir) + _size(aside)
     try:
         if Path(files.dir).exists():
             shutil.rmtree(aside, ignore_errors=True)

@@ -71,6 +71,8 @@ def _explain(error: Exception, typed: Sequence[str]) -> EmsError:
     usage = explain_usage(error, typed)
     if usage is not None:
         return usage
+    if isinstance(error, FileNotFoundError) and not error.filename:  # os.getcwd() names none
+        return EmsError("the folder that you are in is not there any more", "go to one that is: cd ~")
     if isinstance(error, OSError) and error.strerror:
         what = f": {os.fsdecode(error.filename)}" if error.filename else ""
         return EmsError(f"{error.strerror[:1].lower()}{error.strerror[1:]}{what}", _os_hint(error))

@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 _MB = 1_000_000
-_OF_ROOT = ("snapshots.git", "code", "experiments", "lib", "envs", "pycache")  # see ems.node.records
+# what ems makes in a root, see ems.node.records
+_OF_ROOT = ("snapshots.git", "code", "experiments", "lib", "envs", "pycache", "views", "diffs", "removed")
 _RACY_NS = 2_000_000_000  # a file younger than this when it was read is read again next time
 
 
@@ -335,6 +336,8 @@ def _guarded(git_dir: Path) -> Iterator[None]:
         with locked(git_dir / "ems.lock"):  # where there are no locks, git's own still keep it whole
             yield
     except OSError as error:
+        if error.filename == "git":
+            raise SnapshotError("git is not installed", "install git, e.g. `apt install git`") from error
         raise SnapshotError(
             f"cannot write {git_dir}: {error.strerror or error}", "free some space there, or set another `root`"
         ) from error

@@ -48,7 +48,8 @@ def test_rm_makes_room_on_a_full_disk(ems: Ems, tmpfs: Path, project: Path, left
     with suppress(OSError), (tmpfs / "filler").open("wb", buffering=0) as filler:
         while True:
             filler.write(b"x" * 4096)
-    ems("rm", "last", "--yes")
+    freed = float(ems("rm", "last", "--yes").stdout.split(": ")[1].split(" kB freed")[0])
+    assert freed > (60 if leftover else 30)
     assert not run.parent.parent.exists()
 
 
@@ -79,3 +80,16 @@ def test_a_misspelt_script_leaves_nothing_behind(ems: Ems, project: Path) -> Non
     assert "there is no script folder/tran.py" in ems("parrun", "folder/tran.py", code=2).stderr
     assert "there is no script tran.py" in ems("run", "tran.py", code=2).stderr
     assert [path.name for path in project.iterdir()] == [".git"]
+
+
+def test_without_git_it_is_git_that_is_missing(ems: Ems, project: Path) -> None:
+    (project / "train.py").write_text("")
+    shutil.rmtree(project / ".git")
+    assert "error: git is not installed\n" in ems("run", "train.py", code=1, PATH=str(project)).stderr
+
+
+def test_a_deleted_working_directory_is_said(ems: Ems, project: Path) -> None:
+    shell = f'mkdir gone && cd gone && rmdir ../gone && exec "{sys.executable}" -P -m ems status'
+    said = subprocess.run(["sh", "-c", shell], cwd=project, check=False, capture_output=True, text=True)
+    assert said.returncode == 1
+    assert "error: the folder that you are in is not there any more\n" in said.stderr
