@@ -424,7 +424,9 @@ def test_the_root_of_a_target_inside_the_project_is_no_part_of_it(committed: Pat
 
 def test_a_project_that_is_its_own_root_does_not_freeze_what_it_grows(committed: Path) -> None:
     first = snapshot.take(committed, committed / "snapshots.git")
-    snapshot.checkout(committed, first.id)
+    for name in ("code", "views", "diffs", "removed"):
+        (committed / name).mkdir()
+        (committed / name / "grown.py").touch()
     assert snapshot.take(committed, committed / "snapshots.git").id == first.id
 
 
