@@ -291,6 +291,10 @@ _HARMLESS = re.compile(
 
 def _refusal(refusal: feed.RefusedError) -> ExecutorError:
     said = str(refusal)
+    if "establish a configuration source" in said:  # the commands are installed, slurm.conf is not
+        return ExecutorError(
+            "SLURM's commands are here, but this machine belongs to no cluster", "go to a login node, or use --on here"
+        )
     if refusal.is_away or "Unexpected message" in said:
         return ExecutorError(
             f"SLURM does not answer: {said}", "nothing is lost: repeat the command when it is back; ems doctor"

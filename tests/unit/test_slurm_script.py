@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ems.errors import ExecutorError, UsageError
-from ems.executor.slurm import SlurmExecutor, _info, expand
+from ems.executor.slurm import SlurmExecutor, _info, _refusal, expand
 from ems.model import Experiment, Resources, State
+from ems.node import feed
 from ems.node.job import notice
 from ems.node.records import Record
 
@@ -211,3 +212,10 @@ def test_a_refresh_of_nothing_asks_nobody(executor: SlurmExecutor, monkeypatch: 
     monkeypatch.setenv("PATH", "/nowhere")
     assert executor.refresh([]) == {}
     assert executor.refresh(["cancelled_4"])["cancelled_4"].state is State.CANCELLED
+
+
+def test_commands_without_a_cluster_are_told_from_a_refusal() -> None:
+    said = "fetch_config: DNS SRV lookup failed; Could not establish a configuration source"
+    error = _refusal(feed.RefusedError(said))
+    assert error.message == "SLURM's commands are here, but this machine belongs to no cluster"
+    assert "--on here" in error.hint
