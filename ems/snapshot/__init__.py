@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 _MB = 1_000_000
+#: What decides over a run's result: modules, and what they are configured by. Prose and results are neither.
+_CODE = (".py", ".yaml", ".yml", ".toml", ".json", ".ini", ".cfg", ".gin", ".sh", ".so", ".c", ".cpp", ".cu")
 # what ems makes in a root, see ems.node.records
 _OF_ROOT = ("snapshots.git", "code", "experiments", "lib", "envs", "pycache", "views", "diffs", "removed")
 _RACY_NS = 2_000_000_000  # a file younger than this when it was read is read again next time
@@ -132,7 +134,7 @@ def checkout(root: Path, snapshot: str) -> Path:
 
 
 def code_key(git_dir: Path, snapshot: str, script: str) -> str:
-    """Hash the script and every ``*.py`` of a snapshot, by path and content: the same key is the same code.
+    """Hash the script, every module and every configuration file of a snapshot: the same key is the same code.
 
     Parameters
     ----------
@@ -155,7 +157,7 @@ def code_key(git_dir: Path, snapshot: str, script: str) -> str:
         )
     digest = hashlib.sha256(os.fsencode(script))
     for path, mode, blob in entries:
-        if path == script or path.endswith(".py"):
+        if path == script or path.endswith(_CODE):
             digest.update(b"\0%o %s %s" % (mode, blob.encode(), os.fsencode(path)))
     return digest.hexdigest()[:40]
 

@@ -65,6 +65,9 @@ def test_what_completed_before_is_not_run_again(project: Path, ems: Ems) -> None
     assert "4 runs" in ems(*sweep, "x=0..3", "--seed", "1", "--dry-run").stdout  # another EMS_SEED, another result
     (project / "notes.md").write_text("prose is no code")
     assert "all 4 runs completed before" in ems(*sweep, "x=0..3", "--dry-run").stdout
+    (project / "config.yaml").write_text("width: 64")
+    assert "4 runs" in ems(*sweep, "x=0..3", "--dry-run").stdout
+    (project / "config.yaml").unlink()
     (project / "helper.py").write_text("def double(x):\n    return 2 * x\n")
     assert "4 runs" in ems(*sweep, "x=0..3", "--dry-run").stdout
     assert len(json.loads(ems("list", "--json").stdout)) == 1

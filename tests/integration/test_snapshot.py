@@ -232,7 +232,7 @@ def test_odd_names_survive(project: Path, with_git: bool) -> None:
     assert len(found) == 2 * len(ODD_NAMES)
     made = snapshot.checkout(project / ".ems", taken.id)
     assert sorted(os.listdir(made)) == sorted([*ODD_NAMES, "dir of"])
-    snapshot.verify(project / ".ems", taken.id)
+    checkout.verify(project / ".ems", taken.id)
 
 
 def test_links_and_executable_bits_survive(committed: Path, tmp_path: Path) -> None:
@@ -443,10 +443,10 @@ def test_two_processes_at_once_make_one_snapshot(committed: Path) -> None:
     for number in range(300):
         (committed / f"f{number}.py").write_text(f"x = {number}\n")
     code = (
-        "import sys; from pathlib import Path; from ems import snapshot\n"
+        "import sys; from pathlib import Path; from ems import snapshot; from ems.node import checkout\n"
         "p = Path(sys.argv[1]); t = snapshot.take(p, p / '.ems/snapshots.git')\n"
         "print(t.id, snapshot.checkout(p / '.ems', t.id), t.is_new)\n"
-        "snapshot.verify(p / '.ems', t.id)\n"
+        "checkout.verify(p / '.ems', t.id)\n"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code, str(committed)], stdout=subprocess.PIPE, text=True)
