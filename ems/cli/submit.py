@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ems.config import Settings
     from ems.executor.base import Submission
     from ems.model import Json
-    from ems.submission import Plan, Request
+    from ems.plan import Plan, Request
 
 _SHOWN = 100  # runs that --dry-run lists
 
@@ -130,13 +130,13 @@ def run(ctx: typer.Context, **typed: Any) -> None:
 
 def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
     _check_words(ctx, typed)
-    from ems import submission
+    from ems import plan as planning
     from ems.cli import render, waiting
     from ems.cli.session import open_session
 
     started = time.monotonic()
     with open_session(_project(typed)) as session:
-        plan = submission.plan(_request(ctx, session, typed, single), session.store)
+        plan = planning.plan(_request(ctx, session, typed, single), session.store)
         for warning in plan.warnings:
             render.note(f"warning: {warning}")
         if not plan.experiment.n_runs:
@@ -148,7 +148,7 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
         if not typed["as_json"]:
             render.say(headline(plan))
         try:
-            done = submission.submit(plan, session.store)
+            done = planning.submit(plan, session.store)
         except KeyboardInterrupt:
             render.note(f"interrupted while submitting; next: ems status · ems rerun {plan.experiment.id} --missing")
             raise
@@ -178,12 +178,12 @@ def _project(typed: Mapping[str, Any]) -> Path:
 
     So ``ems status`` finds it from where ``ems parrun folder/train.py`` was typed.
     """
-    from ems import config, store, submission
+    from ems import config, store
     from ems.snapshot import project
 
     here = Path.cwd().resolve()
     if typed["script"] is not None:
-        submission.script_at(Path(typed["script"]), here)  # no store is left beside a script that is not there
+        planning.script_at(Path(typed["script"]), here)  # no store is left beside a script that is not there
     root = project.project_root(here / (typed["script"] or typed["sweep"]))
     is_marked = any((root / name).exists() for name in (config.PROJECT_FILE, store.FOLDER))
     if project.is_repository(root) or is_marked or not root.is_relative_to(here):
@@ -201,7 +201,7 @@ def _settings(session: Session, typed: Mapping[str, Any]) -> Settings:
 
 def _request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], single: bool) -> Request:
     from ems import target
-    from ems.submission import Request
+    from ems.plan import Request
 
     settings = _settings(session, typed)
     context: Mapping[str, tuple[str, ...]] = ctx.obj

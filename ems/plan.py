@@ -1,0 +1,409 @@
+"""From what was typed to an experiment that is worked out: its points counted, its code frozen, nothing submitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from ems import counting, environment, provenance, snapshot, space, submission, unroll
+from ems.errors import ScriptError, UsageError
+from ems.executor.base import Submission
+from ems.model import Axis, Experiment, LoopRef, Params, PassAs, Point, Resources, Run
+from ems.node import argv, records
+from ems.space import sweep
+from ems.store import Store
+from ems.target import Target
+from ems.unroll import loops
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Everything that ``ems parrun`` or ``ems run`` was asked, after flags, config files and defaults were joined.
+
+    Exactly one of four sources gives the points: ``single``; ``sets``/``sweep_file`` where given; else the script's
+    own loops. ``sweep_file`` may also name the script.
+    """
+
+    script: Path | None
+    target: Target
+    args: tuple[str, ...] = ()
+    cwd: Path = field(default_factory=Path.cwd)
+    single: bool = False
+    sets: tuple[str, ...] = ()
+    zips: tuple[str, ...] = ()
+    samples: int | None = None
+    sample_seed: int = 0
+    sweep_file: Path | None = None
+    count_by_running: bool = False
+    pass_as: PassAs | None = None  # None: flags, or none where the script's loops are swept
+    name: str | None = None
+    message: str | None = None
+    tags: tuple[str, ...] = ()
+    again: bool = False
+    resources: Resources = field(default_factory=Resources)
+    python: str | None = None
+    setup: tuple[str, ...] = ()
+    env: str | None = None  # "auto": an environment built once per content of the project's lock file
+    container: str | None = None
+    data: tuple[str, ...] | None = None  # None: the git-ignored top-level folders
+    log_patterns: tuple[str, ...] = ()
+    metric_files: tuple[str, ...] = ()
+    max_file_mb: float = 50.0
+    pack: int | None = None
+    workers: int | None = None
+    max_parallel: int | None = None
+    grace_s: int = 60
+    max_requeues: int = 3
+    seed: int = 0
+    worker_python: str | None = None
+    command_line: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """Where the runs come from, whichever of the four sources it is."""
+
+    source: str  # loops | set | sweep | single
+    count: int
+    axes: tuple[Axis, ...]
+    grid: space.Points | None = None  # set, sweep: streams
+    listed: tuple[Point, ...] = ()  # loops, single
+    loops: tuple[LoopRef, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Point]:
+        if self.grid is None:
+            yield from self.listed
+        else:
+            yield from (Point(params) for params in self.grid.iterate())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An experiment that has been worked out but not submitted; its code is frozen already."""
+
+    experiment: Experiment
+    target: Target
+    snapshot: snapshot.Snapshot
+    chunks: tuple[records.Record, ...]
+    skipped: Mapping[int, str]  # number of the point -> "EXP/INDEX" that completed with the same key
+    warnings: tuple[str, ...]
+    project: Path
+    _points: _Points
+    _code_key: str
+
+    @property
+    def n_points(self) -> int:
+        """Points of the sweep, those left out because they completed before included."""
+        return self._points.count
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The dimensions of the sweep."""
+        return self._points.axes
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPU-hours at most; None where no time limit is asked, so that nothing bounds them."""
+        resources = self.experiment.resources
+        if resources.gpus_per_run == 0:
+            return 0.0
+        minutes = resources.time_min
+        return None if minutes is None else self.experiment.n_runs * resources.gpus_per_run * minutes / 60
+
+    def runs(self) -> Iterator[Run]:
+        """Yield the runs in order of index; streams, since a sweep may have a million points."""
+        every = _number(self._points, self._code_key, self.experiment)
+        wanted = (run for run in every if run.index not in self.skipped)
+        yield from (replace(run, index=index) for index, run in enumerate(wanted))
+
+    def script(self) -> str:
+        """Return the exact sbatch script of the first chunk, or what ``here`` would start."""
+        return self.target.executor.script(self.experiment, self.chunks[0]) if self.chunks else ""
+
+
+def plan(request: Request, store: Store) -> Plan:
+    """Work out an experiment: count the points, freeze the code, leave out what completed before. Submits nothing.
+
+    Raises
+    ------
+    UsageError
+        If the request cannot be meant: no such script, no points, more than a million.
+    ScriptError
+        If the script does not compile or its loops cannot be counted.
+    SnapshotError, ExecutorError, TargetError
+        If the code cannot be frozen, or the target cannot give what is asked.
+    """
+    swept = sweep.load(request.sweep_file) if request.sweep_file else None
+    script = _find_script(request, swept)
+    source = _read_script(script)
+    project = snapshot.project_root(script)
+    resources = _merge_resources(request.resources, swept)
+    request.target.executor.check(resources)
+    submission.check_root(request.target.root)
+    python = _choose_python(request, project)
+    points = _find_points(request, swept, script, source, python)
+
+    repository = request.target.root / "snapshots.git"
+    frozen = snapshot.take(project, repository, max_file_mb=request.max_file_mb)
+    code_key = snapshot.code_key(repository, frozen.id, _relative(script, project))
+    experiment = _describe(request, swept, script, project, resources, python, points, frozen.id)
+    _check_passing(experiment, points)
+    skipped = {} if request.again else _completed_before(store, points, code_key, experiment)
+    experiment = replace(experiment, n_runs=points.count - len(skipped))
+    return Plan(
+        experiment=experiment,
+        target=request.target,
+        snapshot=frozen,
+        chunks=tuple(submission.plan_chunks(experiment, range(experiment.n_runs), request.target.executor.limits())),
+        skipped=skipped,
+        warnings=points.warnings,
+        project=project,
+        _points=points,
+        _code_key=code_key,
+    )
+
+
+def submit(plan: Plan, store: Store) -> Submission:
+    """Write the experiment down, then hand its first chunks to the executor.
+
+    Raises
+    ------
+    TargetError
+        If the root cannot be written.
+    ExecutorError
+        If the scheduler refuses; the experiment stays and ``ems rerun EXP --missing`` carries on.
+    """
+    experiment = replace(
+        plan.experiment,
+        provenance=provenance.collect(
+            plan.project, plan.experiment.command_line, plan.experiment.python, aside=plan.target.root / "diffs"
+        ),
+    )
+    return submission.start(experiment, plan.runs, plan.chunks, plan.target, store)
+
+
+def run_seed(experiment_seed: int, params: Params) -> int:
+    """Return EMS_SEED of a run: its own ``seed`` param where it has one, else 31 bits drawn from all its params.
+
+    The same params under the same experiment seed get the same seed in every experiment, whatever their index.
+    """
+    own = params.get("seed")
+    if isinstance(own, int) and not isinstance(own, bool):
+        return own
+    return int.from_bytes(_digest([experiment_seed, params])[:4], "big") >> 1
+
+
+def _number(points: Iterable[Point], code_key: str, experiment: Experiment) -> Iterator[Run]:
+    """Yield a run a point, numbered as the sweep has them; its key says what would make it the same run again."""
+    shared = hashlib.sha256(_canonical([code_key, experiment.args, experiment.command, experiment.pass_as]))
+    for index, point in enumerate(points):
+        seed, key = run_seed(experiment.seed, point.params), shared.copy()
+        key.update(_canonical([point.params, point.loops, seed]))
+        yield Run(index, point.params, seed, key.hexdigest()[:32], point.loops)
+
+
+def _completed_before(store: Store, points: _Points, code_key: str, experiment: Experiment) -> dict[int, str]:
+    """Return number of point -> address for those that completed earlier."""
+    found: dict[int, str] = {}
+    runs = _number(points, code_key, experiment)
+    while batch := list(islice(runs, 10_000)):
+        done = store.completed_keys([run.key for run in batch])
+        found.update((run.index, done[run.key]) for run in batch if run.key in done)
+    return found
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.sha256(_canonical(value)).digest()
+
+
+def _find_script(request: Request, swept: sweep.Sweep | None) -> Path:
+    script = request.script
+    if script is None and swept is not None and swept.program:
+        # W&B resolves `program` against the working directory; a file beside the sweep file is what users mean else.
+        choices = [request.cwd / swept.program, (request.cwd / request.sweep_file).parent / swept.program]  # type: ignore[operator] # swept was read from sweep_file
+        script = next((path for path in choices if path.exists()), choices[0])
+    if script is None:
+        raise UsageError("no script is named", "ems parrun train.py, or `program: train.py` in the sweep file")
+    return script_at(script, request.cwd)
+
+
+def script_at(name: Path, cwd: Path) -> Path:
+    """Return the path of the script that is called ``name`` in ``cwd``.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    script = cwd / name
+    if script.is_dir():
+        raise UsageError(f"{name} is a folder", "name the script in it: ems parrun FOLDER/train.py")
+    if not script.is_file():
+        near = sorted(path.name for path in script.parent.glob("*.py"))[:5] if script.parent.is_dir() else []
+        raise UsageError(
+            f"there is no script {os.path.relpath(script, cwd)}",
+            f"scripts in that folder: {', '.join(near)}" if near else "check the path: it is relative to where you are",
+        )
+    # The folder's symlinks are resolved, as project_root does; the script's own is the user's choice of name.
+    return Path(os.path.realpath(script.parent)) / script.name
+
+
+def _read_script(script: Path) -> str:
+    """Return the source, having seen that it compiles: a syntax error is found now, not in a queue."""
+    if script.suffix == ".ipynb":
+        raise ScriptError(
+            f"{script.name} is a notebook",
+            f"make it a script: jupyter nbconvert --to script {shlex.quote(script.name)}",
+        )
+    try:
+        with tokenize.open(script) as file:
+            source = file.read()
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ScriptError(f"{script.name} is no Python text: {error}", "name a Python script") from error
+    loops.parse(source, script.name)
+    return source
+
+
+def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, source: str, python: str) -> _Points:
+    if request.sets or swept is not None or request.samples is not None:
+        grid = space.build(request.sets, request.zips, request.samples, request.sample_seed, swept)
+        if request.single and grid.count != 1:
+            raise UsageError(f"these settings make {grid.count} runs, and `ems run` makes one", "use `ems parrun`")
+        return _Points("sweep" if swept else "set", grid.count, tuple(grid.axes), grid=grid)
+    if request.single:
+        return _Points("single", 1, (), listed=(Point({}),))
+    unrolled = (
+        counting.count_by_running(script, python, request.args, request.cwd)
+        if request.count_by_running
+        else unroll.unroll(source, script.name)
+    )
+    if unrolled is None:
+        raise ScriptError(
+            f"{script.name} has no `for` loop at module level to sweep, and no sweep was given",
+            "add --set NAME=VALUES, mark a loop with `# ems: sweep`, or use `ems run` for one run",
+        )
+    return _Points(
+        "loops",
+        len(unrolled.points),
+        unrolled.axes,
+        listed=unrolled.points,
+        loops=unrolled.loops,
+        warnings=unrolled.warnings,
+    )
+
+
+def _check_passing(experiment: Experiment, points: _Points) -> None:
+    """See now, not on a node, whether the params can reach the script in the way that was chosen."""
+    first = next(iter(points))
+    words = (experiment.python, experiment.script, experiment.args, first.params, experiment.pass_as)
+    try:
+        argv.command(*words, experiment.command)
+    except ValueError as error:
+        raise UsageError(str(error), "rename the param, or choose another --pass-as") from error
+
+
+def _describe(
+    request: Request,
+    swept: sweep.Sweep | None,
+    script: Path,
+    project: Path,
+    resources: Resources,
+    python: str,
+    points: _Points,
+    snapshot_id: str,
+) -> Experiment:
+    by_loops = points.source == "loops"
+    cwd = Path(os.path.realpath(request.cwd))
+    return Experiment(
+        id=submission.new_id(request.target.root),
+        name=_name(request.name, (swept.name if swept else None) or script.stem),
+        created_at=records.now(),
+        script=_relative(script, project),
+        snapshot=snapshot_id,
+        n_runs=points.count,
+        cwd=_relative(cwd, project) if cwd.is_relative_to(project) else ".",
+        args=request.args,
+        command=swept.command if swept else None,
+        pass_as=request.pass_as or (PassAs.NONE if by_loops else PassAs.FLAGS),
+        source=points.source,
+        axes=tuple({"names": list(axis.names), "size": len(axis)} for axis in points.axes),
+        loops=points.loops,
+        resources=resources,
+        executor=request.target.executor.name,
+        target=request.target.name,
+        python=python,
+        setup=request.setup,
+        container=request.container,
+        data=_find_data(request, project),
+        pack=request.pack,
+        workers=request.workers,
+        max_parallel=request.max_parallel,
+        grace_s=request.grace_s,
+        max_requeues=request.max_requeues,
+        seed=request.seed,
+        tags=request.tags,
+        message=request.message or (swept.description if swept else None),
+        command_line=request.command_line,
+        log_patterns=request.log_patterns,
+        metric_files=request.metric_files,
+    )
+
+
+def _find_data(request: Request, project: Path) -> dict[str, str]:
+    paths = request.data if request.data is not None else tuple(snapshot.ignored_top_level(project))
+    missing = [path for path in paths if not (project / path).exists()]
+    if missing and request.data is not None:
+        raise UsageError(
+            f"`data:` names {missing[0]}, which is not there", f"make {project / missing[0]}, or mend ems.yaml"
+        )
+    return {path.rstrip("/"): str((project / path).resolve()) for path in paths}
+
+
+def _choose_python(request: Request, project: Path) -> str:
+    if request.env == "auto":
+        return environment.resolve(project, request.target.root, python=request.python)
+    if request.container:
+        if request.target.executor.name == "here" and not request.setup:
+            environment.check_container(request.container)
+        return request.python or "python3"  # the image's own
+    return request.python or environment.default_python()
+
+
+def _merge_resources(asked: Resources, swept: sweep.Sweep | None) -> Resources:
+    """Take the sweep file's ``resources:`` where the command line and the config say nothing."""
+    if swept is None or swept.resources is None:
+        return asked
+    given = {name: value for name, value in asdict(asked).items() if value is not None}
+    return replace(swept.resources, **given)
+
+
+def _name(typed: str | None, proposed: str) -> str:
+    """Return the name of an experiment, by which addresses can mean it.
+
+    Raises
+    ------
+    UsageError
+        If what was typed cannot stand in an address.
+    """
+    if typed is None:
+        return re.sub(r"[/\s]+", "-", proposed)
+    if typed == "last" or not re.fullmatch(r"[^/\s]+", typed):
+        raise UsageError(f"`{typed}` cannot be a name", "a name is one word without `/`, and not `last`")
+    return typed
+
+
+def _relative(path: Path, project: Path) -> str:
+    return PurePosixPath(path.relative_to(project)).as_posix()
