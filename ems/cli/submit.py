@@ -179,6 +179,7 @@ def _project(typed: Mapping[str, Any]) -> Path:
     So ``ems status`` finds it from where ``ems parrun folder/train.py`` was typed.
     """
     from ems import config, store
+    from ems import plan as planning
     from ems.snapshot import project
 
     here = Path.cwd().resolve()
