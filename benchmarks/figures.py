@@ -190,7 +190,7 @@ def finished_experiment(folder: Path, runs: int, points: int) -> int:
     experiment = next((folder / ".ems" / "experiments").glob("*"))
     for index in range(runs):
         attempt = experiment / "runs" / str(index) / "attempts" / "1.json"
-        while not (attempt.exists() and json.loads(attempt.read_text())["ended_at"]):
+        while not (attempt.exists() and json.loads(attempt.read_text()).get("ended_at")):
             time.sleep(0.02)
         numbers = random.Random(index)
         with (experiment / "runs" / str(index) / "metrics.jsonl").open("a") as file:

@@ -8,14 +8,15 @@ import os
 import re
 import shlex
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from ems import counting, environment, provenance, snapshot, space, submission, unroll
 from ems.errors import ScriptError, UsageError
-from ems.executor.base import Submission
+from ems.executor.base import Limits, Submission
 from ems.model import Axis, Experiment, LoopRef, Params, PassAs, Point, Resources, Run
 from ems.node import argv, records
 from ems.space import sweep
@@ -149,9 +150,23 @@ def plan(request: Request, store: Store) -> Plan:
     resources = _merge_resources(request.resources, swept)
     request.target.executor.check(resources)
     submission.check_root(request.target.root)
+    with ThreadPoolExecutor(max_workers=1) as asking:  # the scheduler takes its time: count and freeze meanwhile
+        limits = asking.submit(request.target.executor.limits)
+        return _work_out(request, store, swept, script, source, project, resources, limits.result)
+
+
+def _work_out(
+    request: Request,
+    store: Store,
+    swept: sweep.Sweep | None,
+    script: Path,
+    source: str,
+    project: Path,
+    resources: Resources,
+    limits: Callable[[], Limits],
+) -> Plan:
     python = _choose_python(request, project)
     points = _find_points(request, swept, script, source, python)
-
     repository = request.target.root / "snapshots.git"
     frozen = snapshot.take(project, repository, max_file_mb=request.max_file_mb)
     code_key = snapshot.code_key(repository, frozen.id, _relative(script, project))
@@ -163,7 +178,7 @@ def plan(request: Request, store: Store) -> Plan:
         experiment=experiment,
         target=request.target,
         snapshot=frozen,
-        chunks=tuple(submission.plan_chunks(experiment, range(experiment.n_runs), request.target.executor.limits())),
+        chunks=tuple(submission.plan_chunks(experiment, range(experiment.n_runs), limits())),
         skipped=skipped,
         warnings=points.warnings,
         project=project,

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -73,7 +74,7 @@ class SlurmExecutor:
 
     def __init__(self, root: Path, worker_python: str | None = None) -> None:
         self.root = root
-        self.worker_python = worker_python or "python3"
+        self.worker_python = worker_python
 
     # -- before ----------------------------------------------------------------------------------------------
 
@@ -119,9 +120,18 @@ class SlurmExecutor:
             "requeue": True,
         } | ({"gpus": resources.gpus} if resources.gpus else {})
         worker = str(Path(install.install_lib(self.root), "ems", "node", "worker.py"))
-        python = shlex.split(self.worker_python)
-        command = shlex.join([*python, "-I", "-S", worker, os.fspath(self.root), experiment.id, str(number)])
-        return _insert_raw(writer.text(f"exec {command}"), resources)
+        command = shlex.join(["-I", "-S", worker, os.fspath(self.root), experiment.id, str(number)])
+        return _insert_raw(writer.text(f"{self._choose_python()} {command}"), resources)
+
+    def _choose_python(self) -> str:
+        """Return shell text that becomes the worker's Python.
+
+        That of ems where nodes see it too: `python3` may be a shim that takes longer to start than the worker.
+        """
+        if self.worker_python:
+            return f"exec {shlex.join(shlex.split(self.worker_python))}"
+        own = shlex.quote(sys.executable)
+        return f'python={own}\n[ -x "$python" ] || python=python3\nexec "$python"'
 
     # -- during ----------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def test_the_command_is_the_worker_and_replaces_the_shell(executor: SlurmExecuto
     lines = executor.script(an_experiment(), a_chunk()).splitlines()
     assert lines[0] == "#!/bin/bash"
     words = shlex.split(lines[-1] or lines[-2])
-    assert words[:4] == ["exec", "python3", "-I", "-S"]
+    assert words[:4] == ["exec", "$python", "-I", "-S"]
     assert Path(words[4]).parts[-3:] == ("ems", "node", "worker.py")
     assert Path(words[4]).parent.is_dir()
     assert words[5:] == [str(executor.root), "7f3a9c21", "3"]
