@@ -118,7 +118,7 @@ def test_reaper_ends_when_its_daemon_does(testbed, tmp_path):
 
 @pytest.mark.parametrize(("required", "outcome"), [("", "skipped=1"), ("slurm", "errors=1")])
 def test_without_slurm_tests_are_skipped_unless_it_is_required(testbed, tmp_path, required, outcome):
-    for name in ("conftest.py", "testbed.py"):
+    for name in ("conftest.py", "testbed.py", "reaper.py"):
         source = Path(testbed.__file__).with_name(name).read_text()
         (tmp_path / name).write_text(source.replace('"munged", "mariadbd"', '"no-such-program"'))
     (tmp_path / "test_one.py").write_text("def test_one(testbed): pass")

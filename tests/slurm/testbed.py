@@ -8,11 +8,8 @@
 or, for anything else, ``python tests/slurm/testbed.py [MaxArraySize=100001 …] -- COMMAND…``, which runs COMMAND with
 SLURM_CONF set and ends everything after it.
 
-Each daemon is the child of a *reaper* (this file run with ``--reap``): a child subreaper (prctl(2)), so that whatever
-the daemon starts, slurmstepd and jobs included, stays its descendant. A reaper kills all its descendants as soon as
-its standard input ends, which happens when :meth:`Cluster.stop` closes it and also when the process that holds the
-cluster is killed in any way. So nothing outlives a cluster, a node can be lost at once with all that ran on it, and
-nothing is ever killed by name.
+Nothing outlives a cluster, however its holder ends, and a node can be lost at once with all that ran on it: see
+reaper.py.
 
 Needs Debian's packages (``install.sh``); works as root, and as an ordinary user whose jobs then run as that user.
 """
@@ -20,12 +17,10 @@ Needs Debian's packages (``install.sh``); works as root, and as an ordinary user
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import importlib.util
 import os
 import pwd
-import select
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -34,14 +29,28 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import ModuleType, TracebackType
+from typing import Any, Self
 
 _PROGRAMS = ("munged", "mariadbd", "mysql_install_db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_PORTS_PER_CLUSTER = 20
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_CGROUPS = Path("/sys/fs/cgroup")
+_FIRST_PORT, _LAST_PORT, _PORTS_PER_CLUSTER = 17_000, 32_000, 20
+
+
+def _load_reaper() -> ModuleType:
+    """Import the file beside this one, which itself may be a script, or a module loaded by its path."""
+    name = "ems_slurm_reaper"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("reaper.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+reaper = _load_reaper()
+Daemon = reaper.Daemon
 
 
 def why_not() -> str:
@@ -61,65 +70,13 @@ def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None
         time.sleep(0.05)
 
 
-class Daemon:
-    """One foreground process under a reaper of its own.
-
-    Parameters
-    ----------
-    remove
-        A directory that the reaper removes when the cluster's holder was killed; :meth:`kill` leaves it alone.
-    """
-
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], log: Path, *, node: str = "", remove: Path | None = None
-    ) -> None:
-        self.name = argv[0]
-        self.log = log
-        reaper = [sys.executable, "-I", __file__, "--reap", str(remove or ""), node, *argv]
-        with log.open("ab") as output:
-            self._reaper = subprocess.Popen(
-                reaper,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env=dict(env),
-                start_new_session=True,
-            )
-        assert self._reaper.stdout is not None
-        self.pid = int(self._reaper.stdout.readline() or 0)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the daemon, or something it left behind, still runs."""
-        return self._reaper.poll() is None
-
-    def terminate(self) -> None:
-        """Let the daemon end by itself (SIGTERM), e.g. for slurmctld to save its state."""
-        self._ask(b"T")
-
-    def kill(self) -> None:
-        """Kill the daemon and all its descendants, at once (SIGKILL)."""
-        self._ask(b"K")
-
-    def _ask(self, request: bytes) -> None:
-        assert self._reaper.stdin is not None
-        assert self._reaper.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._reaper.stdin.write(request)
-            self._reaper.stdin.flush()
-        self._reaper.wait(30)
-        self._reaper.stdout.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._reaper.stdin.close()
-
-
 class Cluster:
     """A running SLURM; a context manager.
 
     Parameters
     ----------
     nodes, cpus, gpus
-        How many nodes (``n1``, ``n2``, ...), and how many CPUs and fake GPUs each is said to have. CPUs are not
+        How many nodes (see ``node_names``), and how many CPUs and fake GPUs each is said to have. CPUs are not
         bound: more than the machine has only means more jobs at a time.
     memory_mb
         Memory of each node as SLURM sees it.
@@ -139,12 +96,13 @@ class Cluster:
         enforce_memory: bool = False,
         options: Mapping[str, object] | None = None,
     ) -> None:
-        self.node_names = [f"n{number + 1}" for number in range(nodes)]
+        self.n_nodes = nodes
+        self.node_names: list[str] = []
         self.cpus, self.gpus, self.memory_mb = cpus, gpus, memory_mb
         self.enforce_memory = enforce_memory
         self.options: dict[str, object] = dict(options or {})
         self.user = pwd.getpwuid(os.geteuid()).pw_name
-        self._daemons: dict[str, Daemon] = {}
+        self._daemons: dict[str, Any] = {}
         self._reservation: socket.socket | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -164,6 +122,9 @@ class Cluster:
         self.dir.chmod(0o755)
         try:
             self._reservation, self._port = _reserve_ports()
+            # other names than any other cluster's at this time: cgroups are named after nodes
+            block = (self._port - _FIRST_PORT) // _PORTS_PER_CLUSTER
+            self.node_names = [f"n{block}-{number + 1}" for number in range(self.n_nodes)]
             self._write_files()
             self._start_munge()
             self._start_database()
@@ -186,7 +147,7 @@ class Cluster:
         self._daemons.clear()
         if self._reservation is not None:
             self._reservation.close()
-        _remove_tree(self.dir)
+        reaper.remove_tree(self.dir)
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
@@ -301,7 +262,7 @@ class Cluster:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, argv: list[str], node: str = "", remove: Path | None = None, **env: str) -> Daemon:
+    def _start(self, name: str, argv: list[str], node: str = "", remove: Path | None = None, **env: str) -> Any:
         log = self.dir / "log" / name
         daemon = Daemon(argv, {**self.environment(), **env}, log, node=node, remove=remove)
         self._daemons[name] = daemon
@@ -498,7 +459,7 @@ class Cluster:
 
 def can_enforce_memory() -> bool:
     """Whether slurmd can limit the memory of jobs here: root, and the v1 memory controller mounted writable."""
-    return os.geteuid() == 0 and os.access(_CGROUPS / "memory" / "memory.limit_in_bytes", os.W_OK)
+    return os.geteuid() == 0 and os.access(reaper.CGROUPS / "memory" / "memory.limit_in_bytes", os.W_OK)
 
 
 def _lines(settings: Mapping[str, object]) -> str:
@@ -511,7 +472,7 @@ def _path(env: Mapping[str, str] | None = None) -> str:
 
 def _reserve_ports() -> tuple[socket.socket, int]:
     """Find a block of free ports below the ephemeral ones; its first one, held, reserves it for this cluster."""
-    for port in range(17_000, 32_000, _PORTS_PER_CLUSTER):
+    for port in range(_FIRST_PORT, _LAST_PORT, _PORTS_PER_CLUSTER):
         with contextlib.ExitStack() as stack:
             guard = socket.socket()
             try:
@@ -523,115 +484,11 @@ def _reserve_ports() -> tuple[socket.socket, int]:
                 continue
             guard.listen(1)
             return guard, port
-    raise RuntimeError("no block of free ports between 17000 and 32000")
-
-
-def _remove_cgroups(node: str) -> None:
-    """Remove what slurmd made for its jobs where memory is enforced; it does not do so itself when killed."""
-    for top in _CGROUPS.glob(f"*/slurm_{node}") if node else ():
-        for folder, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove a directory that a dying process may still write to for a moment."""
-    deadline = time.monotonic() + 10
-    while folder.exists() and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-# -- the reaper: a process of its own, see the module's docstring -----------------------------------------------------
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
-
-
-def _die_with_parent() -> None:
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _reap(remove: str, node: str, argv: list[str]) -> int:
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    alarm = _wake_on_child()
-    # the reaper is single-threaded, so a preexec_fn is safe
-    daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=2, preexec_fn=_die_with_parent)  # noqa: PLW1509
-    print(daemon.pid, flush=True)
-    request = _wait_for_request(daemon.pid, alarm)
-    if request == b"T":
-        daemon.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            daemon.wait(15)
-    _kill_descendants()
-    _remove_cgroups(node)
-    if request == b"" and remove:
-        _remove_tree(Path(remove))
-    return 0
-
-
-def _wake_on_child() -> int:
-    """Return a file descriptor that becomes readable whenever a child ends."""
-    readable, writable = os.pipe()
-    os.set_blocking(writable, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    return readable
-
-
-def _wait_for_request(daemon: int, alarm: int) -> bytes:
-    """Wait for a byte from, or the end of, the holder; or for the end of the daemon. Collect orphans meanwhile."""
-    while True:
-        ready, _, _ = select.select([0, alarm], [], [])
-        if 0 in ready:
-            return os.read(0, 1)
-        os.read(alarm, 4096)
-        if daemon in _collect(daemon):
-            return b"K"
-
-
-def _collect(daemon: int) -> set[int]:
-    """Wait for every child that has ended; the daemon itself is left to its Popen."""
-    ended = set()
-    for child in _children(os.getpid()):
-        if child == daemon:
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                ended.add(child)
-            continue
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, os.WNOHANG)
-    return ended
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                found += [int(word) for word in (thread / "children").read_text().split()]
-    return found
-
-
-def _kill_descendants() -> None:
-    """Kill until none is left: what forks meanwhile is caught in the next round, orphans come to this process."""
-    while family := _children(os.getpid()):
-        seen = list(family)
-        while family:
-            family = [child for parent in family for child in _children(parent)]
-            seen += family
-        for pid in seen:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.005)
+    raise RuntimeError(f"no block of free ports between {_FIRST_PORT} and {_LAST_PORT}")
 
 
 def main() -> int:
-    """Run a command against a fresh cluster, or be a reaper."""
-    if sys.argv[1:2] == ["--reap"]:
-        return _reap(sys.argv[2], sys.argv[3], sys.argv[4:])
+    """Run a command against a fresh cluster."""
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options, command = sys.argv[1:at], sys.argv[at + 1 :]
     if not command or not all("=" in option for option in options):
@@ -641,7 +498,7 @@ def main() -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 1
     with Cluster(options=dict(option.split("=", 1) for option in options)) as cluster:
-        process = subprocess.Popen(command, env=cluster.environment(), preexec_fn=_die_with_parent)  # noqa: PLW1509
+        process = subprocess.Popen(command, env=cluster.environment(), preexec_fn=reaper.die_with_parent)  # noqa: PLW1509
         return process.wait()
 
 
