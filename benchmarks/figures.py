@@ -103,18 +103,9 @@ def overhead_here(_: Environment) -> Iterator[Figure]:
     with project() as folder:
 
         def by_ems(count: int) -> float:
-            argv = [
-                *EMS,
-                "parrun",
-                "train.py",
-                "--again",
-                "--set",
-                f"x=0..{count - 1}",
-                "--wait",
-                "--python",
-                sys.executable,
-            ]
-            return timed(lambda: run(argv, folder))
+            argv = [*EMS, "parrun", "train.py", "--again", "--set", f"x=0..{count - 1}", "--python", sys.executable]
+            # not --wait, which looks at most once a second: that is no cost of a run
+            return timed(lambda: wait_for_runs(folder, str(json.loads(run([*argv, "--json"], folder))["experiment"])))
 
         def by_xargs(count: int) -> float:
             argv = ["sh", "-c", f"seq {count} | xargs -P {cores} -I X {sys.executable} train.py --x X"]
@@ -132,6 +123,15 @@ def overhead_here(_: Environment) -> Iterator[Figure]:
         ratio <= 1.5,
     )
     yield Figure("c", f"the same by `xargs -P {cores}`", f"{xargs_ms:.1f} ms")
+
+
+def wait_for_runs(folder: Path, experiment: str) -> None:
+    """Return once every run of an experiment on `here` has ended, by its own records."""
+    place = folder / ".ems" / "experiments" / experiment
+    for index in range(len((place / "runs.jsonl").read_text().splitlines())):
+        attempt = place / "runs" / str(index) / "attempts" / "1.json"
+        while not (attempt.exists() and json.loads(attempt.read_text()).get("ended_at")):
+            time.sleep(0.01)
 
 
 def _slope_ms(measure: Callable[[int], float], few: int, many: int) -> float:
@@ -186,14 +186,11 @@ def _mlflow(runs: int, points: int) -> Figure:
 def finished_experiment(folder: Path, runs: int, points: int) -> int:
     """Run a sweep of ``runs`` no-ops on `here`, then give each ``points`` metric lines; return the number of points."""
     argv = [*EMS, "parrun", "train.py", "--set", f"x=0..{runs - 1}", "--python", sys.executable]
-    run(argv, folder)
-    experiment = next((folder / ".ems" / "experiments").glob("*"))
+    experiment = str(json.loads(run([*argv, "--json"], folder))["experiment"])
+    wait_for_runs(folder, experiment)
     for index in range(runs):
-        attempt = experiment / "runs" / str(index) / "attempts" / "1.json"
-        while not (attempt.exists() and json.loads(attempt.read_text()).get("ended_at")):
-            time.sleep(0.02)
         numbers = random.Random(index)
-        with (experiment / "runs" / str(index) / "metrics.jsonl").open("a") as file:
+        with (folder / f".ems/experiments/{experiment}/runs/{index}/metrics.jsonl").open("a") as file:
             for step in range(points):
                 line = {"step": step, "loss": numbers.random(), "_t": 1.7e9 + step, "_a": 1}
                 file.write(json.dumps(line, separators=(",", ":")) + "\n")
