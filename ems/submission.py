@@ -12,7 +12,9 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +25,8 @@ from ems.model import Experiment, Json, Run
 from ems.node import checkout, install, records
 from ems.store import Store
 from ems.target import Target
+
+_ABANDONED_S = 24 * 3600.0
 
 
 def start(
@@ -132,6 +136,15 @@ def check_root(root: Path) -> None:
         raise _unwritable(root, error) from error
     if not os.access(root / "experiments", os.W_OK):
         raise _unwritable(root, PermissionError(errno.EACCES, "Permission denied"))
+    _remove_left_overs(root)
+
+
+def _remove_left_overs(root: Path) -> None:
+    """Delete what submissions that were killed had written aside, once nobody can be writing it any more."""
+    for aside in (root / "experiments").glob(".*.aside"):
+        with suppress(OSError):
+            if time.time() - aside.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(aside)
 
 
 def _unwritable(root: Path, error: OSError) -> TargetError:

@@ -43,19 +43,19 @@ def test_files_of_all_runs_under_distinct_names(make_farm: Any, tmp_path: Path) 
     ("pattern", "found"),
     [
         ("out/*.txt", ["out/a.txt"]),
-        ("sub/b.txt", ["work/sub/b.txt"]),
-        ("work/sub/b.txt", ["work/sub/b.txt"]),
+        ("sub/b.txt", ["deep/sub/b.txt"]),
+        ("deep/sub/b.txt", ["deep/sub/b.txt"]),
         ("checkpoint/*", ["checkpoint/last.pt"]),
         ("stdout.log", ["stdout.log"]),
-        ("*.txt", ["out/a.txt", "work/sub/b.txt"]),
+        ("*.txt", ["deep/sub/b.txt", "out/a.txt"]),
         ("[", []),
     ],
 )
 def test_patterns_are_paths_as_the_script_sees_them(
     make_farm: Any, tmp_path: Path, pattern: str, found: list[str]
 ) -> None:
-    farm = make_farm(n_runs=1, cwd="work")
-    for name in ("files/out/a.txt", "files/work/sub/b.txt", "checkpoint/last.pt", "stdout.log", "attempts/1.json"):
+    farm = make_farm(n_runs=1, cwd="deep")
+    for name in ("files/out/a.txt", "files/deep/sub/b.txt", "checkpoint/last.pt", "stdout.log", "attempts/1.json"):
         farm.write(0, name, "x")
     (tmp_path / "data.txt").write_text("the project's own")
     Path(farm.files.run(0, "files", "data.txt")).symlink_to(tmp_path / "data.txt")

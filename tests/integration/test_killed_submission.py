@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,8 +39,22 @@ def test_waiting_ends_when_the_workers_are_gone(project: Path, ems: Ems) -> None
     said = ems("parrun", "train.py", "--set", "x=0..3", "--workers", "1", "--wait", "--python", sys.executable, code=1)
     assert "--missing" in said.stderr
 
-    (project / ".ems" / "experiments").is_dir()
     rerun = ems("rerun", "last", "--missing", "--wait", code=None)
 
     states = [run["state"] for run in json.loads(ems("ls", "last", "--json").stdout)]
     assert states[1:] == ["COMPLETED"] * 3, rerun.stderr
+
+
+def test_what_a_killed_submission_wrote_aside_is_deleted_a_day_later(project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text("print('y: 1')\n")
+    old, new = (project / ".ems" / "experiments" / f".{name}.aside" for name in ("0a", "0b"))
+    for folder in (old, new):
+        (folder / "chunks").mkdir(parents=True)
+    two_days_ago = time.time() - 2 * 86_400
+    os.utime(old, (two_days_ago, two_days_ago))
+
+    ems("parrun", "train.py", "--set", "x=1", "--wait", "--python", sys.executable)
+
+    assert not old.exists()
+    assert new.exists()
+    assert len(json.loads(ems("list", "--json").stdout)) == 1
