@@ -230,6 +230,10 @@ def _group_notes(frame: Frame, columns: Sequence[Column], groups: Sequence[Group
         lost = sum(cell.n_not_finite for cell in cells)
         if lost and column.kind == "metric" and not column.title:
             yield f"{column.name}: {lost} nan or inf in no mean"
+    completed = [frame.rows[i] for group in groups for i in group.completed]
+    repeated = len(completed) - len({(row.seed, repr(row.params)) for row in completed})
+    if repeated:
+        yield f"{repeated} repeat the params and EMS_SEED of another run: too narrow intervals, if the script uses it"
     sizes = [len(group.completed) for group in groups]
     if sizes and max(sizes) < 2:
         yield "no intervals: they take two or more completed runs a group"

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -200,6 +201,14 @@ def test_a_grouped_table_says_which_interval_over_what():
     notes = tabulate(grid(), Query(by=("epochs",), method=Method.BOOTSTRAP, stat=Stat.MIN)).notes
     assert any("min value of each run by bootstrap (BCa, 10,000 resamples), over lr (2) x seed (2)" in n for n in notes)
     assert any("too narrow" in note for note in notes)
+
+
+def test_runs_that_repeat_another_are_told_of():
+    rows = grid()
+    again = [replace(each, exp_id="ffffffff") for each in rows]
+    said = tabulate([*rows, *again], Query(by=("lr",))).notes
+    assert any("3 repeat the params" in note for note in said)
+    assert not any("repeat the params" in note for note in tabulate(rows, Query(by=("lr",))).notes)
 
 
 def test_failed_runs_are_in_no_mean_and_the_table_says_how_to_rerun_them():
