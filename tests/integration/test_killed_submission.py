@@ -34,7 +34,6 @@ def test_waiting_ends_when_the_workers_are_gone(project: Path, ems: Ems) -> None
         "import os, signal, sys\n"
         "if sys.argv[2] == '0':\n"
         "    os.kill(os.getppid(), signal.SIGKILL)\n"
-        "    signal.pause()\n"
     )
     said = ems("parrun", "train.py", "--set", "x=0..3", "--workers", "1", "--wait", "--python", sys.executable, code=1)
     assert "--missing" in said.stderr
