@@ -262,7 +262,7 @@ def scheduler_calls(slurm: Environment) -> Iterator[Figure]:
             run([*EMS, "status"], folder, env)
             counts[runs] = len(log.read_text().splitlines()) if log.exists() else 0
             cancel_all(slurm, folder)
-    shown = ", ".join(f"{runs:,} runs: {count}" for runs, count in counts.items())
+    shown = ", ".join(f"{runs:,} run{'' if runs == 1 else 's'}: {count}" for runs, count in counts.items())
     yield Figure("g", "scheduler calls in one `ems status`", shown, "constant", len(set(counts.values())) == 1)
 
 
