@@ -31,9 +31,7 @@ def test_an_experiment_that_the_store_never_learnt_of_is_found_by_any_command(pr
 
 def test_waiting_ends_when_the_workers_are_gone(project: Path, ems: Ems) -> None:
     (project / "train.py").write_text(
-        "import os, signal, sys\n"
-        "if sys.argv[2] == '0':\n"
-        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "import os, signal, sys\nif sys.argv[2] == '0':\n    os.kill(os.getppid(), signal.SIGKILL)\n"
     )
     said = ems("parrun", "train.py", "--set", "x=0..3", "--workers", "1", "--wait", "--python", sys.executable, code=1)
     assert "--missing" in said.stderr
