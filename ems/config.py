@@ -9,15 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ems import document
 from ems.errors import ConfigError, UsageError
 from ems.model import Json, PassAs, Resources
 
@@ -250,69 +250,24 @@ def _defaults() -> dict[str, Json]:
 # ---------------------------------------------------------------------------------------------- reading a file
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: in 1.1, ``on`` is true, ``2:00:00`` is 7200 and ``1e-3`` is text. No key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key `{key}` stands twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _regexp, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_regexp})$"), list(_first))
-
-
 def _read(path: Path) -> ConfigFile:
+    found = document.read(path, "settings file", name=_short(path), may_be_empty=True)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader with stricter scalars
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_short(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        said = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{_short(path)}{line}: {said}", "see README.md, “Settings”, for an example") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{_short(path)} must be a mapping of settings", "e.g. `on: slurm` on a line of its own")
-    try:
-        return ConfigFile.model_validate(content)
+        return ConfigFile.model_validate(found.content)
     except ValidationError as error:
-        raise _explain(path, text, error) from None
+        raise _explain(found, error) from None
 
 
-def _explain(path: Path, text: str, error: ValidationError) -> ConfigError:
+def _explain(found: document.Document, error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     location = tuple(first["loc"])
     key = ".".join(str(part) for part in location if isinstance(part, str))
-    where = f"{_short(path)} line {_line(text, location)}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, 1, 0.6)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
-        return ConfigError(f"{where}: unknown key `{key}`", hint)
-    return ConfigError(f"{where}: {_said(error)}")
+        return found.error(location, f"unknown key `{key}`", hint)
+    return found.error(location, _said(error))
 
 
 def _said(error: ValidationError) -> str:
@@ -327,19 +282,3 @@ def _known_keys(parents: Sequence[int | str]) -> list[str]:
     if parents and parents[-1] == "resources":
         return list(ResourcesSection.model_fields)
     return list((TargetSection if parents else ConfigFile).model_fields)
-
-
-def _line(text: str, location: Sequence[int | str]) -> int:
-    """Line (from 1) of the deepest key or item of ``location`` that the file has."""
-    node = yaml.compose(text, _Loader)
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line

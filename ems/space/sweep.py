@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
+from ems.document import Document, Location, read
 from ems.errors import ConfigError
 from ems.model import MAX_POINTS, Axis, Json, Resources
 from ems.node import argv
 from ems.space import Dimension, Sweep, suggest
 from ems.space.distribution import Beta, Choice, Distribution, IntUniform, LogNormal, LogUniform, Normal, Uniform
-from ems.space.document import Document, Location, read
 
 __all__ = ["Sweep", "load"]
 

@@ -96,6 +96,12 @@ def test_items_show_each_value_with_its_origin(tmp_path: Path) -> None:
     assert "targets" not in rows
 
 
+def test_a_file_may_merge_one_section_into_another(tmp_path: Path) -> None:
+    text = "resources: &gpu {partition: gpu}\ntargets:\n  lab: {resources: {<<: *gpu, mem: 1G}}\n"
+    lab = config.load(write(tmp_path, text), on="lab").resources
+    assert (lab.partition, lab.mem) == ("gpu", "1G")
+
+
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
@@ -119,7 +125,7 @@ def test_items_show_each_value_with_its_origin(tmp_path: Path) -> None:
         ("log_patterns: '(acc'\n", "`log_patterns` is not a regular expression", ""),
         ("seed: 1\nseed: 2\n", "line 2: the key `seed` stands twice", ""),
         ("a: [1\n", "ems.yaml line 2: expected", ""),
-        ("- a\n", "ems.yaml must be a mapping of settings", "on: slurm"),
+        ("- a\n", "ems.yaml is no mapping", "with the keys of a settings file"),
     ],
 )
 def test_a_wrong_file_is_named_with_line_and_key(tmp_path: Path, text: str, message: str, hint: str) -> None:

@@ -32,7 +32,7 @@ class Document:
         Its mapping.
     """
 
-    path: Path
+    path: str | Path
     content: dict[str, Json]
     text: str
 
@@ -55,35 +55,43 @@ class Document:
         return line
 
 
-def read(path: Path, what: str) -> Document:
+def read(path: Path, what: str, *, name: str | None = None, may_be_empty: bool = False) -> Document:
     """Read a YAML file whose top is a mapping.
 
     Parameters
     ----------
     what
         What the file is, for messages: ``"sweep file"``.
+    name
+        How messages name it; default: its path.
+    may_be_empty
+        Whether a file without any key is no error.
 
     Raises
     ------
     ConfigError
         If it cannot be read, is no YAML, or holds anything but JSON's kinds of values; names file and line.
     """
+    shown = name or path
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with other scalars
     except FileNotFoundError:
-        raise ConfigError(f"there is no {what} {path}", "check the path: it is relative to where you are") from None
+        raise ConfigError(f"there is no {what} {shown}", "check the path: it is relative to where you are") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}{f' line {mark.line + 1}' if mark else ''}: {said}", "mend the line") from None
+        raise ConfigError(f"{shown}{f' line {mark.line + 1}' if mark else ''}: {said}", "mend the line") from None
     except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply, or in itself") from None
+        raise ConfigError(f"{shown} is nested too deeply, or in itself") from None
+    if content is None and may_be_empty:
+        content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is {'empty' if content is None else 'no mapping'}", f"write the keys of a {what}")
-    return Document(path, content, text)
+        hint = f"write `key: value` on lines of their own, with the keys of a {what}"
+        raise ConfigError(f"{shown} is {'empty' if content is None else 'no mapping'}", hint)
+    return Document(shown, content, text)
 
 
 class _Loader(yaml.SafeLoader):
