@@ -59,3 +59,22 @@ def ems(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return result
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Make a file system that is soon full: ``small_disk("600k")`` returns its folder. Only root can mount one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    made: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / "small"
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "ems-test", str(folder)], check=True)
+        made.append(folder)
+        return folder
+
+    yield mount
+    for folder in made:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

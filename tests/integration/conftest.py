@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -101,19 +100,3 @@ def content() -> Any:
         return found
 
     return read
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Any:
-    """A full-disk test bench: a file system of a few hundred KiB."""
-    import subprocess
-
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a tmpfs")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
-    if done.returncode:
-        pytest.skip(f"no tmpfs here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)

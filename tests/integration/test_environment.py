@@ -14,16 +14,16 @@ import pytest
 from ems import environment
 from ems.errors import ConfigError, TargetError
 
-UV = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))  # the test group brings it
 
 
-@pytest.fixture(params=["pip", pytest.param("uv", marks=pytest.mark.skipif(UV is None, reason="uv is not installed"))])
+@pytest.fixture(params=["pip", "uv"])
 def builder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Only one of the two builders is on PATH."""
     tools = tmp_path / "tools"
     tools.mkdir()
     if request.param == "uv":
-        (tools / "uv").symlink_to(str(UV))
+        (tools / "uv").symlink_to(UV)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin" if not shutil.which("uv", path="/usr/bin:/bin") else str(tools))
     return str(request.param)
 
@@ -103,15 +103,14 @@ def test_two_at_once_build_one(project: Path) -> None:
     assert imported(python) == "1.0"
 
 
-@pytest.mark.skipif(UV is None, reason="uv is not installed")
 def test_uv_lock_gives_its_exact_versions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{Path(str(UV)).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{Path(UV).parent}:{os.environ['PATH']}")
     add_wheel(project, "1.0")
     (project / "pyproject.toml").write_text(
         '[project]\nname = "mine"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["tiny"]\n'
         '[tool.uv]\nno-index = true\nfind-links = ["./wheels"]\n'
     )
-    subprocess.run([str(UV), "lock", "--python", sys.executable], cwd=project, check=True, capture_output=True)
+    subprocess.run([UV, "lock", "--python", sys.executable], cwd=project, check=True, capture_output=True)
     add_wheel(project, "2.0")  # newer, but not what was locked
     before = (project / "uv.lock").read_bytes()
     python = environment.resolve(project, project / ".ems", python=sys.executable)

@@ -674,16 +674,17 @@ def test_several_harvests_at_once_while_runs_go_on(make_farm: Any, content: Cont
         assert store.query("SELECT count(*) FROM runs WHERE NOT settled") == [(0,)]
 
 
-def test_a_disk_that_is_full_loses_nothing(make_farm: Any, content: Content, tmpfs: Path) -> None:
+def test_a_disk_that_is_full_loses_nothing(make_farm: Any, content: Content, small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("600k")
     farm = make_farm(n_runs=3)
     for index in range(3):
         farm.attempt(index)
         for step in range(4000):
             farm.log(index, step, loss=step, acc=step)
-    with Store(tmpfs / "ems.db") as store:
-        with pytest.raises(Exception, match=re.escape(f"the disk of the store {tmpfs / 'ems.db'} is full")):
+    with Store(disk / "ems.db") as store:
+        with pytest.raises(Exception, match=re.escape(f"the disk of the store {disk / 'ems.db'} is full")):
             reap(store, farm)
         assert store.query("SELECT count(*) FROM points")[0][0] < 24_000
-        subprocess.run(["mount", "-o", "remount,size=50m", str(tmpfs)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         reap(store, farm)
         assert content(store) == fresh(farm, content)

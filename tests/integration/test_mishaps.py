@@ -38,14 +38,17 @@ def test_a_script_whose_name_looks_like_an_option_runs(ems: Ems, project: Path) 
 
 
 @pytest.mark.parametrize("leftover", ["out.bin", None])
-def test_rm_makes_room_on_a_full_disk(ems: Ems, tmpfs: Path, project: Path, leftover: str | None) -> None:
-    (project / "ems.yaml").write_text(f"root: {tmpfs / 'ems'}\n")
+def test_rm_makes_room_on_a_full_disk(
+    ems: Ems, small_disk: Callable[[str], Path], project: Path, leftover: str | None
+) -> None:
+    disk = small_disk("600k")
+    (project / "ems.yaml").write_text(f"root: {disk / 'ems'}\n")
     (project / "train.py").write_text("import sys\nopen('out.bin', 'wb').write(b'x' * 30_000)\nprint('x' * 30_000)\n")
     ems("run", "train.py", "--wait")
-    (run,) = tmpfs.glob("ems/experiments/*/runs/0")
+    (run,) = disk.glob("ems/experiments/*/runs/0")
     if leftover is None:
         shutil.rmtree(run / "files")
-    with suppress(OSError), (tmpfs / "filler").open("wb", buffering=0) as filler:
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
         while True:
             filler.write(b"x" * 4096)
     freed = float(ems("rm", "last", "--yes").stdout.split(": ")[1].split(" kB freed")[0])

@@ -6,6 +6,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -196,8 +197,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     assert "a folder that you may write" in caught.value.hint
 
 
-def test_a_full_disk_is_said_and_nothing_is_half_written(tmpfs: Path) -> None:
-    with Store(tmpfs / "ems.db") as store:
+def test_a_full_disk_is_said_and_nothing_is_half_written(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("600k")
+    with Store(disk / "ems.db") as store:
         store.add(experiment("aaaaaaaa"), runs())
         with pytest.raises(StoreError, match=r"disk of the store .* is full"):
             store.add(experiment(n=20_000), runs(20_000))
