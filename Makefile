@@ -32,7 +32,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "installing the tools that test ems"
 	@if [ -z "$(UV)" ]; then $(BIN)/python -m pip install --quiet 'pip>=25.1'; fi
-	@$(INSTALL) --editable '.[examples,plot,notebook,tensorboard]' $(GROUPS)
+	@$(INSTALL) --editable '.[cluster,examples,plot,notebook,tensorboard]' $(GROUPS)
 	@touch $@
 
 demo: $(VENV)/.demo  ## sweep a real classifier on this machine, harvest and report

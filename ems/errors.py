@@ -8,7 +8,10 @@ EmsError
 ├── SnapshotError       the code cannot be frozen, checked out or verified
 ├── StoreError          the SQLite store cannot be opened or is damaged
 ├── ExecutorError       submitting to, or asking, the scheduler failed
-└── TargetError         the target's root cannot be used
+├── TargetError         the target's root cannot be used
+├── ConnectionFailedError   another machine cannot be reached, or the connection broke
+└── ClusterError        a cluster cannot be made, changed or found
+    └── ProviderError   what makes its machines refuses, in its own words
 
 The command line turns each into ``error: message``, an empty line and ``hint: hint`` (see :mod:`ems.cli`).
 """
@@ -67,3 +70,15 @@ class ExecutorError(EmsError):
 
 class TargetError(EmsError):
     """The target's root cannot be used."""
+
+
+class ConnectionFailedError(EmsError):
+    """Another machine cannot be reached over SSH, or the connection broke; what was done before stays so."""
+
+
+class ClusterError(EmsError):
+    """A cluster cannot be made, changed or found."""
+
+
+class ProviderError(ClusterError):
+    """What makes a cluster's machines refuses; carries its own words."""

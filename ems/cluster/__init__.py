@@ -1,0 +1,1 @@
+"""Clusters: definitions, the machines of a provider, their life from start to stop."""

@@ -1,0 +1,167 @@
+"""The seam between a cluster and what makes its machines: eight verbs, one contract test for all implementations.
+
+Labels are the truth: whatever a provider makes carries them, and ``list`` finds it again by nothing else. Names are
+deterministic, and to create what is there already is success, so that any verb may be repeated after any failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+#: The labels that every resource carries; values are lower-case letters, digits, ``-`` and ``_``, at most 63 characters
+#: (what all clouds take).
+CLUSTER, INCARNATION, ROLE, KIND, NODE = "ems-cluster", "ems-id", "ems-role", "ems-kind", "ems-node"
+OWNER, CREATED, DEFINITION = "ems-owner", "ems-created", "ems-definition"
+HOST_KEY = "ems-hostkey"  # a machine's public ed25519 host key: its 32 bytes in lower-case base32 without padding
+MUNGE = "ems-munge"  # first 32 hex digits of the SHA-256 of the cluster's munge key
+IMAGE = "ems-image"  # on images: the hash of what was put on them
+
+
+class MachineState(StrEnum):
+    """What the provider says of a machine; what is not mapped is UNKNOWN, never gone."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Thing(StrEnum):
+    """The kinds of resources."""
+
+    MACHINE = "machine"
+    NETWORK = "network"
+    VOLUME = "volume"
+    IMAGE = "image"
+    KEY = "key"
+    RULE = "rule"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something a provider keeps for a cluster.
+
+    Attributes
+    ----------
+    id
+        The provider's own word for it, by which it is deleted.
+    state
+        Of a machine; UNKNOWN for anything else.
+    address
+        Of a machine: where other machines of the cluster reach it; empty while it has none.
+    ssh_address, ssh_port
+        Where the client reaches it; empty where it cannot directly.
+    """
+
+    thing: Thing
+    id: str
+    name: str
+    labels: dict[str, str]
+    state: MachineState = MachineState.UNKNOWN
+    address: str = ""
+    ssh_address: str = ""
+    ssh_port: int = 22
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRequest:
+    """A machine that is wanted.
+
+    Attributes
+    ----------
+    image
+        A distribution (``debian:12``), or the id of an image that :meth:`Provider.save_image` made.
+    user_data
+        What cloud-init executes in it at its first boot, at most 16 KB.
+    is_public
+        Whether the client has to reach it over SSH from outside.
+    """
+
+    name: str
+    image: str
+    user_data: str
+    labels: dict[str, str]
+    cpus: int | None = None
+    mem_gb: float | None = None
+    disk_gb: int | None = None
+    size: str | None = None
+    gpus: int = 0
+    gpu_type: str | None = None
+    is_public: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A machine that was not made, and why in the provider's words."""
+
+    name: str
+    reason: str
+    hint: str = field(default="")
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What lifecycle and templates may ask of a provider instead of its name."""
+
+    has_shared_volume: bool  # machines come with /home and /opt/ems mounted from one place; else NFS is set up
+    has_images: bool
+    stop_keeps_address: bool
+    price_per_hour: float | None  # of any machine, where all cost the same; None: unknown
+
+
+class Provider(Protocol):
+    """Makes, finds and deletes the machines of clusters.
+
+    Safe to call from several threads. Every error is a :class:`ems.errors.ProviderError` in the provider's words.
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """What this provider can and cannot."""
+        ...
+
+    def check(self, requests: Sequence[MachineRequest]) -> None:
+        """Find out everything that can be wrong before anything is made: access, image, size, address range, disk.
+
+        Raises
+        ------
+        ProviderError
+            If these machines cannot be had, and the hint that mends it.
+        """
+        ...
+
+    def prepare(self, labels: dict[str, str]) -> None:
+        """Make what the machines of a cluster share (network, volumes, rules), unless it is there."""
+        ...
+
+    def create(self, requests: Sequence[MachineRequest]) -> list[Resource | Refusal]:
+        """Make machines, in one call or side by side; one that has that name already is returned as it is.
+
+        One that fails does not stop the others.
+        """
+        ...
+
+    def list(self, labels: dict[str, str] | None = None) -> list[Resource]:
+        """Return everything that carries ``ems-cluster`` and all of ``labels``, of every kind; images too."""
+        ...
+
+    def destroy(self, resources: Sequence[Resource]) -> None:
+        """Delete resources, machines first; those that are gone already are no error."""
+        ...
+
+    def start(self, machines: Sequence[Resource]) -> None:
+        """Start machines that are stopped; their addresses may be others then."""
+        ...
+
+    def stop(self, machines: Sequence[Resource]) -> None:
+        """Stop machines in good order; their disks stay."""
+        ...
+
+    def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
+        """Make an image of a machine's disk; the machine is stopped for it."""
+        ...

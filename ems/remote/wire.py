@@ -1,0 +1,92 @@
+"""What the two sides say to each other: frames over the standard streams of ``python -m ems.remote.agent``.
+
+A frame is a line of JSON, and after it as many bytes as its ``"bytes"`` says (none where it does not)::
+
+    -> {"do": "refresh", "args": {"jobs": ["1842"]}}
+    <- {"ok": {"1842_0": {...}}}
+    <- {"error": {"kind": "ExecutorError", "message": "...", "hint": "..."}}
+
+Each request is answered by frames of data, if it has some (``{"part": {...}, "bytes": n}``), and then by one ``ok``
+or ``error``. What a user typed travels in frames only, never on a command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any, BinaryIO, TypeAlias
+
+from ems import errors
+
+PROTOCOL = 1
+MAX_HEADER = 64 << 20  # bytes; a million runs' params travel as data, not in a header
+
+Frame: TypeAlias = "dict[str, Any]"
+
+
+class BrokenWireError(Exception):
+    """The other side hung up, or said something that is no frame."""
+
+
+def send(stream: BinaryIO, header: Frame, data: bytes = b"") -> None:
+    """Write one frame; the caller flushes."""
+    if data:
+        header = {**header, "bytes": len(data)}
+    stream.write(json.dumps(header, separators=(",", ":")).encode() + b"\n")
+    if data:
+        stream.write(data)
+
+
+def receive(stream: BinaryIO) -> tuple[Frame, bytes]:
+    """Read one frame.
+
+    Raises
+    ------
+    BrokenWireError
+        If the stream ends in it, or what comes is no frame; EOFError-like with an empty message at a clean end.
+    """
+    line = stream.readline(MAX_HEADER)
+    if not line.endswith(b"\n"):
+        raise BrokenWireError(line.decode(errors="replace"))
+    try:
+        header = json.loads(line)
+        size = int(header.get("bytes", 0))
+    except (ValueError, AttributeError):
+        raise BrokenWireError(line.decode(errors="replace").strip()) from None
+    data = stream.read(size) if size else b""
+    if len(data) != size:
+        raise BrokenWireError("")
+    return header, data
+
+
+def answers(stream: BinaryIO) -> Generator[tuple[Frame, bytes], None, Any]:
+    """Yield the parts of an answer; the value of the generator (``yield from``) is what ``ok`` says.
+
+    Raises
+    ------
+    EmsError
+        What the other side raised, of the same class.
+    BrokenWireError
+        If it hung up.
+    """
+    while True:
+        header, data = receive(stream)
+        if "part" in header:
+            yield header["part"], data
+        elif "error" in header:
+            raise as_error(header["error"])
+        else:
+            return header.get("ok")
+
+
+def as_record(error: errors.EmsError) -> Frame:
+    """Return an error as it travels."""
+    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def as_error(record: Frame) -> errors.EmsError:
+    """Return the error that a record means."""
+    kind = getattr(errors, str(record.get("kind")), errors.EmsError)
+    if not (isinstance(kind, type) and issubclass(kind, errors.EmsError)):
+        kind = errors.EmsError
+    return kind(str(record.get("message")), str(record.get("hint") or ""))

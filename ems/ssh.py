@@ -1,0 +1,135 @@
+"""The one door to the system's OpenSSH: another machine as something that runs commands and takes files.
+
+Nothing is reimplemented: the user's ``~/.ssh/config``, agents, ProxyJump and two-factor prompts work as they do when
+they type ``ssh``. All calls to one host share one connection (ControlMaster), so that a second call costs
+milliseconds and a one-time password is asked for once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ems.errors import ConnectionFailedError
+
+CONNECT_TIMEOUT_S = 15
+_UNREACHABLE = 255  # ssh's own exit status; what the remote command says is 0 to 254
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How one machine is reached.
+
+    Attributes
+    ----------
+    destination
+        ``user@address``, or an alias of the user's ``~/.ssh/config``.
+    port
+        None: what the user's configuration says, else 22.
+    identity
+        The private key's path; no other key is then offered. None: the user's own keys and agent.
+    known_hosts
+        A file of host keys, beside which none is believed (strict checking). None: the user's own, as `ssh` does.
+    host_key_alias
+        The name under which the host's key stands in ``known_hosts``: addresses change, the key does not.
+    options
+        Further options of ssh, e.g. ``("-o", "ProxyJump=gate")``.
+    persist_s
+        How long the shared connection stays after its last use.
+    """
+
+    destination: str
+    port: int | None = None
+    identity: Path | None = None
+    known_hosts: Path | None = None
+    host_key_alias: str | None = None
+    options: tuple[str, ...] = ()
+    persist_s: int = 600
+
+    def options_of_ssh(self) -> list[str]:
+        """Return the options by which ssh, git, rsync and Ansible reach this host; no destination among them."""
+        words = ["-o", "BatchMode=yes"] if self.identity else []
+        words += ["-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}", "-o", "ServerAliveInterval=15"]
+        words += ["-o", "ControlMaster=auto", "-o", f"ControlPath={self.control_path()}"]
+        words += ["-o", f"ControlPersist={self.persist_s}"]
+        if self.port is not None:
+            words += ["-p", str(self.port)]
+        if self.identity is not None:
+            words += ["-i", str(self.identity), "-o", "IdentitiesOnly=yes"]
+        if self.known_hosts is not None:
+            words += ["-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null"]
+            words += ["-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no"]
+        if self.host_key_alias is not None:
+            words += ["-o", f"HostKeyAlias={self.host_key_alias}"]
+        return [*words, *self.options]
+
+    def control_path(self) -> Path:
+        """Return the shared connection's socket: one for each way of reaching each host, in a folder of our own."""
+        folder = Path(tempfile.gettempdir()) / f"ems-{os.getuid()}" / "ssh"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        words = (self.destination, self.port, self.identity, self.known_hosts, self.host_key_alias, self.options)
+        return folder / hashlib.blake2b(repr(words).encode(), digest_size=8).hexdigest()
+
+    def argv(self, command: Sequence[str] = (), *, tty: bool = False) -> list[str]:
+        """Return the words that run ``command`` there (none: a login shell), each word quoted for the shell there."""
+        words = ["ssh", *self.options_of_ssh(), *(["-t"] if tty else []), "--", self.destination]
+        return [*words, shlex.join(command)] if command else words
+
+    def run(
+        self, command: Sequence[str], *, data: bytes = b"", timeout_s: float | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command there and return what it printed.
+
+        Parameters
+        ----------
+        data
+            Its standard input.
+        check
+            Whether an exit status other than 0 is an error.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If the host cannot be reached or, with ``check``, the command fails; in ssh's or the command's own words.
+        """
+        try:
+            done = subprocess.run(self.argv(command), input=data, capture_output=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired:
+            raise ConnectionFailedError(
+                f"{self.destination} did not answer within {timeout_s:g} s", f"try `ssh {self.destination}`"
+            ) from None
+        except FileNotFoundError:
+            raise ConnectionFailedError("there is no ssh on this machine", "install openssh-client") from None
+        if done.returncode == _UNREACHABLE or (check and done.returncode):
+            raise self.failure(done)
+        return done
+
+    def failure(self, done: subprocess.CompletedProcess[bytes]) -> ConnectionFailedError:
+        """Return an error in the words of what failed."""
+        said = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
+        if done.returncode == _UNREACHABLE:
+            return ConnectionFailedError(f"{self.destination} cannot be reached: {said}", _hint_of(said, self))
+        return ConnectionFailedError(f"on {self.destination}: {said}")
+
+    def remote_shell(self) -> str:
+        """Return what rsync's ``-e`` and git's ``GIT_SSH_COMMAND`` take."""
+        return shlex.join(["ssh", *self.options_of_ssh()])
+
+    def close(self) -> None:
+        """End the shared connection, if there is one."""
+        words = ["ssh", *self.options_of_ssh(), "-O", "exit", "--", self.destination]
+        subprocess.run(words, capture_output=True, check=False)
+
+
+def _hint_of(said: str, host: Host) -> str:
+    if "Host key verification failed" in said or "HOST IDENTIFICATION HAS CHANGED" in said:
+        return "the host shows another key than the one known; if that is not expected, somebody may be in between"
+    if "Permission denied" in said:
+        return f"see that `ssh {host.destination}` lets you in"
+    return f"see that the machine is up: ssh {host.destination}"
