@@ -121,6 +121,11 @@ class Host:
         """Return what rsync's ``-e`` and git's ``GIT_SSH_COMMAND`` take."""
         return shlex.join(["ssh", *self.options_of_ssh()])
 
+    def renew(self) -> None:
+        """Let the next call connect anew: the shared connection takes no more calls, and those it has go on."""
+        words = ["ssh", *self.options_of_ssh(), "-O", "stop", "--", self.destination]
+        subprocess.run(words, capture_output=True, check=False)
+
     def close(self) -> None:
         """End the shared connection, if there is one."""
         words = ["ssh", *self.options_of_ssh(), "-O", "exit", "--", self.destination]
@@ -133,3 +138,38 @@ def _hint_of(said: str, host: Host) -> str:
     if "Permission denied" in said:
         return f"see that `ssh {host.destination}` lets you in"
     return f"see that the machine is up: ssh {host.destination}"
+
+
+def make_key(path: Path, comment: str = "") -> str:
+    """Make an ed25519 key pair without a passphrase at ``path`` and ``path``.pub, unless it is there.
+
+    Returns
+    -------
+    str
+        The public key: ``ssh-ed25519 AAAA…``, without comment.
+
+    Raises
+    ------
+    ConnectionFailedError
+        If ssh-keygen is missing or fails, in its own words.
+    """
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".key-") as aside:
+            made = Path(aside) / "key"
+            _keygen(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(made)])
+            made.replace(path)  # the pair is there once the private key is; the other half follows from it
+    public = " ".join(_keygen(["-y", "-f", str(path)]).split()[:2])
+    beside = path.with_name(f"{path.name}.pub")
+    if not beside.exists():
+        beside.write_text(f"{public} {comment}".rstrip() + "\n")
+    return public
+
+
+def _keygen(words: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(["ssh-keygen", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ConnectionFailedError("there is no ssh-keygen on this machine", "install openssh-client") from None
+    if done.returncode:
+        raise ConnectionFailedError(f"ssh-keygen failed: {' '.join(done.stderr.split())}")
+    return done.stdout
