@@ -12,13 +12,18 @@ or ``error``. What a user typed travels in frames only, never on a command line.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from ems import errors
 
 PROTOCOL = 1
+#: The agent's first words. What a login shell prints before them (a message of the day in ``.bashrc``) is passed over.
+GREETING = b"\x01ems agent\n"
 MAX_HEADER = 64 << 20  # bytes; a million runs' params travel as data, not in a header
 
 Frame: TypeAlias = "dict[str, Any]"
@@ -90,3 +95,22 @@ def as_error(record: Frame) -> errors.EmsError:
     if not (isinstance(kind, type) and issubclass(kind, errors.EmsError)):
         kind = errors.EmsError
     return kind(str(record.get("message")), str(record.get("hint") or ""))
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a hash of what this ``ems`` does on the far side: two sides of the same digest understand each other.
+
+    Versions alone would not tell a checkout from the release that it goes by.
+    """
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(_THIS_SIDE_ONLY):
+            content = path.read_bytes()
+            digest.update(b"%s\0%d\0%s" % (name.encode(), len(content), content))
+    return digest.hexdigest()[:16]
+
+
+_THIS_SIDE_ONLY = ("cli/", "cluster/", "report/", "study/")
