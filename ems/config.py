@@ -6,7 +6,6 @@ A value is taken from the first of: flag, ``targets.NAME`` of the project's file
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,7 +188,7 @@ def _check_flags(flags: Mapping[str, Json]) -> dict[str, Json]:
     try:
         return _flat(TargetSection.model_validate({**others, "resources": resources}))
     except ValidationError as error:
-        raise UsageError(_said(error), "`--help` after the command says what it takes") from None
+        raise UsageError(document.complaint(error), "`--help` after the command says what it takes") from None
 
 
 def _paths(project: Path | None) -> list[Path]:
@@ -251,34 +250,4 @@ def _defaults() -> dict[str, Json]:
 
 
 def _read(path: Path) -> ConfigFile:
-    found = document.read(path, "settings file", name=_short(path), may_be_empty=True)
-    try:
-        return ConfigFile.model_validate(found.content)
-    except ValidationError as error:
-        raise _explain(found, error) from None
-
-
-def _explain(found: document.Document, error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    location = tuple(first["loc"])
-    key = ".".join(str(part) for part in location if isinstance(part, str))
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, 1, 0.6)
-        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
-        return found.error(location, f"unknown key `{key}`", hint)
-    return found.error(location, _said(error))
-
-
-def _said(error: ValidationError) -> str:
-    """Return the first complaint: ```workers` should be greater than or equal to 1, got 0``."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-    words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"`{key}` {words[:1].lower()}{words[1:]}, got {first['input']!r}"
-
-
-def _known_keys(parents: Sequence[int | str]) -> list[str]:
-    if parents and parents[-1] == "resources":
-        return list(ResourcesSection.model_fields)
-    return list((TargetSection if parents else ConfigFile).model_fields)
+    return document.read(path, "settings file", name=_short(path), may_be_empty=True).check(ConfigFile)

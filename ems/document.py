@@ -6,18 +6,22 @@ true and a date is no JSON; and a key that stands twice silently loses its first
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, cast
+from types import NoneType
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, cast, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from ems.errors import ConfigError
 from ems.model import Json
 
 Location: TypeAlias = tuple[str | int, ...]
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,25 @@ class Document:
     def error(self, location: Location, problem: str, hint: str = "") -> ConfigError:
         """Return an error that names the file and the line of the key at ``location``."""
         return ConfigError(f"{self.path} line {self.line(location)}: {problem}", hint)
+
+    def check(self, model: type[Checked], **known: Json) -> Checked:
+        """Return the content as a model says it has to be.
+
+        Parameters
+        ----------
+        known
+            Keys that are not the file's to say.
+
+        Raises
+        ------
+        ConfigError
+            For the first unknown key or wrong value; names file and line, and the key that was meant.
+        """
+        try:
+            return model.model_validate(self.content | known)
+        except ValidationError as error:
+            location, problem, hint = _explain(model, error)
+            raise self.error(location, problem, hint) from None
 
     def line(self, location: Location) -> int:
         """Return the line, counted from 1, of the deepest key or item of ``location`` that the file has."""
@@ -92,6 +115,71 @@ def read(path: Path, what: str, *, name: str | None = None, may_be_empty: bool =
         hint = f"write `key: value` on lines of their own, with the keys of a {what}"
         raise ConfigError(f"{shown} is {'empty' if content is None else 'no mapping'}", hint)
     return Document(shown, content, text)
+
+
+def complaint(error: ValidationError) -> str:
+    """Return what a model complains of first: ```workers` should be greater than or equal to 1, got 0``."""
+    first = error.errors()[0]
+    key = _dotted(first["loc"])
+    words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    words = re.sub(r"should be a valid dictionary.*", "should be a mapping", words)
+    words = f"{words[:1].lower()}{words[1:]}"
+    if not key:
+        return words
+    got = first["input"]
+    return f"`{key}` {words}" + ("" if isinstance(got, Mapping) else f", got {got!r}")
+
+
+def did_you_mean(word: str, known: Sequence[str], what: str = "known keys") -> str:
+    """Return the hint for a name that is none of those known."""
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f"did you mean `{close[0]}`?" if close else f"{what}: {', '.join(known)}"
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> tuple[Location, str, str]:
+    """Return where the first complaint is, what it is, and a hint."""
+    first = error.errors()[0]
+    location = tuple(part for part in first["loc"] if part != _KEY)
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(str(location[-1]), _known_keys(model, location[:-1]))
+        return location, f"unknown key `{_dotted(location)}`", hint
+    if first["type"] == "missing":
+        return location[:-1], f"`{_dotted(location)}` is missing", ""
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return location, complaint(error), did_you_mean(str(first["input"]), known, "it is one of")
+    return location, complaint(error), ""
+
+
+_KEY = "[key]"  # what pydantic adds to the place of a key that may not be
+
+
+def _dotted(location: Location) -> str:
+    return ".".join(str(part) for part in location if isinstance(part, str) and part != _KEY)
+
+
+def _known_keys(model: type[BaseModel], parents: Location) -> list[str]:
+    """Return the keys that the mapping at ``parents`` may have."""
+    place: Any = model
+    for part in parents:
+        if _is_model(place):
+            field = place.model_fields.get(part)
+            place = _bare(field.annotation) if field else None
+        else:  # dict[str, X] or tuple[X, ...]
+            inner = [each for each in get_args(place) if each is not Ellipsis]
+            place = _bare(inner[-1]) if inner else None
+    return list(place.model_fields) if _is_model(place) else []
+
+
+def _is_model(place: object) -> bool:
+    return isinstance(place, type) and issubclass(place, BaseModel)
+
+
+def _bare(annotation: Any) -> Any:
+    """Return a type without ``Annotated`` and ``| None``."""
+    while get_origin(annotation) is Annotated or NoneType in get_args(annotation):
+        annotation = next(each for each in get_args(annotation) if each is not NoneType)
+    return annotation
 
 
 class _Loader(yaml.SafeLoader):
