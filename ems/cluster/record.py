@@ -22,9 +22,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ems.cluster.definition import MAX_NODES, node_name, node_number
 from ems.cluster.provider import base
 from ems.errors import ClusterError
 from ems.model import Json
@@ -105,27 +107,12 @@ def label_value(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "-", text.lower())[:63]
 
 
-def node_name(cluster: str, kind: str, number: int) -> str:
-    """Return the name of a compute node, e.g. ``local-gpu-001``."""
-    return f"{cluster}-{kind}-{number:03d}"
-
-
-def kind_of(cluster: str, node: str) -> str:
-    """Return the kind of a compute node; empty for a name that is none of this cluster's."""
-    found = re.fullmatch(rf"{re.escape(cluster)}-(.+)-\d{{3,}}", node)
-    return found[1] if found else ""
-
-
-def choose(cluster: str, present: Iterable[str], kind: str, count: int) -> list[str]:
-    """Return ``count`` names of a kind: those present, lowest first, then the lowest numbers that are free."""
-    have = sorted(name for name in present if kind_of(cluster, name) == kind)
-    number = 0
-    chosen = have[:count]
-    while len(chosen) < count:
-        number += 1
-        if (name := node_name(cluster, kind, number)) not in chosen:
-            chosen.append(name)
-    return sorted(chosen)
+def choose(cluster: str, preferred: Iterable[str], kind: str, count: int) -> list[str]:
+    """Return ``count`` names of a kind: of those in ``preferred`` the first ones, then the lowest that are free."""
+    have = [name for name in preferred if (found := node_number(cluster, name)) and found[0] == kind]
+    free = (node_name(cluster, kind, number) for number in range(1, MAX_NODES + 1))
+    more = (name for name in free if name not in have)
+    return sorted([*have, *islice(more, max(0, count - len(have)))][:count])
 
 
 class Files:

@@ -1,1 +1,16 @@
 """What makes the machines of a cluster: one Protocol, an implementation for each kind of provider."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ems.cluster.definition import ProviderSection
+    from ems.cluster.provider.base import Provider
+
+
+def connect(section: ProviderSection) -> Provider:
+    """Return the provider that a definition speaks of; its library is imported here, and no sooner."""
+    from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
+
+    return ContainerProvider(section)

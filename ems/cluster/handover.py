@@ -1,0 +1,229 @@
+"""A cluster in other hands: rebuilt from its labels, or carried to another laptop as one file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from ems.cluster.definition import Definition
+from ems.cluster.fleet import Fleet, Report, known, quiet, verified
+from ems.cluster.keys import Keys
+from ems.cluster.provider import base, connect
+from ems.cluster.provider.base import MachineState, Resource, Thing
+from ems.cluster.record import Files, Phase, Record
+from ems.errors import ClusterError, ConnectionFailedError, NotFoundError
+from ems.ssh import Host
+
+DEFINITION_FILE = "/opt/ems/etc/cluster.json"
+MUNGE_FILE = "/opt/ems/etc/secret/munge.key"
+_FILES = ("record.json", "journal.jsonl", "key", "key.pub", "known_hosts", "munge.key")
+_MAX_BYTES = 16 * 1024 * 1024
+
+# adds a public key to those that let in, unless it is there
+_LET_IN = """umask 077; mkdir -p ~/.ssh; touch ~/.ssh/authorized_keys
+grep -qxF -- "$1" ~/.ssh/authorized_keys || printf '%s\\n' "$1" >> ~/.ssh/authorized_keys"""
+
+
+def found(name: str, definition: Definition) -> list[Resource]:
+    """Return everything that carries the label of a cluster, images apart.
+
+    Raises
+    ------
+    NotFoundError
+        If there is nothing.
+    ClusterError
+        If there are two clusters of that name.
+    """
+    things = [each for each in connect(definition.provider).list({base.CLUSTER: name}) if each.thing is not Thing.IMAGE]
+    if not things:
+        raise NotFoundError(f"nothing carries the label of a cluster `{name}`", f"`ems cluster start {name}` makes it")
+    incarnations = {each.labels.get(base.INCARNATION, "") for each in things}
+    if len(incarnations) > 1:
+        raise ClusterError(f"there are {len(incarnations)} clusters named `{name}`", "delete one where it was made")
+    return things
+
+
+def stranger(name: str, definition: Definition) -> Record:
+    """Return a record made of labels alone: enough to delete a cluster that this machine does not know."""
+    things = found(name, definition)
+    labels = things[0].labels
+    return Record(
+        name,
+        labels.get(base.INCARNATION, ""),
+        labels.get(base.OWNER, ""),
+        labels.get(base.CREATED, ""),
+        definition.model_dump(mode="json"),
+        definition.digest,
+        phase=Phase.STOPPING,
+    )
+
+
+def adopt(name: str, definition: Definition, report: Report = quiet) -> Fleet:
+    """Rebuild the record of a cluster from its labels, and from what its controller says.
+
+    Parameters
+    ----------
+    definition
+        One of that name: says which provider to ask. What the cluster was made by is read from its controller.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such cluster.
+    ClusterError
+        If its controller is not there, does not let us in, or has another definition or munge key than its labels say.
+    """
+    things = found(name, definition)
+    machines = [each for each in things if each.thing is Thing.MACHINE and base.HOST_KEY in each.labels]
+    controller = next((each for each in machines if each.name == f"{name}-controller"), None)
+    if controller is None or controller.state is not MachineState.RUNNING:
+        state = "gone" if controller is None else controller.state
+        raise ClusterError(f"the controller of {name} is {state}", f"ems cluster stop {name} deletes what is there")
+    files = Files(name)
+    files.make()
+    keys = Keys(files.dir)
+    keys.trust({each.name: each.labels[base.HOST_KEY] for each in machines})
+    report(controller.name, "asked for its definition and keys")
+    record, munge = _ask(controller, _ways_in(controller, definition, keys), keys, machines)
+    keys.take_munge_key(munge, record.munge)
+    fleet = Fleet(files, files.save(record), report)
+    fleet.trust()
+    fleet.register()
+    return fleet
+
+
+def _ways_in(controller: Resource, definition: Definition, keys: Keys) -> list[Host]:
+    """Return the ways to log in: by this machine's key of the cluster, and by the user's own keys."""
+    identities = [keys.identity, None] if keys.identity.exists() else [None]
+    destination = f"{definition.login_user}@{controller.ssh_address}"
+    alias = controller.name
+    options = ("-o", "BatchMode=yes")
+    return [
+        Host(destination, controller.ssh_port, identity, keys.known_hosts, alias, options) for identity in identities
+    ]
+
+
+def _ask(controller: Resource, ways: Iterable[Host], keys: Keys, machines: Iterable[Resource]) -> tuple[Record, bytes]:
+    """Read definition and munge key from the controller, let this machine's key in, and check both by labels."""
+    trouble: ConnectionFailedError | None = None
+    for host in ways:
+        try:
+            text = host.run(["cat", DEFINITION_FILE], timeout_s=30).stdout
+            munge = host.run(["sudo", "cat", MUNGE_FILE], timeout_s=30).stdout
+            host.run(["sh", "-c", _LET_IN, "sh", keys.public()], timeout_s=30)
+            return _record(controller, text, machines), munge
+        except ConnectionFailedError as error:
+            trouble = error
+        finally:
+            host.close()
+    said = trouble.message if trouble else "no key lets us in"
+    raise ClusterError(
+        f"{controller.name} does not hand over its definition: {said}",
+        "log in there with a key of yours in ~/.ssh, or carry it: ems cluster export, ems cluster import",
+    ) from trouble
+
+
+def _record(controller: Resource, text: bytes, machines: Iterable[Resource]) -> Record:
+    labels = controller.labels
+    name = labels[base.CLUSTER]
+    try:
+        content = json.loads(text)
+        definition, created = content["definition"], str(content.get("created") or labels.get(base.CREATED, ""))
+        owner = str(content.get("owner") or labels.get(base.OWNER, ""))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{DEFINITION_FILE} on {controller.name} cannot be read: {error}") from error
+    nodes = tuple(sorted(each.name for each in machines if each.labels.get(base.ROLE) == "compute"))
+    record = Record(
+        name,
+        labels[base.INCARNATION],
+        owner,
+        created,
+        definition,
+        labels[base.DEFINITION],
+        nodes,
+        labels[base.MUNGE],
+        Phase.READY,
+    )
+    try:
+        verified(record)
+    except ClusterError:
+        raise ClusterError(
+            f"the definition on {controller.name} is not the one that the cluster was made by",
+            f"somebody has changed {DEFINITION_FILE} there: put it back, or stop the cluster",
+        ) from None
+    return record
+
+
+def export(name: str, path: Path) -> None:
+    """Write everything that another machine needs to command a cluster to one file, which nobody else may read.
+
+    Raises
+    ------
+    ClusterError
+        If the file is there already.
+    """
+    fleet = known(name)
+    folder = fleet.files.dir
+    members = [folder / each for each in _FILES] + sorted((folder / "hostkeys").glob("*"))
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise ClusterError(f"{path} is there already", "give another name, or delete it") from None
+    except OSError as error:
+        raise ClusterError(f"{path} cannot be written: {error.strerror}") from error
+    with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for member in members:
+            if member.is_file():
+                archive.add(member, f"{name}/{member.relative_to(folder)}", recursive=False)
+
+
+def take(path: Path) -> Fleet:
+    """Know a cluster that another machine has exported; it becomes a target.
+
+    Raises
+    ------
+    ClusterError
+        If the file is none of ours, or this machine knows a cluster of that name already.
+    """
+    content = _read(path)
+    names = {PurePosixPath(member).parts[0] for member in content}
+    if len(names) != 1 or f"{(name := names.pop())}/record.json" not in content:
+        raise ClusterError(f"{path} is no exported cluster", "`ems cluster export NAME FILE` writes one")
+    files = Files(name)
+    with files.locked():
+        if files.load() is not None:
+            raise ClusterError(f"this machine knows a cluster `{name}` already", f"ems cluster status {name}")
+        later = f"{name}/record.json"  # last: it is what makes the cluster known
+        for member in [*(each for each in content if each != later), later]:
+            target = files.dir / PurePosixPath(member).relative_to(name)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content[member])
+        fleet = known(name)
+        fleet.keys.check_munge_key(fleet.record.munge)
+        if fleet.record.phase is Phase.READY:
+            fleet.register()
+        return fleet
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """Return the files of an archive by name; only plain files of the kinds we write, nothing outside one folder."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as archive:
+            members = archive.getmembers()
+            if sum(each.size for each in members) > _MAX_BYTES or not all(_is_ours(each) for each in members):
+                raise ClusterError(f"{path} is no exported cluster", "`ems cluster export NAME FILE` writes one")
+            return {each.name: file.read() for each in members if (file := archive.extractfile(each))}
+    except (OSError, tarfile.TarError) as error:
+        raise ClusterError(f"{path} cannot be read: {error}") from error
+
+
+def _is_ours(member: tarfile.TarInfo) -> bool:
+    parts = PurePosixPath(member.name).parts
+    is_known = (len(parts) == 2 and parts[1] in _FILES) or (len(parts) == 3 and parts[1] == "hostkeys")
+    return member.isfile() and is_known and ".." not in parts and not member.name.startswith("/")

@@ -1,0 +1,391 @@
+"""The life of a cluster: start, set-up, pause, resume, stop. Each may be killed anywhere and given again.
+
+What is wanted is written down first, what is there is read from labels, and only the difference is made: to start
+again after any failure continues, and never doubles a node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ems import registry
+from ems.cluster import nodes, provision
+from ems.cluster.definition import Definition
+from ems.cluster.fleet import Fleet, Report, quiet
+from ems.cluster.keys import fingerprint
+from ems.cluster.provider import base, connect
+from ems.cluster.provider.base import MachineState, Resource, Thing
+from ems.cluster.record import Files, Phase, choose, new
+from ems.errors import ClusterError, ConnectionFailedError, UsageError
+
+_REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
+_EMPTY_S = 300
+_REQUEUE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a change of a cluster ended.
+
+    Attributes
+    ----------
+    ready
+        The compute nodes that are idle or at work.
+    left_out
+        Those that are not there, and why.
+    changed
+        What the set-up changed; None where none ran.
+    tests
+        Partition and kind -> what the test job there wrote.
+    """
+
+    ready: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    changed: int | None = None
+    tests: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def begin(name: str, definition: Definition, counts: Mapping[str, int], report: Report = quiet) -> Fleet:
+    """Write down what is wanted; nothing is made yet. The caller holds the cluster's lock.
+
+    Parameters
+    ----------
+    counts
+        Kind -> number of nodes; kinds left out keep what they had, or what the definition says.
+
+    Raises
+    ------
+    ClusterError
+        If there is a cluster of that name that this machine did not make, or one that is paused or half deleted.
+    UsageError
+        If there is no such kind.
+    """
+    files = Files(name)
+    record = files.load()
+    if record is None:
+        _refuse_strangers(name, definition)
+        record = new(name, definition.model_dump(mode="json"), definition.digest)
+    _check_phase(record.phase, name)
+    fleet = Fleet(files, record, report)
+    want(fleet, plan(fleet, counts))
+    return fleet
+
+
+def want(fleet: Fleet, wanted: tuple[str, ...]) -> None:
+    """Write down which nodes are wanted; their keys are made before, and believed from then on."""
+    if fleet.record.munge:
+        fleet.keys.check_munge_key(fleet.record.munge)
+    else:
+        fleet.update(munge=fingerprint(fleet.keys.munge_key()))
+    fleet.update(wanted=wanted, left_out={})
+    fleet.trust()
+
+
+def _check_phase(phase: Phase, name: str) -> None:
+    if phase is Phase.PAUSED:
+        raise ClusterError(f"the cluster `{name}` is paused", f"ems cluster resume {name}")
+    if phase is Phase.STOPPING:
+        raise ClusterError(f"the cluster `{name}` is half deleted", f"ems cluster stop {name} deletes the rest")
+
+
+def _refuse_strangers(name: str, definition: Definition) -> None:
+    """Refuse a name whose machines another machine, or a record that was lost, has made."""
+    found = [each for each in connect(definition.provider).list({base.CLUSTER: name}) if each.thing is not Thing.IMAGE]
+    if found:
+        owner = found[0].labels.get(base.OWNER, "somebody")
+        raise ClusterError(
+            f"there is a cluster `{name}` already, which this machine does not know ({owner} made it)",
+            f"ems cluster status {name} --adopt takes it over; another name: copy its definition",
+        )
+
+
+def plan(fleet: Fleet, counts: Mapping[str, int], preferred: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the names of the compute nodes that are wanted.
+
+    Parameters
+    ----------
+    preferred
+        Nodes that stay where there are too many: those at work.
+    """
+    kinds = fleet.definition.nodes
+    for kind in counts:
+        if kind not in kinds:
+            raise UsageError(f"{fleet.name} has no kind of node `{kind}`", f"its kinds are {', '.join(kinds)}")
+    before = fleet.record.wanted
+    order = [*(name for name in before if name in set(preferred)), *before]
+    chosen: list[str] = []
+    for kind, spec in kinds.items():
+        had = sum(fleet.kind(name) == kind for name in before) if before else spec.count
+        chosen += choose(fleet.name, dict.fromkeys(order), kind, counts.get(kind, had))
+    return tuple(chosen)
+
+
+def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
+    """Make what is wanted and not there; then set it up, wait for its nodes, and run a job on every partition.
+
+    Raises
+    ------
+    ClusterError
+        If the controller cannot be made or set up, or a test job fails; machines that are there stay.
+    """
+    began = time.monotonic()
+    make(fleet)
+    if not setup:
+        return Outcome(tuple(fleet.record.wanted), fleet.record.left_out, seconds=time.monotonic() - began)
+    changed = configure(fleet)
+    outcome = settle(fleet, changed)
+    fleet.register()
+    fleet.update(phase=Phase.READY)
+    return _timed(outcome, began)
+
+
+def make(fleet: Fleet) -> None:
+    """Make what is wanted and not there: network, controller, nodes; delete nodes that are not wanted."""
+    record = fleet.record
+    fleet.update(left_out={})
+    requests = nodes.requests(fleet, [record.controller, *record.wanted])
+    interrupted = fleet.journal.unfinished()
+    found = nodes.settled_machines(fleet) if interrupted else fleet.machines()
+    missing = [each for each in requests if each.name not in found]
+    if missing:
+        fleet.provider.check(missing)
+        fleet.report("network", "being made")
+        with fleet.journal.step("prepare", [f"{record.name}"]):
+            fleet.provider.prepare(record.labels())
+        fleet.report("network", "there")
+    surplus = [name for name in found if name != record.controller and name not in record.wanted]
+    nodes.remove(fleet, surplus)
+    nodes.create(fleet, requests, found)
+
+
+def configure(fleet: Fleet) -> int:
+    """Run the templates on the controller; returns how much they changed."""
+    reach(fleet)
+    with fleet.journal.step("setup", [fleet.record.controller]):
+        return provision.configure(fleet).changed
+
+
+def reach(fleet: Fleet) -> None:
+    """Wait until the controller lets us in, by the host key that it was given.
+
+    Raises
+    ------
+    ClusterError
+        If it does not, or shows another key.
+    """
+    name = fleet.record.controller
+    fleet.report(name, "boots")
+    deadline = time.monotonic() + _REACH_S
+    while True:
+        host = fleet.host()
+        try:
+            host.run(["true"], timeout_s=20)
+            break
+        except ConnectionFailedError as error:
+            if "Host key verification failed" in error.message or "CHANGED" in error.message:
+                raise ClusterError(f"{name} shows another host key than the one it was given", error.hint) from error
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{name} cannot be logged into after {_REACH_S} s: {error.message}",
+                    f"`ems cluster start {fleet.name}` tries again; `ems cluster stop {fleet.name}` deletes it",
+                ) from error
+        time.sleep(0.25)
+    fleet.report(name, "there")
+
+
+def settle(fleet: Fleet, changed: int | None = None) -> Outcome:
+    """Wait for the wanted nodes, replace or leave out those that do not come, and try every partition."""
+    began = time.monotonic()
+    ready = nodes.join(fleet, fleet.record.wanted)
+    if fleet.record.wanted and not ready:
+        why = "; ".join(f"{node}: {reason}" for node, reason in fleet.record.left_out.items())
+        raise ClusterError(f"no node of {fleet.name} came up: {why}", f"ems cluster logs {fleet.name} NODE")
+    tests = try_partitions(fleet, ready)
+    return Outcome(tuple(ready), dict(fleet.record.left_out), changed, tests, time.monotonic() - began)
+
+
+def try_partitions(fleet: Fleet, ready: Iterable[str]) -> dict[str, str]:
+    """Run a job on each kind of node of each partition, with its gres, all side by side.
+
+    Raises
+    ------
+    ClusterError
+        If one fails.
+    """
+    there = {fleet.kind(node) for node in ready}
+    wanted = [
+        (partition, kind)
+        for partition, spec in fleet.definition.partitions.items()
+        for kind in spec.nodes
+        if kind in there
+    ]
+    home = f"/home/{fleet.definition.login_user}"
+    scheduler = fleet.scheduler
+
+    def run(pair: tuple[str, str]) -> str:
+        partition, kind = pair
+        spec = fleet.definition.nodes[kind]
+        gres = f"gpu:{f'{spec.gpu_type}:' if spec.gpu_type else ''}1" if spec.gpus else ""
+        subject = f"test {partition}" if partition == kind else f"test {partition} on {kind}"
+        fleet.report(subject, "a job runs")
+        said = scheduler.test(partition, constraint=kind, gres=gres, home=home)
+        fleet.report(subject, "passed")
+        return said
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        results = list(pool.map(run, wanted))
+    return {f"{partition}/{kind}": said for (partition, kind), said in zip(wanted, results, strict=True)}
+
+
+def setup(fleet: Fleet) -> Outcome:
+    """Run the templates again on a cluster that is there; where nothing differs nothing changes."""
+    began = time.monotonic()
+    _check_phase(fleet.record.phase, fleet.name)
+    changed = configure(fleet)
+    outcome = settle(fleet, changed)
+    fleet.register(use=False)
+    fleet.update(phase=Phase.READY)
+    return _timed(outcome, began)
+
+
+def resize(fleet: Fleet, counts: Mapping[str, int], *, now: bool = False) -> Outcome:
+    """Have other numbers of nodes; those that leave finish what they run first.
+
+    Parameters
+    ----------
+    now
+        Do not wait: what runs on nodes that leave goes back into the queue.
+    """
+    began = time.monotonic()
+    _check_phase(fleet.record.phase, fleet.name)
+    jobs = fleet.scheduler.jobs()
+    at_work = {node for job in jobs for node in nodes.expand(job.nodes)}
+    change(fleet, plan(fleet, counts, preferred=at_work), now=now)
+    return _timed(settle_new(fleet), began)
+
+
+def change(fleet: Fleet, wanted: tuple[str, ...], *, now: bool = False) -> None:
+    """Make and delete nodes until there are those that are wanted."""
+    want(fleet, wanted)
+    found = fleet.machines()
+    requests = nodes.requests(fleet, list(wanted))
+    if missing := [each for each in requests if each.name not in found]:
+        fleet.provider.check(missing)
+    nodes.create(fleet, requests, found)
+    surplus = [name for name in found if name != fleet.record.controller and name not in wanted]
+    nodes.remove(fleet, surplus, now=now)
+
+
+def settle_new(fleet: Fleet) -> Outcome:
+    """Wait for nodes after a resize; partitions were tried when the cluster was started."""
+    ready = nodes.join(fleet, fleet.record.wanted)
+    return Outcome(tuple(ready), dict(fleet.record.left_out))
+
+
+def pause(fleet: Fleet) -> None:
+    """Stop all machines; disks and accounting stay. What runs goes back into the queue."""
+    if fleet.record.phase is Phase.STOPPING:
+        _check_phase(fleet.record.phase, fleet.name)
+    machines = fleet.machines()
+    computes = {name: each for name, each in machines.items() if name != fleet.record.controller}
+    controller = machines.get(fleet.record.controller)
+    with fleet.journal.step("pause", machines):
+        if controller is not None and controller.state is MachineState.RUNNING:
+            fleet.report("jobs", "go back into the queue")
+            fleet.scheduler.down(computes, "paused by ems")
+            _wait_requeued(fleet)
+            fleet.scheduler.forget_boot(computes)
+            fleet.scheduler.host.run(["sudo", "sync"], check=False)
+            fleet.scheduler.host.close()
+        fleet.report("nodes", "stop")
+        fleet.provider.stop([each for each in computes.values() if each.state is not MachineState.STOPPED])
+        fleet.report(fleet.record.controller, "stops")
+        if controller is not None and controller.state is not MachineState.STOPPED:
+            fleet.provider.stop([controller])
+        fleet.update(phase=Phase.PAUSED)
+
+
+def _wait_requeued(fleet: Fleet) -> None:
+    deadline = time.monotonic() + _REQUEUE_S
+    while time.monotonic() < deadline and any(job.nodes for job in fleet.scheduler.jobs()):
+        time.sleep(0.3)
+
+
+def resume(fleet: Fleet) -> Outcome:
+    """Start all machines of a cluster that was paused, and wait until SLURM has its nodes again."""
+    began = time.monotonic()
+    if fleet.record.phase is Phase.STOPPING:
+        _check_phase(fleet.record.phase, fleet.name)
+    machines = fleet.machines()
+    controller = machines.get(fleet.record.controller)
+    if controller is None:
+        raise ClusterError(f"{fleet.record.controller} is gone", f"ems cluster stop {fleet.name} deletes the rest")
+    with fleet.journal.step("resume", machines):
+        fleet.provider.start([controller])
+        reach(fleet)
+        _wait_scheduler(fleet)
+        computes = [machines[name] for name in fleet.record.wanted if name in machines]
+        fleet.provider.start(computes)
+    fleet.update(phase=Phase.MAKING)
+    make(fleet)
+    outcome = settle(fleet)
+    fleet.register(use=False)
+    fleet.update(phase=Phase.READY)
+    return _timed(outcome, began)
+
+
+def _wait_scheduler(fleet: Fleet) -> None:
+    fleet.report("slurmctld", "starts")
+    deadline = time.monotonic() + _REACH_S
+    while not fleet.scheduler.is_up():
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"slurmctld of {fleet.name} does not answer",
+                f"ems cluster logs {fleet.name}; ems cluster setup {fleet.name}",
+            )
+        time.sleep(0.3)
+    fleet.report("slurmctld", "answers")
+
+
+def stop(fleet: Fleet) -> int:
+    """Delete everything but images, look until nothing is left twice, then forget the cluster; returns how much it was.
+
+    Raises
+    ------
+    ClusterError
+        If something cannot be deleted; it is named, and nothing is forgotten.
+    """
+    fleet.update(phase=Phase.STOPPING)
+    things = fleet.resources()
+    controller = next((each for each in things if each.name == fleet.record.controller), None)
+    if controller is not None and controller.ssh_address:
+        fleet.host(controller).close()
+    with fleet.journal.step("stop", [each.name for each in things]):
+        _destroy_until_empty(fleet, things)
+    registry.forget(fleet.name)
+    fleet.files.delete()
+    return len(things)
+
+
+def _destroy_until_empty(fleet: Fleet, things: list[Resource]) -> None:
+    deadline = time.monotonic() + _EMPTY_S
+    empty = 0
+    while empty < 2:
+        if things:
+            fleet.report("machines", f"{len(things)} left")
+            fleet.provider.destroy(things)
+        things = fleet.resources()
+        empty = 0 if things else empty + 1
+        if things and time.monotonic() > deadline:
+            left = ", ".join(f"{each.thing} {each.name}" for each in things)
+            raise ClusterError(f"these cannot be deleted: {left}", f"ems cluster stop {fleet.name} tries again")
+        time.sleep(0.2)
+    fleet.report("machines", "gone")
+
+
+def _timed(outcome: Outcome, began: float) -> Outcome:
+    return Outcome(outcome.ready, outcome.left_out, outcome.changed, outcome.tests, time.monotonic() - began)
