@@ -10,15 +10,53 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from ems.document import did_you_mean
+from ems.errors import UsageError
 
 MAX_NODES = 999  # of a kind: their numbers have three digits
 
 #: What slurm.conf says where the definition does not.
 SLURM_DEFAULTS: dict[str, str | int] = {"MaxArraySize": 20001, "MaxJobCount": 100_000}
+
+
+#: The distributions that the templates know.
+IMAGES = ("debian:12", "debian:13", "ubuntu:24.04")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Text of a certain form, of which people are told in words instead of by a pattern."""
+
+    pattern: str
+    words: str
+
+    def check(self, text: str) -> str:
+        """Return text of this form; raise ValueError for any other."""
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError(f"should be {self.words}")
+        return text
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "pattern": f"^({self.pattern})$"}
 
 
 def _as_list(value: object) -> object:
@@ -29,24 +67,48 @@ def _as_provider(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _as_slurm(value: object) -> object:
+    return ("NO", "YES")[value] if isinstance(value, bool) else value
+
+
 def _subnet(value: object) -> object:
     try:
         network = IPv4Network(str(value))
     except ValueError as error:
-        raise ValueError(f"should be an address range such as 10.89.77.0/24: {error}") from None
+        raise ValueError(f"should be an address range such as 10.89.77.0/24 ({error})") from None
     if not 16 <= network.prefixlen <= 28 or not network.is_private:
         raise ValueError("should be a private address range between /16 and /28, such as 10.89.77.0/24")
     return str(network)
 
 
-Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+OneOrMore: TypeAlias = str | list[str]
+OneLine: TypeAlias = Annotated[str, Form(r"[^\x00-\x1f\x7f]*", "text on one line")]
+Word: TypeAlias = Annotated[str, Form(r"[^\s\x00-\x1f\x7f]+", "one word")]
+Texts: TypeAlias = Annotated[tuple[OneLine, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-Scalar: TypeAlias = bool | int | float | str
-UserName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
-KindName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,15}$")]
-PartitionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,30}$")]
-OneLine: TypeAlias = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-Absolute: TypeAlias = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]+$")]
+UserName: TypeAlias = Annotated[
+    str, Form(r"[a-z_][a-z0-9_-]{0,30}", "a name of lower-case letters, digits, dashes and underscores")
+]
+KindName: TypeAlias = Annotated[
+    str, Form(r"[a-z][a-z0-9]{0,15}", "up to 16 lower-case letters and digits, a letter first")
+]
+PartitionName: TypeAlias = Annotated[
+    str, Form(r"[A-Za-z][A-Za-z0-9_-]{0,30}", "up to 31 letters, digits, dashes and underscores, a letter first")
+]
+Parameter: TypeAlias = Annotated[str, Form(r"[A-Za-z][A-Za-z0-9]*", "a parameter's name as in slurm.conf")]
+AbsolutePath: TypeAlias = Annotated[str, Form(r"/[A-Za-z0-9][^\x00-\x20\x7f]*", "an absolute path")]
+Time: TypeAlias = Annotated[
+    str,
+    Form(
+        r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED",
+        "minutes, hours:minutes:seconds or days-hours:minutes:seconds",
+    ),
+]
+Package: TypeAlias = Annotated[str, Form(r"[a-z0-9][a-z0-9+.-]+", "a package's name")]
+Requirement: TypeAlias = Annotated[str, Form(r"[A-Za-z0-9][^\x00-\x1f\x7f]*", "a requirement of pip's")]
+PublicKey: TypeAlias = Annotated[
+    str, Form(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?", "a public SSH key on one line")
+]
 
 
 class Section(BaseModel):
@@ -76,12 +138,12 @@ ProviderSection: TypeAlias = ContainerSection
 class Machine(Section):
     """What any machine of the cluster is made of."""
 
-    size: OneLine | None = None
+    size: Word | None = None
     """The provider's own name for a size; it then decides about cpus and memory."""
     cpus: Count | None = None
     mem_gb: Annotated[float, Field(gt=0)] | None = None
     disk_gb: Count | None = None
-    image: OneLine | None = None
+    image: Word | None = None
     """A distribution or image of its own; default: the cluster's."""
 
 
@@ -91,29 +153,31 @@ class NodeKind(Machine):
     count: Annotated[int, Field(ge=0, le=MAX_NODES)] = 1
     """How many `ems cluster start` makes where `--nodes` does not say."""
     gpus: Annotated[int, Field(ge=0, le=16)] = 0
-    gpu_type: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,30}$")] | None = None
+    gpu_type: Annotated[str, Form(r"[a-z][a-z0-9_.-]{0,30}", "lower case, e.g. `a100`")] | None = None
     """The type in `--gres gpu:TYPE:1`, e.g. `a100`."""
 
 
 class Partition(Section):
     """A queue."""
 
-    nodes: Annotated[tuple[KindName, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    nodes: Annotated[
+        tuple[KindName, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore), Field(min_length=1)
+    ]
     """The kinds of its nodes."""
     default: bool = False
     """Whether jobs that name no partition go there; where none says so, the first is."""
-    time: OneLine | None = None
+    time: Time | None = None
     """The longest that a job may run, in SLURM's words: `2-00:00:00`; default: for ever."""
-    options: dict[Annotated[str, Field(pattern=r"^[A-Za-z]+$")], OneLine] = {}
+    options: dict[Parameter, Word] = {}
     """Further words of its line in slurm.conf, e.g. `{PriorityTier: 2}`."""
 
 
 class PythonSection(Section):
     """The Python that runs use: a virtual environment on the share. Without any, runs use the nodes' own."""
 
-    version: Annotated[str, Field(pattern=r"^3\.\d+$")] | None = None
+    version: Annotated[str, Form(r"3\.\d+", "a version such as `3.12`")] | None = None
     """E.g. `3.12`; default: the distribution's."""
-    packages: Texts = ()
+    packages: Annotated[tuple[Requirement, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
     """What pip installs, e.g. `[torch, "numpy>=2"]`."""
     requirements: str | None = None
     """A requirements file, relative to this one (in a resolved definition: its text)."""
@@ -126,11 +190,11 @@ class PythonSection(Section):
 class Mount(Section):
     """A file system that every machine mounts."""
 
-    source: OneLine
+    source: Word
     """E.g. `nas.example.org:/data`."""
-    path: Absolute
-    type: Annotated[str, Field(pattern=r"^[a-z0-9.]+$")] = "nfs"
-    options: Annotated[str, Field(pattern=r"^[A-Za-z0-9_=.,:/-]+$")] = "defaults"
+    path: AbsolutePath
+    type: Annotated[str, Form(r"[a-z0-9.]+", "a type of file system, e.g. `nfs`")] = "nfs"
+    options: Annotated[str, Form(r"[A-Za-z0-9_=.,:/@+-]+", "options of mount with commas between")] = "defaults"
 
 
 class Hooks(Section):
@@ -145,7 +209,7 @@ class User(Section):
 
     uid: Annotated[int, Field(ge=1000, le=60000)] | None = None
     """Default: 2001 for the first, and so on."""
-    keys: Texts = ()
+    keys: Annotated[tuple[PublicKey, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
     """Public SSH keys, as in authorized_keys."""
     groups: tuple[UserName, ...] = ()
     sudo: bool = False
@@ -156,8 +220,10 @@ class Definition(Section):
 
     name: str
     description: OneLine = ""
-    provider: Annotated[ProviderSection, BeforeValidator(_as_provider)]
-    image: OneLine = "debian:12"
+    provider: Annotated[
+        ProviderSection, BeforeValidator(_as_provider, json_schema_input_type=Literal["container"] | ProviderSection)
+    ]
+    image: Word = "debian:12"
     """The distribution of all machines: `debian:12`, `debian:13` or `ubuntu:24.04`."""
     login_user: UserName = "ems"
     controller: Machine = Machine()
@@ -165,13 +231,16 @@ class Definition(Section):
     """The kinds of compute nodes; `--nodes 2` means the first."""
     partitions: dict[PartitionName, Partition] = {}
     """Default: one for each kind, of its name."""
-    slurm: dict[Annotated[str, Field(pattern=r"^[A-Za-z]+$")], Scalar] = {}
+    slurm: dict[
+        Parameter,
+        Annotated[int | float | OneLine, BeforeValidator(_as_slurm, json_schema_input_type=bool | int | float | str)],
+    ] = {}
     """Lines of slurm.conf, e.g. `{SchedulerParameters: bf_continue}`."""
     accounting: bool = True
     """Whether sacct works by MariaDB and slurmdbd; else finished jobs are written to a file."""
-    cuda: Annotated[str, Field(pattern=r"^(distribution|\d+[.-]\d+)$")] | None = None
+    cuda: Annotated[str, Form(r"distribution|\d+-\d+", "`distribution` or a version such as `12-6`")] | None = None
     """The CUDA toolkit that nodes with GPUs get: `distribution`, or a version of NVIDIA's, e.g. `12-6`."""
-    packages: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")], ...] = ()
+    packages: tuple[Package, ...] = ()
     """Packages of the distribution, on every machine."""
     python: PythonSection = PythonSection()
     mounts: tuple[Mount, ...] = ()
@@ -185,19 +254,18 @@ class Definition(Section):
         if not isinstance(content, dict):
             return content
         filled = dict(content)
-        slurm, nodes = content.get("slurm", {}), content.get("nodes")
+        slurm, nodes, users = content.get("slurm", {}), content.get("nodes"), content.get("users")
         if isinstance(slurm, dict):
-            filled["slurm"] = SLURM_DEFAULTS | slurm
+            said = {str(key).lower() for key in slurm}
+            filled["slurm"] = {key: value for key, value in SLURM_DEFAULTS.items() if key.lower() not in said} | slurm
         if not content.get("partitions") and isinstance(nodes, dict):
             filled["partitions"] = {kind: {"nodes": [kind]} for kind in nodes}
+        if isinstance(users, dict):
+            filled["users"] = {
+                name: {"uid": 2001 + place} | user if isinstance(user, dict) else {"uid": 2001 + place}
+                for place, (name, user) in enumerate(users.items())
+            }
         return filled
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        defaults = [name for name, partition in self.partitions.items() if partition.default]
-        if len(defaults) > 1:
-            raise ValueError(f"two partitions are the default: {' and '.join(defaults[:2])}")
-        return self
 
     @property
     def default_partition(self) -> str:
@@ -211,9 +279,19 @@ class Definition(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def kind(self, name: str) -> NodeKind:
-        """Return a kind of node; ``controller`` is one too."""
+        """Return a kind of node; ``controller`` is one too.
+
+        Raises
+        ------
+        UsageError
+            If there is none of that name.
+        """
         if name == "controller":
             return NodeKind(count=1, **self.controller.model_dump())
+        if name not in self.nodes:
+            raise UsageError(
+                f"{self.name} has no nodes of the kind `{name}`", did_you_mean(name, list(self.nodes), "kinds are")
+            )
         return self.nodes[name]
 
 

@@ -1,0 +1,94 @@
+"""What does not fit together in a definition whose every value is of the right kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ems.cluster.definition import IMAGES, Definition, Machine
+from ems.cluster.userdata import LOGIN_UID
+from ems.document import Location, did_you_mean
+
+#: Lines of slurm.conf that hold a cluster together; a definition may say any other. Lower case, as SLURM has no case.
+_OWN_LINES = frozenset({
+    "clustername", "slurmctldhost", "controlmachine", "controladdr", "slurmuser", "authtype", "authinfo", "nodename",
+    "nodeset", "partitionname", "maxnodecount", "grestypes", "statesavelocation", "slurmdspooldir", "include",
+    "accountingstoragetype", "accountingstoragehost", "accountingstorageport", "accountingstorageuser",
+    "accountingstoragepass",
+})  # fmt: skip
+_SYSTEM_USERS = ("root", "daemon", "nobody", "slurm", "munge", "mysql", "sshd", "www-data", "messagebus")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a definition whose every value is of the right kind.
+
+    Attributes
+    ----------
+    location
+        The key that it is about.
+    """
+
+    location: Location
+    message: str
+    hint: str = ""
+
+
+def problems(definition: Definition) -> Iterator[Problem]:
+    """Yield what does not fit together in a definition."""
+    yield from _wrong_machines(definition)
+    yield from _wrong_partitions(definition)
+    yield from _wrong_users(definition)
+    for key in definition.slurm:
+        if key.lower() in _OWN_LINES:
+            yield Problem(("slurm", key), f"`slurm.{key}` is for ems to say", "leave the line out")
+    for number, mount in enumerate(definition.mounts):
+        if re.match(r"/(home|opt/ems|etc|usr|var|proc|sys|dev|run)(/|$)", mount.path):
+            message = f"`mounts` cannot put {mount.source} at {mount.path}, which is the machine's own"
+            yield Problem(("mounts", number, "path"), message, "choose another path, e.g. /data")
+
+
+def _wrong_machines(definition: Definition) -> Iterator[Problem]:
+    machines: list[tuple[Location, Machine]] = [((), Machine(image=definition.image))]
+    machines += [(("controller",), definition.controller)]
+    machines += [(("nodes", name), kind) for name, kind in definition.nodes.items()]
+    for location, machine in machines:
+        if machine.image and "/" not in machine.image and machine.image not in IMAGES:
+            hint = did_you_mean(machine.image, IMAGES, "there are")
+            yield Problem((*location, "image"), f"there is no image `{machine.image}`", hint)
+        if machine.size and definition.provider.kind == "container":
+            message = f"there is no size `{machine.size}`: containers have none"
+            yield Problem((*location, "size"), message, "say `cpus` and `mem_gb` instead")
+    for name, kind in definition.nodes.items():
+        if name in {"controller", "login", "all", "default"}:
+            yield Problem(("nodes", name), f"`{name}` cannot be the name of a kind of nodes", "choose another name")
+        if kind.gpu_type and not kind.gpus:
+            yield Problem(("nodes", name, "gpu_type"), f"`nodes.{name}` has a gpu_type but no gpus", "add `gpus: 1`")
+
+
+def _wrong_partitions(definition: Definition) -> Iterator[Problem]:
+    kinds = list(definition.nodes)
+    default = [name for name, partition in definition.partitions.items() if partition.default]
+    if len(default) > 1:
+        message = f"`partitions.{default[0]}` and `partitions.{default[1]}` cannot both be the default"
+        yield Problem(("partitions", default[1], "default"), message, "leave one `default: true` out")
+    for name, partition in definition.partitions.items():
+        if name.lower() == "default":
+            yield Problem(("partitions", name), f"`{name}` cannot be the name of a partition", "choose another name")
+        for kind in partition.nodes:
+            if kind not in kinds:
+                message = f"`partitions.{name}` speaks of nodes of the kind `{kind}`, which are not there"
+                yield Problem(("partitions", name, "nodes"), message, did_you_mean(kind, kinds, "kinds are"))
+
+
+def _wrong_users(definition: Definition) -> Iterator[Problem]:
+    if definition.login_user in _SYSTEM_USERS:
+        yield Problem(("login_user",), f"`{definition.login_user}` cannot be the login user", "choose another name")
+    seen = {LOGIN_UID: definition.login_user}
+    for name, user in definition.users.items():
+        if name in {*_SYSTEM_USERS, definition.login_user}:
+            yield Problem(("users", name), f"the user `{name}` is there without you", "choose another name")
+        if user.uid in seen:
+            yield Problem(("users", name, "uid"), f"`{name}` and `{seen[user.uid]}` have the uid {user.uid} both")
+        seen[user.uid or 0] = name
