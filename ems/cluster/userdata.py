@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ems.cluster import shipped
-from ems.cluster.definition import Definition
+from ems.cluster.definition import Definition, node_name
 from ems.cluster.keys import HostKey
 from ems.errors import ClusterError
 from ems.model import Json
@@ -31,11 +31,15 @@ _OWN_KEYS = "/etc/ems/authorized_keys"
 _MEMORY_SHARE = 0.95  # of what was asked for; the kernel keeps some, and SLURM drains a node that has less than it said
 
 
-def controller_user_data(definition: Definition, host_key: HostKey, authorized_keys: Sequence[str]) -> str:
-    """Return the user-data of the controller.
+def controller_user_data(
+    definition: Definition, host_key: HostKey, authorized_keys: Sequence[str], *, name: str | None = None
+) -> str:
+    """Return the user-data of the controller, or of another machine that Ansible sets up over SSH.
 
     Parameters
     ----------
+    name
+        The machine's; default: the controller's.
     authorized_keys
         The public keys that may log in; those that do not fit are left out, the first never.
 
@@ -44,7 +48,7 @@ def controller_user_data(definition: Definition, host_key: HostKey, authorized_k
     ClusterError
         If it is longer than a cloud takes.
     """
-    name = f"{definition.name}-controller"
+    name = name or node_name(definition.name, "controller")
     for count in range(len(authorized_keys), 0, -1):
         config = _base(definition, name, host_key, authorized_keys[:count])
         config["write_files"] = [_file(NODE_FILE, json.dumps({"name": name, "role": "controller"}))]
@@ -122,7 +126,7 @@ def node_facts(definition: Definition, name: str, kind: str) -> dict[str, Json]:
         "role": "compute",
         "kind": kind,
         "cluster": definition.name,
-        "controller": f"{definition.name}-controller",
+        "controller": node_name(definition.name, "controller"),
         "gpus": node.gpus,
         "slurmd": " ".join(words),
     }
