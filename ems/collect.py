@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import io
 import json
 import os
@@ -13,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ems import outputs
 from ems.errors import UsageError
-from ems.harvest.intake import walk
 from ems.harvest.readers import wrong_width
 from ems.model import Experiment, Run
 from ems.node import records
@@ -74,7 +73,7 @@ def gather(root: Path, experiment: Experiment, pattern: str, into: Path) -> Gath
     copied: list[tuple[int, str, Path]] = []
     missing: list[int] = []
     for index in range(experiment.n_runs):
-        found = sorted(_matching(Path(files.run(index)), pattern, experiment.cwd))
+        found = sorted(outputs.matching(Path(files.run(index)), pattern, experiment.cwd))
         if not found:
             missing.append(index)
         taken: set[str] = set()
@@ -86,18 +85,6 @@ def gather(root: Path, experiment: Experiment, pattern: str, into: Path) -> Gath
             shutil.copy2(Path(files.run(index), path), aside)
             copied.append((index, shown, aside.replace(into / name)))
     return Gathered(tuple(copied), tuple(missing))
-
-
-def _matching(folder: Path, pattern: str, cwd: str) -> Iterator[str]:
-    """Yield the paths below a run's directory that match."""
-    base = "" if cwd == "." else f"{cwd}/"
-    for path in walk(folder, skipped=("attempts", "__pycache__")):
-        seen = path.removeprefix("files/")
-        names = [path, seen, seen.removeprefix(base)]
-        if "/" not in pattern:
-            names.append(seen.rpartition("/")[2])
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            yield path
 
 
 def _distinct(name: str, taken: set[str]) -> str:

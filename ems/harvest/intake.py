@@ -1,47 +1,25 @@
-"""The files of one run that hold metrics, read on from where the last harvest stopped.
+"""The files of one run that hold metrics (:mod:`ems.outputs`), read on from where the last harvest stopped.
 
-| kind | file | metrics |
-|---|---|---|
-| 1 | ``metrics.jsonl`` (``metrics-RANK.jsonl``) | ``ems.log()`` |
-| 2 | ``**/metrics.jsonl`` | one JSON object a line, written by the script itself |
-| 3 | ``**/results.json`` | one JSON document |
-| 4 | ``**/*.csv`` | columns with a header |
-| 5 | ``**/*tfevents*`` | TensorBoard scalars |
-| 8, 9 | ``stdout.log``; ``stderr.log`` only by patterns | printed lines |
-
-Only what the script wrote counts: the project's own files are links in the run's view. A file that was written anew
-(another beginning than before, or shorter) is read anew, and what it gave before is void.
+A file that was written anew (another beginning than before, or shorter) is read anew, and what it gave before is void.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
+from ems import outputs
 from ems.harvest import readers
 from ems.harvest.points import Batch, RunState, Source
-from ems.node import records
 from ems.node.records import ExperimentFiles
 from ems.store.wide import flatten
 
-MAX_CSV_BYTES = 64 * 2**20  # a larger one that nobody named is data, not a log
 _EDGE = 256  # bytes at the beginning and before the position, by which a file is known again
-_SKIPPED_DIRS = frozenset({"attempts", "checkpoint", "__pycache__", "node_modules"})
-_LOGS = {"stdout.log": "8", "stderr.log": "9"}
-_FORMS = {
-    "1": re.compile(r"metrics(-\d+)?\.jsonl"),
-    "2": re.compile(r"(.*/)?metrics\.jsonl"),
-    "3": re.compile(r"(.*/)?results\.json"),
-    "4": re.compile(r".*\.csv"),
-    "5": re.compile(r".*tfevents[^/]*"),
-}
-_BY_SUFFIX = {".json": "3", ".csv": "4", ".tsv": "4", ".jsonl": "2", ".ndjson": "2"}
 
 
 class Intake:
@@ -100,21 +78,14 @@ class Intake:
 
     def _find(self, folder: Path, run: RunState) -> set[str]:
         found = {key for key in run.sources if (folder / key[1:]).is_file()}
-        for path in walk(folder):
+        for path in outputs.walk(folder):
             kind = self._kind(path)
             if kind:
                 found.add(kind + path)
         return found
 
     def _kind(self, path: str) -> str:
-        """Return the digit of a file's kind; empty for one without metrics."""
-        name = path.rpartition("/")[2]
-        if path in _LOGS:
-            return _LOGS[path] if path == "stdout.log" or self._patterns else ""
-        kind = next((digit for digit, form in _FORMS.items() if form.fullmatch(path)), "")
-        if not kind and any(fnmatch.fnmatch(each, glob) for glob in self._globs for each in (_below(path), name)):
-            kind = _BY_SUFFIX.get("." + name.rpartition(".")[2].lower(), "7")
-        return kind
+        return outputs.kind(path, self._globs, with_stderr=bool(self._patterns))
 
     def _read_file(self, run: RunState, key: str, path: Path, is_final: bool) -> bool:
         """Read one file on; return whether its end was reached."""
@@ -127,9 +98,11 @@ class Intake:
             facts = os.fstat(file.fileno())
             if key[0] == "3":
                 return self._read_document(run, key, file.read(readers.MAX_BYTES), is_final)
-            if key[0] == "4" and facts.st_size > MAX_CSV_BYTES and not self._is_named(key):
+            if key[0] == "4" and facts.st_size > outputs.MAX_CSV_BYTES and not outputs.is_named(key[1:], self._globs):
                 if old is None:
-                    self._complain(run, key, f"larger than {MAX_CSV_BYTES >> 20} MB: left out unless --metric-files")
+                    self._complain(
+                        run, key, f"larger than {outputs.MAX_CSV_BYTES >> 20} MB: left out unless --metric-files"
+                    )
                     run.batches.append(Batch(Source(key, size=facts.st_size, attempt=run.last_attempt), {}))
                 return True
             is_anew = old is not None and (
@@ -178,9 +151,6 @@ class Intake:
         run.batches.append(Batch(source, read.points, is_anew=old is not None))
         return True
 
-    def _is_named(self, key: str) -> bool:
-        return any(fnmatch.fnmatch(_below(key[1:]), glob) for glob in self._globs)
-
     def _drop_missing(self, run: RunState, found: Iterable[str]) -> None:
         """Void what files gave that are gone, if the run has begun anew since; else it still counts."""
         for key, source in run.sources.items():
@@ -195,27 +165,7 @@ class Intake:
             self._complain(run, key, f"{more:,} more {'line' if more == 1 else 'lines'} like these")
 
     def _complain(self, run: RunState, key: str, what: str, separator: str = ": ") -> None:
-        self.problems.append(f"{self._files.id}/{run.index}/{_below(key[1:])}{separator}{what}")
-
-
-def _below(path: str) -> str:
-    """Return a path as the script sees it."""
-    return path.removeprefix("files/")
-
-
-def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIRS) -> Iterator[str]:
-    """Yield the paths of what a run has written below ``folder``: not the links and untouched files of the project."""
-    try:
-        entries = list(os.scandir(folder / prefix))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return
-    for entry in entries:
-        path = prefix + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name not in skipped and not entry.name.startswith("."):
-                yield from walk(folder, path + "/", skipped)
-        elif entry.is_file(follow_symlinks=False) and not records.is_untouched(entry.stat(follow_symlinks=False)):
-            yield path
+        self.problems.append(f"{self._files.id}/{run.index}/{outputs.below(key[1:])}{separator}{what}")
 
 
 def _fingerprint(handle: int, offset: int) -> str:

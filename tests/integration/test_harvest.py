@@ -344,7 +344,7 @@ def test_further_files_by_glob_also_of_settled_runs(store: Store, farm: Any) -> 
 
 
 def test_a_huge_table_that_nobody_named_is_data(store: Store, farm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ems.harvest.intake.MAX_CSV_BYTES", 10)
+    monkeypatch.setattr("ems.outputs.MAX_CSV_BYTES", 10)
     farm.attempt(0)
     farm.write(0, "files/data.csv", "x,y\n" + "1,2\n" * 10)
     assert "7f3a9c21/0/data.csv: larger than" in reap(store, farm).problems[0]

@@ -1,0 +1,104 @@
+"""The files that a run has written: which they are, and which of them hold metrics.
+
+| kind | file | metrics |
+|---|---|---|
+| 1 | ``metrics.jsonl`` (``metrics-RANK.jsonl``) | ``ems.log()`` |
+| 2 | ``**/metrics.jsonl`` | one JSON object a line, written by the script itself |
+| 3 | ``**/results.json`` | one JSON document |
+| 4 | ``**/*.csv`` | columns with a header |
+| 5 | ``**/*tfevents*`` | TensorBoard scalars |
+| 7 | what a person named and no other kind is | printed lines |
+| 8, 9 | ``stdout.log``; ``stderr.log`` only by patterns | printed lines |
+
+Only what the script wrote counts: the project's own files are links, or untouched copies, in the run's view.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from ems.node import records
+
+MAX_CSV_BYTES = 64 * 2**20  # a larger one that nobody named is data, not a log
+TOO_LARGE = f"larger than {MAX_CSV_BYTES >> 20} MB: left out unless --metric-files"
+_SKIPPED_DIRS = frozenset({"attempts", "checkpoint", "__pycache__", "node_modules"})
+_LOGS = {"stdout.log": "8", "stderr.log": "9"}
+_FORMS = {
+    "1": re.compile(r"metrics(-\d+)?\.jsonl"),
+    "2": re.compile(r"(.*/)?metrics\.jsonl"),
+    "3": re.compile(r"(.*/)?results\.json"),
+    "4": re.compile(r".*\.csv"),
+    "5": re.compile(r".*tfevents[^/]*"),
+}
+_BY_SUFFIX = {".json": "3", ".csv": "4", ".tsv": "4", ".jsonl": "2", ".ndjson": "2"}
+
+
+def kind(path: str, globs: Sequence[str] = (), with_stderr: bool = False) -> str:
+    """Return the digit of a file's kind; empty for one without metrics.
+
+    Parameters
+    ----------
+    path
+        Below the run's directory, with ``/``.
+    globs
+        Further files that hold metrics, as the script calls them.
+    with_stderr
+        Whether what is printed to stderr is read too.
+    """
+    name = path.rpartition("/")[2]
+    if path in _LOGS:
+        return _LOGS[path] if path == "stdout.log" or with_stderr else ""
+    found = next((digit for digit, form in _FORMS.items() if form.fullmatch(path)), "")
+    if not found and any(fnmatch.fnmatch(each, glob) for glob in globs for each in (below(path), name)):
+        found = _BY_SUFFIX.get("." + name.rpartition(".")[2].lower(), "7")
+    return found
+
+
+def is_named(path: str, globs: Sequence[str]) -> bool:
+    """Whether a person named this very file, so that it is read whatever its size."""
+    return any(fnmatch.fnmatch(below(path), glob) for glob in globs)
+
+
+def below(path: str) -> str:
+    """Return a path below the run's directory as the script sees it."""
+    return path.removeprefix("files/")
+
+
+def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIRS) -> Iterator[str]:
+    """Yield the paths of what a run has written below ``folder``: not the links and untouched files of the project."""
+    try:
+        entries = list(os.scandir(folder / prefix))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    for entry in entries:
+        path = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name not in skipped and not entry.name.startswith("."):
+                yield from walk(folder, path + "/", skipped)
+        elif entry.is_file(follow_symlinks=False) and not records.is_untouched(entry.stat(follow_symlinks=False)):
+            yield path
+
+
+def matching(folder: Path, pattern: str, cwd: str) -> Iterator[str]:
+    """Yield the paths below a run's directory that match a shell pattern.
+
+    Parameters
+    ----------
+    pattern
+        Of the path as the script sees it, of the path below the run's directory (``checkpoint/*.pt``,
+        ``stdout.log``), or of the name alone.
+    cwd
+        Where the script works in the project.
+    """
+    base = "" if cwd == "." else f"{cwd}/"
+    for path in walk(folder, skipped=("attempts", "__pycache__")):
+        seen = below(path)
+        names = [path, seen, seen.removeprefix(base)]
+        if "/" not in pattern:
+            names.append(seen.rpartition("/")[2])
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            yield path

@@ -1,0 +1,202 @@
+"""A mirror of another root: after any history, and however often a pull was killed, it ends in the same content."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ems.remote import mirror as mirrors
+from ems.remote import pull, stream
+from ems.remote.mirror import Mirror
+from ems.remote.pull import METRICS, STATES, Scope
+
+EXP = "7f3a9c21"
+N_RUNS = 2
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing in between may catch it."""
+
+
+class Past:
+    """Gives files times long ago, each later than the one before: what was changed is told by its time."""
+
+    def __init__(self) -> None:
+        self._seconds = itertools.count(1_600_000_000)
+
+    def stamp(self, *paths: Path) -> None:
+        at = next(self._seconds)
+        for path in paths:
+            os.utime(path, (at, at))
+
+
+def call_of(root: Path, scope: Scope) -> Any:
+    """Answer as the other machine does, without a wire."""
+
+    def call(request: Any) -> Any:
+        request = json.loads(json.dumps(request))
+        return stream.packed(pull.frames(root, request["experiments"], scope))
+
+    return call
+
+
+def pulled(root: Path, mirror: Path, scope: Scope = METRICS, runs: Collection[int] = range(N_RUNS)) -> Any:
+    return Mirror(mirror).pull(call_of(root, scope), {EXP: runs}, scope)
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Return all that a pull is to bring, by path."""
+    base = root / "experiments" / EXP
+    found = [path for folder in ("runs", "chunks") for path in (base / folder).rglob("*") if path.is_file()]
+    return {
+        path.relative_to(base).as_posix(): path.read_bytes()
+        for path in found
+        if path.name.endswith((".json", ".job", ".log", ".csv", ".jsonl")) and "-files" not in str(path)
+    }
+
+
+# -- histories
+
+NAMES = ("stdout.log", "metrics.jsonl", "files/a.csv", "files/results.json", "files/out/b.csv", "files/a.csv/deep.csv")
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, N_RUNS - 1), st.sampled_from(NAMES), st.binary(max_size=40)),
+        st.tuples(st.just("replace"), st.integers(0, N_RUNS - 1), st.sampled_from(NAMES), st.binary(max_size=60)),
+        st.tuples(st.just("truncate"), st.integers(0, N_RUNS - 1), st.sampled_from(NAMES), st.integers(0, 40)),
+        st.tuples(st.just("delete"), st.integers(0, N_RUNS - 1), st.sampled_from(NAMES), st.none()),
+        st.tuples(st.just("begin"), st.integers(0, N_RUNS - 1), st.booleans(), st.none()),
+        st.tuples(st.just("end"), st.integers(0, N_RUNS - 1), st.none(), st.none()),
+        st.tuples(st.just("pull"), st.integers(0, 40), st.integers(0, 50), st.booleans()),
+        st.tuples(st.just("states"), st.integers(0, 40), st.integers(0, 50), st.booleans()),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+class World:
+    """A root that changes, and its mirror."""
+
+    def __init__(self, farm: Any) -> None:
+        self.farm, self.root, self.past = farm, farm.root, Past()
+        self.mirror = farm.root.parent / "mirror"
+        self.n_attempts = dict.fromkeys(range(N_RUNS), 0)
+        self.past.stamp(*Path(farm.files.chunks).iterdir())
+
+    def act(self, what: str, a: Any, b: Any, c: Any) -> None:
+        getattr(self, what)(a, b, c)
+
+    def append(self, run: int, name: str, data: bytes) -> None:
+        self._put(run, name, data, append=True)
+
+    def replace(self, run: int, name: str, data: bytes) -> None:
+        if name not in ("stdout.log", "metrics.jsonl"):  # those are only ever appended to
+            self._put(run, name, data, append=False)
+
+    def truncate(self, run: int, name: str, size: int) -> None:
+        path = self._path(run, name)
+        if path.is_file() and name not in ("stdout.log", "metrics.jsonl"):
+            os.truncate(path, min(size, path.stat().st_size))
+            self.past.stamp(path)
+
+    def delete(self, run: int, name: str, _: None) -> None:
+        path = self._path(run, name)
+        if path.is_file() and name.startswith("files/"):
+            path.unlink()
+
+    def begin(self, run: int, is_fresh: bool, _: None) -> None:
+        number = self.n_attempts[run] = self.n_attempts[run] + 1
+        log = self._path(run, "stdout.log")
+        start = log.stat().st_size if log.exists() else 0
+        self.farm.attempt(run, number, "RUNNING", stdout_from=start, resumed_from=None)
+        self.past.stamp(Path(self.farm.files.attempt(run, number)))
+        if is_fresh and self._path(run, "files").exists():
+            self._path(run, "files").rename(self._path(run, f"attempts/{number - 1}-files"))
+
+    def end(self, run: int, *_: None) -> None:
+        number = self.n_attempts[run]
+        if number:
+            path = Path(self.farm.files.attempt(run, number))
+            begun = json.loads(path.read_text())
+            self.farm.attempt(run, number, "COMPLETED", stdout_from=begun["stdout_from"], resumed_from=None)
+            self.past.stamp(path)
+
+    def pull(self, frame: int, byte: int, is_late: bool, scope: Scope = METRICS) -> None:
+        """Pull, and be killed in a frame at a byte, or as the file is put in place."""
+        count = itertools.count()
+        take, finish = mirrors._Work._take, mirrors._Work._finish
+
+        def dies(work: Any, header: Any, data: bytes) -> None:
+            number = next(count)
+            self.check(work)
+            if number == frame and not is_late:
+                cut = {key: value for key, value in header.items() if key != "mtime"}
+                if "file" in header or "on" in header:
+                    take(work, cut, data[:byte])
+                raise KilledError
+            take(work, header, data)
+
+        def dies_late(work: Any, mtime: int) -> None:
+            if is_late and next(count) >= frame:
+                raise KilledError
+            finish(work, mtime)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mirrors._Work, "_take", dies)
+            patch.setattr(mirrors._Work, "_finish", dies_late)
+            with suppress(KilledError):
+                pulled(self.root, self.mirror, scope)
+
+    def states(self, frame: int, byte: int, is_late: bool) -> None:
+        self.pull(frame, byte, is_late, STATES)
+
+    def check(self, _: Any) -> None:
+        """See that the mirror might be an earlier state of the root: no print stands where it is another attempt's."""
+        for run in range(N_RUNS):
+            folder = self.mirror / "experiments" / EXP / "runs" / str(run)
+            log, attempts = (
+                folder / "stdout.log",
+                sorted(int(each.stem) for each in (folder / "attempts").glob("*.json")),
+            )
+            following = Path(self.farm.files.attempt(run, attempts[-1] + 1)) if attempts else None
+            if log.exists() and following is not None and following.exists():
+                assert log.stat().st_size <= json.loads(following.read_text())["stdout_from"]
+
+    def _path(self, run: int, name: str) -> Path:
+        return Path(self.farm.files.run(run, name))
+
+    def _put(self, run: int, name: str, data: bytes, append: bool) -> None:
+        path = self._path(run, name)
+        if path.is_dir() or any(each.is_file() for each in path.parents):
+            return
+        self.farm.write(run, name, data, append=append)
+        self.past.stamp(path)
+
+
+@given(actions)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_happened_a_whole_pull_ends_in_the_same_content(farm: Any, history: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(type(farm)(Path(folder) / "root", n_runs=N_RUNS))
+        for action in history:
+            world.act(*action)
+        pulled(world.root, world.mirror)
+        assert content(world.mirror) == content(world.root)
+        again = pulled(world.root, world.mirror)
+        assert again.n_bytes == 0
+        ended = {run for run, n in world.n_attempts.items() if n and _has_ended(world, run, n)}
+        assert again.complete.get(EXP, set()) == ended
+
+
+def _has_ended(world: World, run: int, number: int) -> bool:
+    return json.loads(Path(world.farm.files.attempt(run, number)).read_text())["state"] == "COMPLETED"
