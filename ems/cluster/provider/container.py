@@ -1,0 +1,322 @@
+"""The provider `container`: a cluster's machines are containers on this computer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from libcloud.compute.base import Node, NodeImage, NodeSize, StorageVolume
+from libcloud.compute.types import NodeState
+
+from ems import registry
+from ems.cluster.provider.base import (
+    CLUSTER,
+    INCARNATION,
+    ROLE,
+    MachineRequest,
+    MachineState,
+    Refusal,
+    Resource,
+    Thing,
+    Traits,
+)
+from ems.cluster.provider.driver import ContainerNodeDriver
+from ems.cluster.provider.images import DISTRIBUTIONS, base_image, has_image
+from ems.errors import ProviderError
+
+if TYPE_CHECKING:
+    from ems.cluster.definition import ContainerSection
+
+_AT_ONCE = 8
+_IMAGE_GB, _MACHINE_GB = 1.5, 0.3  # what a base image takes while it is made, and a machine that does nothing
+_STATES = {
+    NodeState.PENDING: MachineState.STARTING,
+    NodeState.STARTING: MachineState.STARTING,
+    NodeState.RUNNING: MachineState.RUNNING,
+    NodeState.STOPPING: MachineState.STOPPING,
+    NodeState.STOPPED: MachineState.STOPPED,
+    NodeState.PAUSED: MachineState.STOPPED,
+    NodeState.ERROR: MachineState.FAILED,
+}
+# What is of one machine only must not be in an image: its keys, its name, what cloud-init did and was told
+_CLEAN = """set -e
+cloud-init clean --logs --seed
+mkdir -p -m 700 /var/lib/cloud/seed/nocloud
+rm -rf /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /root/.ssh /root/.ansible /tmp/.[!.]* /tmp/*
+: >/etc/machine-id
+find /var/log -type f -exec truncate --size 0 {} +
+"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What the machines of a cluster share; deterministic."""
+
+    network: str
+    home: str
+    opt: str
+
+    @classmethod
+    def of(cls, cluster: str) -> _Names:
+        return cls(f"ems-{cluster}", f"ems-{cluster}-home", f"ems-{cluster}-opt")
+
+    def volumes(self) -> dict[str, str]:
+        return {self.home: "/home", self.opt: "/opt/ems"}
+
+
+class ContainerProvider:
+    """Machines that are containers with systemd, by docker or podman; see :class:`~.base.Provider`.
+
+    Parameters
+    ----------
+    section
+        What the definition says of its provider.
+    notify
+        Is told of what takes long.
+    """
+
+    traits = Traits(has_shared_volume=True, has_images=True, stop_keeps_address=False, price_per_hour=0.0)
+
+    def __init__(self, section: ContainerSection, notify: Callable[[str], None] = lambda _text: None) -> None:
+        self.section = section
+        self.notify = notify
+        self.driver = ContainerNodeDriver(section.engine)
+
+    def check(self, requests: Sequence[MachineRequest]) -> None:
+        """Find out what can be wrong before anything is made: image, size, GPUs, address range, disk."""
+        for request in requests:
+            _check_name(request)
+            self._check_image(request.image)
+        if self.section.real_gpus:
+            _check_gpus(requests)
+        self._check_subnet({_Names.of(request.labels[CLUSTER]).network for request in requests})
+        self._check_disk(requests)
+
+    def prepare(self, labels: dict[str, str]) -> None:
+        """Make the network and the volumes of /home and /opt/ems, unless they are there."""
+        names = _Names.of(labels[CLUSTER])
+        networks = {name: found for name, found, _ in self.driver.ex_list_networks()}
+        if names.network in networks:
+            _check_owner(names.network, networks[names.network], labels)
+        else:
+            self.driver.ex_create_network(names.network, self.section.subnet, labels)
+        volumes = {each.name: each.extra["labels"] for each in self.driver.list_volumes()}
+        for name in names.volumes():
+            if name in volumes:
+                _check_owner(name, volumes[name], labels)
+            else:
+                self.driver.create_volume(0, name, ex_labels=labels)
+
+    def create(self, requests: Sequence[MachineRequest]) -> list[Resource | Refusal]:
+        """Make containers side by side; see :meth:`.base.Provider.create`."""
+        images: dict[str, str | Refusal] = {}
+        for request in requests:
+            if request.image not in images:
+                images[request.image] = self._image(request)
+        return _side_by_side(lambda request: self._create(request, images[request.image]), requests)
+
+    def list(self, labels: dict[str, str] | None = None) -> list[Resource]:
+        """Return what carries labels: containers, networks, volumes, images."""
+        wanted = labels or {}
+        found = [_resource(node) for node in self.driver.list_nodes(wanted)]
+        found += [Resource(Thing.NETWORK, name, name, own) for name, own, _ in self.driver.ex_list_networks()]
+        found += [
+            Resource(Thing.VOLUME, each.id, each.name, each.extra["labels"]) for each in self.driver.list_volumes()
+        ]
+        found += [Resource(Thing.IMAGE, each.id, _short(each.id), each.extra) for each in self.driver.list_images()]
+        return [each for each in found if CLUSTER in each.labels and wanted.items() <= each.labels.items()]
+
+    def destroy(self, resources: Sequence[Resource]) -> None:
+        """Delete resources, containers first."""
+        _side_by_side(self._destroy, [each for each in resources if each.thing is Thing.MACHINE])
+        _side_by_side(self._destroy, [each for each in resources if each.thing is not Thing.MACHINE])
+        self.driver.engine.release()
+
+    def start(self, machines: Sequence[Resource]) -> None:
+        """Boot containers that are stopped, controllers first."""
+        for group in _by_role(machines):
+            _side_by_side(lambda each: self.driver.start_node(self._node(each)), group)
+
+    def stop(self, machines: Sequence[Resource]) -> None:
+        """Shut containers down, controllers last."""
+        for group in reversed(_by_role(machines)):
+            _side_by_side(lambda each: self.driver.stop_node(self._node(each)), group)
+
+    def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
+        """Make an image of a container without what is its alone; it is stopped for it."""
+        node = self._node(machine)
+        if machine.state is MachineState.STOPPED:
+            self.driver.start_node(node)
+        self.driver.ex_run(node, _CLEAN)
+        self.driver.stop_node(node)
+        image = self.driver.create_image(node, name, ex_labels=labels)
+        return Resource(Thing.IMAGE, image.id, name, dict(labels))
+
+    def _create(self, request: MachineRequest, image: str | Refusal) -> Resource | Refusal:
+        if isinstance(image, Refusal):
+            return Refusal(request.name, image.reason, image.hint)
+        try:
+            found = self.driver.ex_get_node(request.name)
+            if found is not None:
+                _check_owner(request.name, found.extra["labels"], request.labels)
+                if found.state != NodeState.PENDING:
+                    return _resource(found)
+                self.driver.destroy_node(found)  # it never ran: an earlier start of the cluster was cut off
+            return _resource(self._boot(request, image))
+        except ProviderError as error:
+            return Refusal(request.name, error.message, error.hint)
+
+    def _boot(self, request: MachineRequest, image: str) -> Node:
+        names = _Names.of(request.labels[CLUSTER])
+        ram = int((request.mem_gb or 0) * 1024)
+        cpus = min(request.cpus or 0, os.cpu_count() or 1)
+        options = ["--publish=127.0.0.1::22"] * request.is_public
+        try:
+            return self.driver.create_node(
+                request.name,
+                NodeImage(image, image, self.driver),
+                NodeSize("", "", ram, 0, 0, 0.0, self.driver, extra={"cpus": cpus}),
+                ex_userdata=request.user_data,
+                ex_labels=request.labels,
+                ex_network=names.network,
+                ex_volumes=names.volumes(),
+                ex_options=[*options, *self._gpu_options(request.gpus), *self.section.options],
+            )
+        except ProviderError:
+            half_made = self.driver.ex_get_node(request.name)
+            if half_made is not None and half_made.state != NodeState.RUNNING:
+                self.driver.destroy_node(half_made)
+            raise
+
+    def _gpu_options(self, count: int) -> list[str]:
+        if self.section.real_gpus:
+            return [self.driver.engine.dialect.gpu.format(index) for index in range(count)]
+        return [f"--device=/dev/null:/dev/nvidia{index}" for index in range(count)]
+
+    def _destroy(self, resource: Resource) -> None:
+        if resource.thing is Thing.MACHINE:
+            self.driver.destroy_node(self._node(resource))
+        elif resource.thing is Thing.NETWORK:
+            self.driver.ex_destroy_network(resource.id)
+        elif resource.thing is Thing.VOLUME:
+            self.driver.destroy_volume(StorageVolume(resource.id, resource.name, 0, self.driver))
+        elif resource.thing is Thing.IMAGE:
+            self.driver.delete_image(NodeImage(resource.id, resource.name, self.driver))
+
+    def _node(self, machine: Resource) -> Node:
+        return Node(machine.id, machine.name, NodeState.UNKNOWN, [], [], self.driver)
+
+    def _image(self, request: MachineRequest) -> str | Refusal:
+        try:
+            if request.image not in DISTRIBUTIONS:
+                return request.image
+            with _one_at_a_time(request.image):
+                return base_image(self.driver.engine, request.image, self.notify)
+        except ProviderError as error:
+            return Refusal(request.name, error.message, error.hint)
+
+    def _check_image(self, image: str) -> None:
+        if image not in DISTRIBUTIONS and not has_image(self.driver.engine, image):
+            known = ", ".join(DISTRIBUTIONS)
+            raise ProviderError(f"there is no image `{image}` on this computer", f"distributions are {known}")
+
+    def _check_subnet(self, own: set[str]) -> None:
+        if self.section.subnet is None:
+            return
+        wanted = ip_network(self.section.subnet)
+        for name, _, ranges in self.driver.ex_list_networks(all_of_them=True):
+            for each in ranges:
+                taken = ip_network(each)
+                if name not in own and taken.version == wanted.version and taken.overlaps(wanted):
+                    raise ProviderError(
+                        f"the address range {wanted} is taken: network `{name}` has {taken}",
+                        "give the provider another `subnet` in the definition, or none: the engine then chooses",
+                    )
+
+    def _check_disk(self, requests: Sequence[MachineRequest]) -> None:
+        folder = Path("/var/lib/docker" if self.driver.engine.name == "docker" else "/var/lib/containers")
+        if not requests or not folder.exists():  # the engine is in a virtual machine, or another user's
+            return
+        needed = _IMAGE_GB + sum(request.disk_gb or _MACHINE_GB for request in requests)
+        free = shutil.disk_usage(folder).free / 1024**3
+        if free < needed:
+            raise ProviderError(
+                f"{folder} has {free:.1f} GB free, and {len(requests)} machines need {needed:.1f} GB",
+                "free some space, or ask for fewer nodes or less `disk_gb`",
+            )
+
+
+def _check_name(request: MachineRequest) -> None:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", request.name):
+        raise ProviderError(f"`{request.name}` cannot be the name of a machine")
+    if request.size is not None:
+        raise ProviderError(
+            f"{request.name}: containers have no sizes, so none called `{request.size}`", "give `cpus` and `mem_gb`"
+        )
+
+
+def _check_gpus(requests: Sequence[MachineRequest]) -> None:
+    there = len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
+    wanted = max((request.gpus for request in requests), default=0)
+    if wanted > there:
+        raise ProviderError(
+            f"a node is to have {wanted} GPUs, and this computer has {there}",
+            "lower `gpus`, or leave `real_gpus` out: nodes then get device files without a GPU behind them",
+        )
+
+
+def _check_owner(name: str, found: dict[str, str], wanted: dict[str, str]) -> None:
+    if found.get(INCARNATION) != wanted.get(INCARNATION) or found.get(CLUSTER) != wanted.get(CLUSTER):
+        raise ProviderError(
+            f"there is a `{name}` already that is not of this cluster",
+            f"if it is yours: ems cluster status {wanted.get(CLUSTER)} --adopt; else name this cluster differently",
+        )
+
+
+def _resource(node: Node) -> Resource:
+    return Resource(
+        thing=Thing.MACHINE,
+        id=node.id,
+        name=node.name,
+        labels=node.extra["labels"],
+        state=_STATES.get(node.state, MachineState.UNKNOWN),
+        address=node.private_ips[0] if node.private_ips else "",
+        ssh_address=node.public_ips[0] if node.public_ips else "",
+        ssh_port=node.extra["ssh_port"] or 22,
+    )
+
+
+def _short(image: str) -> str:
+    return image.removeprefix("localhost/").removesuffix(":latest")
+
+
+def _by_role(machines: Sequence[Resource]) -> list[list[Resource]]:
+    """Return controllers, then all others."""
+    first = [each for each in machines if each.labels.get(ROLE) == "controller"]
+    return [first, [each for each in machines if each not in first]]
+
+
+def _side_by_side(do: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(do, things))
+
+
+@contextmanager
+def _one_at_a_time(what: str) -> Iterator[None]:
+    """Keep other processes of this user from making the same image meanwhile."""
+    folder = registry.state_dir() / "locks"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / re.sub(r"[^a-z0-9]+", "-", what)).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

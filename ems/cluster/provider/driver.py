@@ -1,0 +1,261 @@
+"""Containers that boot systemd as the nodes of a libcloud driver: what libcloud has for clouds, on this computer.
+
+User-data reaches cloud-init as on a machine without a network of its own: as a seed (NoCloud) in the container's
+file system, put there between its creation and its first start.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeSize, StorageVolume
+from libcloud.compute.types import NodeState
+
+from ems.cluster.provider.engine import Engine, find
+from ems.errors import ProviderError
+
+#: The label that names the labels of a resource: what a container has besides is its image's.
+LABELS = "ems-labels"
+_SEED = "var/lib/cloud/seed/nocloud"
+_SSH = "22/tcp"
+_STATES = {
+    "configured": NodeState.PENDING,
+    "created": NodeState.PENDING,
+    "initialized": NodeState.STARTING,
+    "restarting": NodeState.STARTING,
+    "running": NodeState.RUNNING,
+    "paused": NodeState.PAUSED,
+    "stopping": NodeState.STOPPING,
+    "removing": NodeState.STOPPING,
+    "exited": NodeState.STOPPED,
+    "stopped": NodeState.STOPPED,
+    "dead": NodeState.ERROR,
+}
+
+
+class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no types
+    """A libcloud driver whose nodes are containers.
+
+    Parameters
+    ----------
+    engine
+        ``docker`` or ``podman``; None: whichever works.
+    """
+
+    name = "Containers"
+    website = "https://github.com/apache/libcloud"
+    type = "container"
+    features = {"create_node": []}  # noqa: RUF012  # the name and kind that libcloud's base class has
+
+    def __init__(self, engine: str | None = None) -> None:
+        super().__init__(key="", secure=False)
+        self.engine: Engine = find(engine)
+
+    def create_node(  # type: ignore[no-untyped-def]
+        self,
+        name: str,
+        image: NodeImage,
+        size: NodeSize | None = None,
+        *,
+        ex_userdata: str = "",
+        ex_labels: Mapping[str, str] | None = None,
+        ex_network: str | None = None,
+        ex_volumes: Mapping[str, str] | None = None,
+        ex_options: Sequence[str] = (),
+    ) -> Node:
+        """Create a container and boot it.
+
+        Parameters
+        ----------
+        image
+            Its id is the image's name.
+        size
+            Its ``ram`` is in MB, ``extra["cpus"]`` a number; 0 or none: no limit.
+        ex_userdata
+            What cloud-init executes at the first boot.
+        ex_volumes
+            Volume's name -> where it is mounted.
+        ex_options
+            Further options of the engine's ``create``.
+        """
+        words = ["--name", name, "--hostname", name, "--stop-signal=SIGRTMIN+3", "--shm-size=1g"]
+        words += [*self.engine.adapt(image.id), *label_options(ex_labels or {}), *ex_options]
+        if size is not None and self.engine.has_limits:
+            words += [f"--memory={size.ram}m"] * bool(size.ram) + [f"--cpus={size.extra['cpus']}"] * bool(
+                size.extra.get("cpus")
+            )
+        if ex_network:
+            words += ["--network", ex_network]
+        for volume, path in (ex_volumes or {}).items():
+            words += ["--volume", f"{volume}:{path}"]
+        container = self.engine.call("create", *words, image.id, "/sbin/init").split()[-1]
+        self.engine.call("cp", "-", f"{container}:/", data=_seed(name, container, ex_userdata))
+        self.engine.call("start", container)
+        return self._nodes([container])[0]
+
+    def list_nodes(self, ex_labels: Mapping[str, str] | None = None) -> list[Node]:
+        """Return the containers that carry labels."""
+        return self._nodes(self.engine.call("ps", "-aq", *_filters(ex_labels or {})).split())
+
+    def ex_get_node(self, name: str) -> Node | None:
+        """Return the container of that name, whoever made it."""
+        found = self._nodes([name])
+        return next((node for node in found if node.name == name), None)
+
+    def destroy_node(self, node: Node) -> bool:
+        """End and delete a container; that it is gone is no error."""
+        self.engine.forget(*self.engine.dialect.remove, node.id)
+        return True
+
+    def start_node(self, node: Node) -> bool:
+        """Boot a container that was stopped."""
+        self.engine.call("start", node.id)
+        return True
+
+    def stop_node(self, node: Node) -> bool:
+        """Shut systemd down; after 30 s it is ended."""
+        self.engine.call("stop", "--time=30", node.id)
+        return True
+
+    def list_images(self, location: object = None) -> list[NodeImage]:
+        """Return the images that were made of nodes."""
+        names = self.engine.call("images", "-q", "--filter", f"label={LABELS}").split()
+        found = self._inspect("image", sorted(set(names)))
+        return [NodeImage(tag, tag, self, _own(_labels(each))) for each in found for tag in each["RepoTags"] or []]
+
+    def list_sizes(self, location: object = None) -> list[NodeSize]:
+        """Return nothing: containers have no sizes."""
+        return []
+
+    def create_image(self, node: Node, name: str, ex_labels: Mapping[str, str] | None = None) -> NodeImage:
+        """Make an image of a container's file system."""
+        changes = [f"LABEL {key}={json.dumps(value)}" for key, value in _marked(ex_labels or {}).items()]
+        words = [word for change in changes for word in ("--change", change)]
+        reference = f"localhost/{name}:latest"
+        self.engine.call("commit", *words, node.id, reference)
+        return NodeImage(reference, reference, self, dict(ex_labels or {}))
+
+    def delete_image(self, node_image: NodeImage) -> bool:
+        """Delete an image; that it is gone is no error."""
+        self.engine.forget("image", "rm", node_image.id)
+        return True
+
+    def create_volume(  # type: ignore[no-untyped-def]
+        self, size: int, name: str, ex_labels: Mapping[str, str] | None = None
+    ) -> StorageVolume:
+        """Make a volume; containers' volumes have no size."""
+        self.engine.call("volume", "create", *label_options(ex_labels or {}), name)
+        return self._volume(name, dict(ex_labels or {}))
+
+    def list_volumes(self) -> list[StorageVolume]:
+        """Return the volumes that carry labels."""
+        return [self._volume(each["Name"], _own(_labels(each))) for each in self._listed("volume")]
+
+    def destroy_volume(self, volume: StorageVolume) -> bool:
+        """Delete a volume; that it is gone is no error."""
+        self.engine.forget("volume", "rm", volume.id)
+        return True
+
+    def ex_create_network(self, name: str, subnet: str | None, labels: Mapping[str, str]) -> None:
+        """Make a network whose containers find each other by name."""
+        self.engine.call("network", "create", *label_options(labels), *(["--subnet", subnet] if subnet else []), name)
+
+    def ex_list_networks(self, *, all_of_them: bool = False) -> list[tuple[str, dict[str, str], list[str]]]:
+        """Return name, labels and address ranges of the networks that carry labels, or of all."""
+        found = self._listed("network", *([] if all_of_them else [f"label={LABELS}"]))
+        return [(_field(each, "Name"), _own(_labels(each)), _ranges(each)) for each in found]
+
+    def ex_destroy_network(self, name: str) -> None:
+        """Delete a network; that it is gone is no error."""
+        self.engine.forget("network", "rm", name)
+
+    def ex_run(self, node: Node, script: str) -> None:
+        """Run a shell script in a container, as root."""
+        self.engine.call("exec", node.id, "sh", "-c", script)
+
+    def _volume(self, name: str, labels: dict[str, str]) -> StorageVolume:
+        return StorageVolume(name, name, 0, self, extra={"labels": labels})
+
+    def _listed(self, thing: str, *filters: str) -> list[Any]:
+        filters = filters or ((f"label={LABELS}",) if thing == "volume" else ())
+        words = [word for each in filters for word in ("--filter", each)]
+        return self._inspect(thing, self.engine.call(thing, "ls", "-q", *words).split())
+
+    def _inspect(self, thing: str, ids: Sequence[str]) -> list[Any]:
+        return list(self.engine.ask(thing, "inspect", *ids)) if ids else []
+
+    def _nodes(self, ids: Sequence[str]) -> list[Node]:
+        return [self._node(each) for each in self._inspect("container", ids)]
+
+    def _node(self, found: dict[str, Any]) -> Node:
+        networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
+        addresses = [each["IPAddress"] for each in networks.values() if each.get("IPAddress")]
+        published = ((found.get("NetworkSettings") or {}).get("Ports") or {}).get(_SSH) or []
+        return Node(
+            id=found["Id"],
+            name=found["Name"].removeprefix("/"),
+            state=_STATES.get(found["State"]["Status"], NodeState.UNKNOWN),
+            public_ips=["127.0.0.1"] if published else [],
+            private_ips=addresses,
+            driver=self,
+            extra={
+                "labels": _own(_labels(found)),
+                "ssh_port": int(published[0]["HostPort"]) if published else None,
+            },
+        )
+
+
+def label_options(labels: Mapping[str, str]) -> list[str]:
+    """Return the engine's options for labels."""
+    return [word for key, value in _marked(labels).items() for word in ("--label", f"{key}={value}")]
+
+
+def _marked(labels: Mapping[str, str]) -> dict[str, str]:
+    return {**labels, LABELS: ".".join(sorted(labels))}
+
+
+def _own(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels that a resource was given itself, without those of what it was made from."""
+    keys = labels.get(LABELS, "").split(".")
+    return {key: labels[key] for key in keys if key in labels}
+
+
+def _filters(labels: Mapping[str, str]) -> list[str]:
+    wanted = [f"label={LABELS}", *(f"label={key}={value}" for key, value in labels.items())]
+    return [word for each in wanted for word in ("--filter", each)]
+
+
+def _labels(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return labels where `inspect` of either engine has them."""
+    config = found.get("Config") or {}
+    return dict(config.get("Labels") or found.get("Labels") or found.get("labels") or {})
+
+
+def _field(found: Mapping[str, Any], key: str) -> str:
+    return str(found.get(key) or found.get(key.lower()) or "")
+
+
+def _ranges(network: Mapping[str, Any]) -> list[str]:
+    docker = (network.get("IPAM") or {}).get("Config") or []
+    return [str(_field(each, "Subnet")) for each in [*docker, *(network.get("subnets") or [])]]
+
+
+def _seed(name: str, instance: str, user_data: str) -> bytes:
+    """Return an archive of cloud-init's seed; only root may read it, for it holds the machine's host key."""
+    files = {"meta-data": f"instance-id: i-{instance[:32]}\nlocal-hostname: {name}\n", "user-data": user_data}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(f"{_SEED}/{path}")
+            entry.size, entry.mode = len(text.encode()), 0o600
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return packed.getvalue()
+
+
+def failure(error: ProviderError, name: str) -> str:
+    """Return what an error says, without the name of the machine that it is about."""
+    return error.message.replace(f"{name}: ", "")

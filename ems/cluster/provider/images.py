@@ -1,0 +1,186 @@
+"""Base images: a distribution with systemd, sshd and cloud-init, as clouds offer them.
+
+Pulled from a hub where one answers, else made by debootstrap; kept on this machine for all clusters. They trust the
+certificate authorities that this machine was told to trust, and use its proxies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ems.cluster.provider.engine import Engine
+from ems.errors import ProviderError
+
+_PACKAGES = (
+    "systemd systemd-sysv dbus libpam-systemd openssh-server python3 iproute2 sudo ca-certificates cloud-init rsync"
+    " procps"
+)
+# No host key may be in an image; units that would touch the host's devices or wait for consoles are of no use
+_INSTALL = f"""set -eu
+export DEBIAN_FRONTEND=noninteractive
+if [ -e /etc/apt/apt.conf.d/docker-clean ]; then rm -f /etc/apt/apt.conf.d/docker-clean; fi
+apt-get update -q
+apt-get install -q -y --no-install-recommends {_PACKAGES}
+update-ca-certificates
+mkdir -p /etc/cloud/cloud.cfg.d /var/lib/cloud/seed/nocloud
+chmod 700 /var/lib/cloud/seed/nocloud
+printf 'datasource_list: [ NoCloud ]\\nnetwork: {{config: disabled}}\\nlocale: false\\n' >/etc/cloud/cloud.cfg.d/90_ems.cfg
+for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \\
+    systemd-udevd-kernel.socket console-getty.service getty.target systemd-networkd.service \\
+    systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer; do
+    ln -sf /dev/null "/etc/systemd/system/$unit"
+done
+rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id
+: >/etc/machine-id
+apt-get clean
+rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log
+"""
+_AUTHORITIES = Path("/usr/local/share/ca-certificates")
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What a distribution is made of without a hub."""
+
+    suite: str
+    mirror: str
+    components: str
+    keyring: str
+    script: str
+
+
+_DEBIAN = ("http://deb.debian.org/debian", "main", "/usr/share/keyrings/debian-archive-keyring.gpg", "sid")
+_UBUNTU = (
+    "http://archive.ubuntu.com/ubuntu",
+    "main,universe",
+    "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
+    "gutsy",
+)
+DISTRIBUTIONS = {
+    "debian:12": Distribution("bookworm", *_DEBIAN),
+    "debian:13": Distribution("trixie", *_DEBIAN),
+    "ubuntu:24.04": Distribution("noble", *_UBUNTU),
+}
+
+
+def base_image(engine: Engine, distribution: str, notify: Callable[[str], None]) -> str:
+    """Return the name of the image that machines of a distribution start from; it is made unless it is there.
+
+    Raises
+    ------
+    ProviderError
+        If it cannot be made.
+    """
+    extras = _extras()
+    made_of = repr((_INSTALL, distribution, sorted(extras.items()))).encode()
+    tag = hashlib.sha256(made_of).hexdigest()[:12]
+    name = f"localhost/ems-{distribution.replace(':', '-')}:{tag}"
+    if has_image(engine, name):
+        return name
+    notify(f"making the image of {distribution}, once for all clusters on this computer")
+    root = _root_image(engine, distribution)
+    builder = f"ems-build-{tag}-{os.getpid()}"
+    try:
+        flags = [flag for flag in engine.adapt(root) if not flag.startswith("--systemd")]
+        engine.call("create", "--name", builder, "--network=host", *flags, root, "sh", "-c", _INSTALL)
+        engine.call("cp", "-", f"{builder}:/", data=_tar(extras))
+        engine.call("start", "--attach", builder)
+        engine.call("commit", "--change", 'CMD ["/sbin/init"]', builder, name)
+    finally:
+        engine.forget(*engine.dialect.remove, builder)
+    return name
+
+
+def has_image(engine: Engine, name: str) -> bool:
+    """Whether this machine has an image of that name."""
+    return bool(engine.ask("image", "inspect", name))
+
+
+def _root_image(engine: Engine, distribution: str) -> str:
+    """Return an image of nothing but the distribution."""
+    local = f"localhost/ems-root-{distribution.replace(':', '-')}:1"
+    pulled = f"docker.io/library/{distribution}"
+    for name in (pulled, local):
+        if has_image(engine, name):
+            return name
+    try:
+        engine.call("pull", "--quiet", pulled)
+    except ProviderError as error:
+        if shutil.which("debootstrap") is None or os.geteuid() != 0:
+            raise ProviderError(
+                f"the image {distribution} can neither be pulled ({error.message}) nor be made by debootstrap",
+                "check the network, or install debootstrap and run this as root: sudo apt install debootstrap",
+            ) from error
+        _debootstrap(engine, distribution, local)
+        return local
+    return pulled
+
+
+def _debootstrap(engine: Engine, distribution: str, name: str) -> None:
+    made_of = DISTRIBUTIONS[distribution]
+    with tempfile.TemporaryDirectory(prefix="ems-debootstrap-", dir="/var/tmp") as folder:
+        words = ["debootstrap", "--variant=minbase", "--include=ca-certificates", f"--components={made_of.components}"]
+        if Path(made_of.keyring).exists():
+            words.append(f"--keyring={made_of.keyring}")
+        script = Path("/usr/share/debootstrap/scripts")
+        own = script / made_of.suite
+        words += [
+            made_of.suite,
+            f"{folder}/root",
+            made_of.mirror,
+            str(own if own.exists() else script / made_of.script),
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise ProviderError(f"debootstrap {made_of.suite}: {' '.join(said)}", _hint(made_of))
+        packed = Path(folder) / "root.tar"
+        subprocess.run(["tar", "-C", f"{folder}/root", "-cf", str(packed), "."], check=True)
+        engine.call("import", str(packed), name)
+
+
+def _hint(distribution: Distribution) -> str:
+    if not Path(distribution.keyring).exists():
+        return f"install {Path(distribution.keyring).name.split('-')[0]}-archive-keyring or ubuntu-keyring"
+    return f"check that {distribution.mirror} can be reached"
+
+
+def _extras() -> dict[str, str]:
+    """Return the files of an image that make its machines reach the internet as this computer does: path -> text."""
+    files = {}
+    environment: dict[str, str] = {}
+    for path in sorted(_AUTHORITIES.glob("*.crt")):
+        files[f"usr/local/share/ca-certificates/{path.name}"] = path.read_text()
+    if files:
+        environment |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), _BUNDLE)
+        files["etc/pip.conf"] = f"[global]\ncert = {_BUNDLE}\n"
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        value = os.environ.get(name) or os.environ.get(name.upper())
+        if value and re.fullmatch(r"[^\s\"'\\]+", value):
+            environment |= {name: value, name.upper(): value}
+    if "http_proxy" in environment:
+        files["etc/apt/apt.conf.d/90ems-proxy"] = f'Acquire::http::Proxy "{environment["http_proxy"]}";\n'
+    if environment:
+        files["etc/environment"] = "".join(f"{name}={value}\n" for name, value in environment.items())
+    return files
+
+
+def _tar(files: dict[str, str]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(text.encode()), 0o644
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return packed.getvalue()
