@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, cast, get_args,
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ems.errors import ConfigError
 from ems.model import Json
@@ -119,7 +120,10 @@ def read(path: Path, what: str, *, name: str | None = None, may_be_empty: bool =
 
 def complaint(error: ValidationError) -> str:
     """Return what a model complains of first: ```workers` should be greater than or equal to 1, got 0``."""
-    first = error.errors()[0]
+    return _said(error.errors()[0])
+
+
+def _said(first: ErrorDetails) -> str:
     key = _dotted(first["loc"])
     words = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     words = re.sub(r"should be a valid dictionary.*", "should be a mapping", words)
@@ -138,7 +142,9 @@ def did_you_mean(word: str, known: Sequence[str], what: str = "known keys") -> s
 
 def _explain(model: type[BaseModel], error: ValidationError) -> tuple[Location, str, str]:
     """Return where the first complaint is, what it is, and a hint."""
-    first = error.errors()[0]
+    found = error.errors()
+    # a misspelt key is why the right one is missing
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     location = tuple(part for part in first["loc"] if part != _KEY)
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(str(location[-1]), _known_keys(model, location[:-1]))
@@ -147,8 +153,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> tuple[Location, 
         return location[:-1], f"`{_dotted(location)}` is missing", ""
     if first["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        return location, complaint(error), did_you_mean(str(first["input"]), known, "it is one of")
-    return location, complaint(error), ""
+        return location, _said(first), did_you_mean(str(first["input"]), known, "it is one of")
+    return location, _said(first), ""
 
 
 _KEY = "[key]"  # what pydantic adds to the place of a key that may not be
