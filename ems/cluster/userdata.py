@@ -27,6 +27,7 @@ MAX_CONTROLLER = 16 * 1024  # the least that a cloud takes (EC2)
 LOGIN_UID = 2000
 BOOT_SCRIPT, BOOT_UNIT = "/usr/local/sbin/ems-node-boot", "ems-node-boot.service"
 NODE_FILE = "/etc/ems/node.json"
+_MAX_KEYS = 20
 _OWN_KEYS = "/etc/ems/authorized_keys"
 _MEMORY_SHARE = 0.95  # of what was asked for; the kernel keeps some, and SLURM drains a node that has less than it said
 
@@ -49,7 +50,7 @@ def controller_user_data(
         If it is longer than a cloud takes.
     """
     name = name or node_name(definition.name, "controller")
-    for count in range(len(authorized_keys), 0, -1):
+    for count in range(min(len(authorized_keys), _MAX_KEYS), 0, -1):
         config = _base(definition, name, host_key, authorized_keys[:count])
         config["write_files"] = [_file(NODE_FILE, json.dumps({"name": name, "role": "controller"}))]
         if len((text := _text(config)).encode()) <= MAX_CONTROLLER:
