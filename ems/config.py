@@ -1,7 +1,8 @@
 """The project's ``ems.yaml`` and the user's ``config.yaml``, joined with flags; the only reader of either.
 
 A value is taken from the first of: flag, ``targets.NAME`` of the project's file, the project's file,
-``targets.NAME`` of the user's file, the user's file, default. Each value remembers where it came from.
+``targets.NAME`` of the user's file, the user's file, what is known of the cluster NAME, default. Each value remembers
+where it came from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ems import document
+from ems import document, registry
 from ems.errors import ConfigError, UsageError
 from ems.model import Json, PassAs, Resources
 
@@ -107,8 +108,8 @@ class ConfigFile(TargetSection):
 class Settings:
     """Every setting with its value, and where each came from.
 
-    ``data`` is None where nobody said (then the git-ignored top-level folders are meant); ``on`` likewise
-    (then the current cluster if there is one, else ``here``).
+    ``data`` is None where nobody said (then the git-ignored top-level folders are meant); ``on`` likewise, where
+    there is no current cluster either (then the one that this machine belongs to, else ``here``).
     """
 
     on: str | None
@@ -170,12 +171,13 @@ def load(project: Path | None, *, on: str | None = None, flags: Mapping[str, Jso
     """
     typed = _check_flags({key: value for key, value in (flags or {}).items() if value is not None})
     files = [(path.name if path.parent == project else _short(path), _read(path)) for path in _paths(project)]
-    chosen = on if on is not None else next((file.on for _, file in files if file.on is not None), None)
+    chosen = on if on is not None else next((file.on for _, file in files if file.on is not None), registry.current())
     layers: list[Layer] = [("flag", typed | ({"on": on} if on is not None else {}))]
     for origin, file in files:
         if chosen is not None and chosen in file.targets:
             layers.append((f"{origin}: targets.{chosen}", _flat(file.targets[chosen])))
         layers.append((origin, _flat(file)))
+    layers += _of_cluster(chosen)
     names = tuple(dict.fromkeys(name for _, file in files for name in file.targets))
     return _join(layers, project, names)
 
@@ -189,6 +191,17 @@ def _check_flags(flags: Mapping[str, Json]) -> dict[str, Json]:
         return _flat(TargetSection.model_validate({**others, "resources": resources}))
     except ValidationError as error:
         raise UsageError(document.complaint(error), "`--help` after the command says what it takes") from None
+
+
+def _of_cluster(name: str | None) -> list[Layer]:
+    """Return what the registry knows of a cluster that is meant: what runs ask for where nobody says."""
+    known = registry.load(name) if name is not None else None
+    if known is None:
+        return []
+    said: dict[str, Json] = {f"resources.{key}": value for key, value in known.resources.items()}
+    said |= {"worker_python": known.worker_python} if known.worker_python else {}
+    current: list[Layer] = [("ems cluster use", {"on": name})] if name == registry.current() else []
+    return [(f"cluster {name}", said), *current]
 
 
 def _paths(project: Path | None) -> list[Path]:

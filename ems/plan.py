@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from ems import counting, environment, provenance, snapshot, space, submission, unroll
+from ems import counting, environment, provenance, root, snapshot, space, submission, unroll
 from ems.errors import ScriptError, UsageError
 from ems.executor.base import Limits, Submission
 from ems.model import Axis, Experiment, LoopRef, Params, PassAs, Point, Resources, Run
 from ems.node import argv, records
+from ems.remote.executor import RemoteExecutor
 from ems.space import sweep
 from ems.store import Store
 from ems.target import Target
@@ -149,7 +150,7 @@ def plan(request: Request, store: Store) -> Plan:
     project = snapshot.project_root(script)
     resources = _merge_resources(request.resources, swept)
     request.target.executor.check(resources)
-    submission.check_root(request.target.root)
+    root.check(request.target.root)
     with ThreadPoolExecutor(max_workers=1) as asking:  # the scheduler takes its time: count and freeze meanwhile
         limits = asking.submit(request.target.executor.limits)
         return _work_out(request, store, swept, script, source, project, resources, limits.result)
@@ -165,10 +166,10 @@ def _work_out(
     resources: Resources,
     limits: Callable[[], Limits],
 ) -> Plan:
-    python = _choose_python(request, project)
-    points = _find_points(request, swept, script, source, python)
-    repository = request.target.root / "snapshots.git"
+    points = _find_points(request, swept, script, source)
+    repository = request.target.repository
     frozen = snapshot.take(project, repository, max_file_mb=request.max_file_mb)
+    python = _choose_python(request, project, frozen.id)
     code_key = snapshot.code_key(repository, frozen.id, _relative(script, project))
     experiment = _describe(request, swept, script, project, resources, python, points, frozen.id)
     _check_passing(experiment, points)
@@ -197,12 +198,11 @@ def submit(plan: Plan, store: Store) -> Submission:
     ExecutorError
         If the scheduler refuses; the experiment stays and ``ems rerun EXP --missing`` carries on.
     """
-    experiment = replace(
-        plan.experiment,
-        provenance=provenance.collect(
-            plan.project, plan.experiment.command_line, plan.experiment.python, aside=plan.target.root / "diffs"
-        ),
-    )
+    python = plan.experiment.python
+    origin = provenance.collect(plan.project, plan.experiment.command_line, python, aside=plan.target.root / "diffs")
+    if plan.target.remote is not None:
+        origin |= plan.target.remote.surroundings(python)
+    experiment = replace(plan.experiment, provenance=origin)
     return submission.start(experiment, plan.runs, plan.chunks, plan.target, store)
 
 
@@ -292,7 +292,7 @@ def _read_script(script: Path) -> str:
     return source
 
 
-def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, source: str, python: str) -> _Points:
+def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, source: str) -> _Points:
     if request.sets or swept is not None or request.samples is not None:
         grid = space.build(request.sets, request.zips, request.samples, request.sample_seed, swept)
         if request.single and grid.count != 1:
@@ -301,7 +301,7 @@ def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, sour
     if request.single:
         return _Points("single", 1, (), listed=(Point({}),))
     unrolled = (
-        counting.count_by_running(script, python, request.args, request.cwd)
+        counting.count_by_running(script, _counting_python(request, script), request.args, request.cwd)
         if request.count_by_running
         else unroll.unroll(source, script.name)
     )
@@ -378,6 +378,8 @@ def _describe(
 
 
 def _find_data(request: Request, project: Path) -> dict[str, str]:
+    if request.target.remote is not None:
+        return _find_remote_data(request, request.target.remote)
     paths = request.data if request.data is not None else tuple(snapshot.ignored_top_level(project))
     missing = [path for path in paths if not (project / path).exists()]
     if missing and request.data is not None:
@@ -387,7 +389,35 @@ def _find_data(request: Request, project: Path) -> dict[str, str]:
     return {path.rstrip("/"): str((project / path).resolve()) for path in paths}
 
 
-def _choose_python(request: Request, project: Path) -> str:
+def _find_remote_data(request: Request, remote: RemoteExecutor) -> dict[str, str]:
+    """Return where the folders are that git ignores and runs need; those of this machine are not seen there.
+
+    Raises
+    ------
+    UsageError
+        If one that is named is not there.
+    """
+    if not request.data:
+        return {}
+    name = remote.agent.target.name
+    raise UsageError(
+        f"`data:` names {request.data[0]}, which {name} does not see",
+        f"ems data push {request.data[0]} NAME brings it there, and runs find it in $EMS_DATA/NAME; "
+        f"set `data: []` under `targets.{name}`",
+    )
+
+
+def _counting_python(request: Request, script: Path) -> str:
+    """Return the Python that walks the loops: that of the runs, but one of this machine."""
+    if request.target.remote is not None:
+        return environment.default_python()
+    return _choose_python(request, snapshot.project_root(script), "")
+
+
+def _choose_python(request: Request, project: Path, code: str) -> str:
+    remote = request.target.remote
+    if remote is not None:
+        return _choose_remote_python(request, project, code, remote)
     if request.env == "auto":
         return environment.resolve(project, request.target.root, python=request.python)
     if request.container:
@@ -395,6 +425,16 @@ def _choose_python(request: Request, project: Path) -> str:
             environment.check_container(request.container)
         return request.python or "python3"  # the image's own
     return request.python or environment.default_python()
+
+
+def _choose_remote_python(request: Request, project: Path, code: str, remote: RemoteExecutor) -> str:
+    """Return a path on the other machine; where set-up commands come first, they may be what makes it."""
+    if request.env == "auto":
+        environment.read_recipe(project)  # what is wrong with it is said before anything travels
+        return remote.build_environment(code, request.python)
+    if request.container or (request.setup and request.python):
+        return request.python or "python3"
+    return remote.find_python(request.python)
 
 
 def _merge_resources(asked: Resources, swept: sweep.Sweep | None) -> Resources:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ems import harvest, provenance, snapshot, submission
+from ems import harvest, snapshot, submission
 from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission, writing_to
 from ems.model import Experiment, Json, Resources, Run, State
@@ -82,7 +82,8 @@ def rerun(
         if chosen:
             asked = {key: value for key, value in asdict(resources or Resources()).items() if value is not None}
             target.executor.check(replace(experiment.resources, **asked))
-            snapshot.checkout(target.root, experiment.snapshot)
+            if target.remote is None:  # else the other side does when it is handed the chunks
+                snapshot.checkout(target.root, experiment.snapshot)
             _queue(files, experiment, target, _by_freshness(chosen, states, fresh), asked)
     if not chosen:
         if fed.submitted:
@@ -162,7 +163,7 @@ def reproduce(store: Store, target: Target, experiment: Experiment, index: int) 
         pack=None,
         message=f"reproduces {experiment.id}/{index}",
         # the code is that of then; Python, packages and host are those of now
-        provenance={**experiment.provenance, **provenance.surroundings(experiment.command_line, experiment.python)},
+        provenance={**experiment.provenance, **target.surroundings(experiment.command_line, experiment.python)},
     )
     chunks = submission.plan_chunks(again, range(1), target.executor.limits())
 

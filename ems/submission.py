@@ -8,25 +8,17 @@ and the workers' exclusive claims see to it that no run starts twice.
 
 from __future__ import annotations
 
-import errno
-import os
 import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from ems import snapshot
-from ems.errors import TargetError
+from ems import root, snapshot
 from ems.executor.base import Limits, Submission
 from ems.model import Experiment, Json, Run
-from ems.node import checkout, install, records
+from ems.node import records
 from ems.store import Store
 from ems.target import Target
-
-_ABANDONED_S = 24 * 3600.0
 
 
 def start(
@@ -45,16 +37,14 @@ def start(
     ExecutorError
         If the scheduler refuses; the experiment stays.
     """
-    try:
-        snapshot.checkout(target.root, experiment.snapshot)
-        install.install_lib(target.root)
-        # Where the script lies and where it starts stay real directories: that is where scripts write.
-        keep = (experiment.cwd, str(PurePosixPath(experiment.script).parent))
-        links = snapshot.plan_links(checkout.manifest(target.root, experiment.snapshot), keep=keep)
+    if target.remote is None:
+        root.prepare(target.root, experiment.snapshot)
+    # Where the script lies and where it starts stay real directories: that is where scripts write.
+    keep = (experiment.cwd, str(PurePosixPath(experiment.script).parent))
+    if snapshot.has(target.repository, experiment.snapshot):  # that of a rerun may be on the far side only
+        links = snapshot.plan_links(snapshot.paths(target.repository, experiment.snapshot), keep=keep)
         experiment = replace(experiment, linked_dirs=links)
-        _write_experiment(target.root, experiment, runs(), chunks)
-    except OSError as error:
-        raise _unwritable(target.root, error) from error
+    root.write(target.root, experiment, runs(), chunks)
     store.add(experiment, runs())
     return target.executor.submit(experiment, records.ExperimentFiles(target.root, experiment.id))
 
@@ -113,63 +103,10 @@ def plan_chunks(
     return chunks
 
 
-def new_id(root: Path) -> str:
-    """Return a new experiment id: 8 hex digits, not all of them decimal."""
+def new_id(place: Path) -> str:
+    """Return a new experiment id: 8 hex digits, not all of them decimal; ``place`` is the root."""
     while True:
         candidate = secrets.token_hex(4)
         # All digits would read as a number wherever an id is typed.
-        if not candidate.isdigit() and not (root / "experiments" / candidate).exists():
+        if not candidate.isdigit() and not (place / "experiments" / candidate).exists():
             return candidate
-
-
-def check_root(root: Path) -> None:
-    """See that experiments can be written below ``root``.
-
-    Raises
-    ------
-    TargetError
-        If not, and why.
-    """
-    try:
-        (root / "experiments").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(root, error) from error
-    if not os.access(root / "experiments", os.W_OK):
-        raise _unwritable(root, PermissionError(errno.EACCES, "Permission denied"))
-    _remove_left_overs(root)
-
-
-def _remove_left_overs(root: Path) -> None:
-    """Delete what submissions that were killed had written aside, once nobody can be writing it any more."""
-    for aside in (root / "experiments").glob(".*.aside"):
-        with suppress(OSError):
-            if time.time() - aside.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(aside)
-
-
-def _unwritable(root: Path, error: OSError) -> TargetError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return TargetError(
-        f"{root} cannot be written: {error.strerror or error}",
-        "free some room (`ems rm EXP` deletes an experiment's files) and type the command again; nothing was submitted"
-        if full
-        else "make it writable, or set `root:` in ems.yaml to a folder that is; nothing was submitted",
-    )
-
-
-def _write_experiment(
-    root: Path, experiment: Experiment, runs: Iterable[Run], chunks: Iterable[records.Record]
-) -> None:
-    """Write the whole directory aside, then rename it: it is there completely or not at all."""
-    files = records.ExperimentFiles(root, experiment.id)
-    aside = records.ExperimentFiles(root, f".{experiment.id}.aside")
-    try:
-        Path(aside.chunks).mkdir(parents=True)
-        records.write_atomic(aside.spec, records.dump(asdict(experiment)))
-        records.write_runs(aside, (asdict(run) for run in runs))
-        for chunk in chunks:
-            records.write_atomic(aside.chunk(chunk["chunk"]), records.dump(chunk), durable=False)
-        Path(aside.dir).rename(files.dir)
-    except BaseException:
-        shutil.rmtree(aside.dir, ignore_errors=True)
-        raise

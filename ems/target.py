@@ -4,26 +4,138 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ems import registry
 from ems.config import Settings
-from ems.errors import TargetError
+from ems.errors import ConfigError, TargetError
 from ems.executor.base import Executor
+from ems.model import Experiment, Json
+from ems.node.records import ExperimentFiles
+from ems.outputs import RunFiles, RunFolder
+
+if TYPE_CHECKING:
+    from ems.remote.executor import RemoteExecutor
+    from ems.remote.mirror import Pulled
+    from ems.remote.pull import Scope
 
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A name, the root of everything that runs leave there, and what runs them."""
+    """A name, the root of everything that runs leave there, and what runs them.
+
+    Attributes
+    ----------
+    root
+        Of a target on another machine its mirror on this one: what was submitted there, and what was pulled so far.
+    remote
+        The executor again where it is on another machine, else None.
+    """
 
     name: str
     root: Path
     executor: Executor
+    remote: RemoteExecutor | None = None
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def repository(self) -> Path:
+        """The snapshots that were taken for it."""
+        return self.root / "snapshots.git"
+
+    def files(self, experiment_id: str) -> ExperimentFiles:
+        """Return the paths of an experiment."""
+        return ExperimentFiles(self.root, experiment_id)
+
+    def cancel(self, experiment_id: str, indices: Collection[int] | None = None) -> None:
+        """End an experiment, or some of its runs; see :func:`ems.executor.control.cancel`."""
+        from ems.executor import control  # noqa: PLC0415
+
+        if self.remote is not None:
+            self.remote.cancel_runs(self.files(experiment_id), indices)
+        else:
+            control.cancel(self.executor, self.files(experiment_id), indices)
+
+    def hold(self, experiment_id: str, indices: Collection[int] | None = None, *, release: bool = False) -> None:
+        """Let nothing more start, or again; see :func:`ems.executor.control.hold`."""
+        from ems.executor import control  # noqa: PLC0415
+
+        if self.remote is not None:
+            self.remote.hold_runs(self.files(experiment_id), indices, release)
+        else:
+            control.hold(self.executor, self.files(experiment_id), indices, release)
+
+    def remove(self, experiment_id: str) -> int:
+        """Cancel an experiment and delete its files; return how many bytes that freed."""
+        from ems import root  # noqa: PLC0415
+
+        files = self.files(experiment_id)
+        return root.remove(self.executor, files) if self.remote is None else self.remote.remove(files)
+
+    def surroundings(self, command_line: Sequence[str], python: str) -> dict[str, Json]:
+        """Record what is around the code of a run: Python and packages of the target, and who typed what where."""
+        from ems import provenance  # noqa: PLC0415
+
+        found = provenance.surroundings(command_line, python)
+        return found if self.remote is None else found | self.remote.surroundings(python)
+
+    def pull(self, runs: Mapping[str, Collection[int]], scope: Scope) -> Pulled | None:
+        """Bring what is new of some runs, by experiment, from the other machine; None where there is none.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If it cannot be reached, or the connection broke; what came before stays.
+        """
+        return self._pull_into(self.root, runs, scope)
+
+    @contextmanager
+    def fetched(self, experiment: Experiment, indices: Collection[int], scope: Scope) -> Iterator[Path]:
+        """Yield a root below which lie files of some runs: this target's own, or one whose files were fetched for this.
+
+        Of the latter they may be moved away. Where fetching is broken off, what came is kept, and the next one goes on.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If the other machine cannot be reached.
+        """
+        if self.remote is None:
+            yield self.root
+            return
+        aside = self.root / "fetched" / experiment.id
+        self._pull_into(aside, {experiment.id: indices}, scope)
+        yield aside
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _pull_into(self, folder: Path, runs: Mapping[str, Collection[int]], scope: Scope) -> Pulled | None:
+        if self.remote is None:
+            return None
+        from ems.remote.files import pull_by  # noqa: PLC0415  # what is local imports nothing of this
+        from ems.remote.mirror import Mirror  # noqa: PLC0415
+
+        return Mirror(folder).pull(pull_by(self.remote.agent), runs, scope)
+
+    def run_files(self, experiment: Experiment, index: int) -> RunFiles:
+        """Return the files of a run, wherever they lie."""
+        if self.remote is None:
+            return RunFolder(Path(self.files(experiment.id).run(index)))
+        from ems.remote.files import RemoteRun  # noqa: PLC0415  # as above
+
+        return RemoteRun(self.remote.agent, experiment.id, index)
+
+    def close(self) -> None:
+        """Hang up, where there is a connection."""
+        if self.remote is not None:
+            self.remote.agent.close()
 
 
 def resolve(name: str | None, settings: Settings, project: Path) -> Target:
@@ -32,9 +144,10 @@ def resolve(name: str | None, settings: Settings, project: Path) -> Target:
     Parameters
     ----------
     name
-        What ``--on`` says; None: the config's ``on``, else the cluster that this machine belongs to, else ``here``.
+        What ``--on`` says; None: what the configuration says, the current cluster included, else the cluster that this
+        machine belongs to, else ``here``.
     settings
-        The joined configuration; its ``root`` moves everything out of the project.
+        The joined configuration; its ``root`` moves everything out of the project, but for what is on other machines.
     project
         The project's root, whose ``.ems`` is the default root.
 
@@ -42,9 +155,14 @@ def resolve(name: str | None, settings: Settings, project: Path) -> Target:
     ------
     TargetError
         If there is no target of that name.
+    ConfigError
+        If a settings file wants another root on a machine that was connected with one.
     """
     name = name or settings.on or ("slurm" if in_cluster() else "here")
     root = (settings.root or project / ".ems").absolute()
+    known = registry.load(name)
+    if known is not None:
+        return _remote(known, settings, project)
     # submitit takes a while to import: only what runs something pays for it
     if name == "here":
         from ems.executor.here import HereExecutor  # noqa: PLC0415
@@ -54,8 +172,29 @@ def resolve(name: str | None, settings: Settings, project: Path) -> Target:
         from ems.executor.slurm import SlurmExecutor  # noqa: PLC0415
 
         return Target(name, root, SlurmExecutor(root, settings.worker_python))
-    known = ", ".join(dict.fromkeys(["here", "slurm", *settings.targets]))
-    raise TargetError(f"there is no target `{name}`", f"targets are {known}; add one under `targets:` in ems.yaml")
+    every = ", ".join(dict.fromkeys(["here", "slurm", *registry.names(), *settings.targets]))
+    raise TargetError(
+        f"there is no target `{name}`",
+        f"targets are {every}; ems cluster start {name}, ems cluster connect {name} user@login, or add one under "
+        "`targets:` in ems.yaml",
+    )
+
+
+def _remote(known: registry.RemoteTarget, settings: Settings, project: Path) -> Target:
+    """Return the target on another machine, to which nothing has been said yet."""
+    from ems.remote.client import Agent  # noqa: PLC0415
+    from ems.remote.executor import RemoteExecutor  # noqa: PLC0415
+
+    if f"targets.{known.name}" in settings.origins["root"]:
+        raise ConfigError(
+            f"{settings.origins['root']}: `root` cannot be set here; experiments on {known.name} lie in {known.root}",
+            f"ems cluster connect {known.name} … --root FOLDER",
+        )
+    mirror = (project / ".ems" / "remote" / known.name).absolute()
+    if settings.worker_python is not None:
+        known = replace(known, worker_python=settings.worker_python)
+    executor = RemoteExecutor(Agent(known), mirror)
+    return Target(known.name, mirror, executor, executor)
 
 
 def in_cluster() -> bool:

@@ -73,7 +73,7 @@ def rerun(
         else:
             runs = render.plural(len(done.indices), "run")
             render.say(f"experiment {experiment.id}  {experiment.name}  {runs} again   on {target.name}")
-            render.say(submit.submitted_line(target.executor.name, done.submission, time.monotonic() - started))
+            render.say(submit.submitted_line(target, done.submission, time.monotonic() - started))
         if wait:
             waiting.until_finished(session, experiment, quiet=as_json)
         elif not as_json:
@@ -125,7 +125,7 @@ def reproduce(run: o.RunAddress, as_json: o.AsJson = False) -> None:
         again, done = library.reproduce(session.store, target, original, index)
         if not as_json:
             render.say(f"experiment {again.id}  {again.name}  1 run = {original.id}/{index} again   on {target.name}")
-            render.say(submit.submitted_line(target.executor.name, done, time.monotonic() - started))
+            render.say(submit.submitted_line(target, done, time.monotonic() - started))
         session.harvest([original])
         waiting.until_finished(session, again, quiet=as_json, says_next=False)
         differences = library.compare(session.store, (original.id, index), (again.id, 0))

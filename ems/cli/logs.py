@@ -12,7 +12,7 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.app import FILES, command
-from ems.errors import ExecutorError, NotFoundError
+from ems.errors import ConnectionFailedError, ExecutorError, NotFoundError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -113,7 +113,9 @@ def _follow(session: Session, experiment: Experiment, index: int, path: Path, po
     next_refresh = 0.0
     while True:
         if time.monotonic() >= next_refresh:
-            with suppress(ExecutorError):  # the scheduler is away: the log is still there to be read
+            with suppress(
+                ExecutorError, ConnectionFailedError
+            ):  # the scheduler is away: the log is still there to be read
                 session.refresh([experiment])
             next_refresh = time.monotonic() + _REFRESH_S
         is_over = session.state(experiment, index).is_finished  # asked before reading: the last words are not missed

@@ -9,7 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ems.errors import EmsError, ExecutorError, NotFoundError, StoreError, TargetError, UsageError
+from ems.errors import (
+    ConnectionFailedError,
+    EmsError,
+    ExecutorError,
+    NotFoundError,
+    StoreError,
+    TargetError,
+    UsageError,
+)
 from ems.model import Address, State
 
 if TYPE_CHECKING:
@@ -55,17 +63,26 @@ class Session:
             self._targets[name] = target.resolve(name, config.load(self.project, on=name), self.project)
         return self._targets[name]
 
+    def use(self, target: Target) -> Target:
+        """Have a target that was resolved already be the one of its name, so that there is one connection to it."""
+        return self._targets.setdefault(target.name, target)
+
     def adopt(self) -> None:
         """Take in experiments that are on disk but not in the store: their submission was killed in between."""
-        root = self.settings.root or self.project / ".ems"
-        try:
-            names = {entry.name for entry in (root / "experiments").iterdir() if not entry.name.startswith(".")}
-        except OSError:
-            return
-        if not names.issubset(self.store.ids()):
-            from ems import harvest
+        for root in (self.settings.root or self.project / ".ems", *(self.project / ".ems" / "remote").glob("*")):
+            try:
+                names = {entry.name for entry in (root / "experiments").iterdir() if not entry.name.startswith(".")}
+            except OSError:
+                continue
+            if not names.issubset(self.store.ids()):
+                from ems import harvest
 
-            harvest.adopt(self.store, root)
+                harvest.adopt(self.store, root)
+
+    def close(self) -> None:
+        """Hang up wherever there is a connection."""
+        for target in self._targets.values():
+            target.close()
 
     def files(self, experiment: Experiment) -> ExperimentFiles:
         """Return the paths of an experiment on its target."""
@@ -120,6 +137,8 @@ class Session:
         ------
         ExecutorError
             If the scheduler cannot be reached.
+        ConnectionFailedError
+            If the machine cannot be reached that has it.
         TargetError
             If there is no target of an experiment's, or its files are not there.
         """
@@ -183,13 +202,13 @@ class Session:
         trouble = TargetError("; ".join(beyond), hint) if beyond else None
         return [each for each in experiments if not why[each.id]], trouble
 
-    def _feed(self, experiments: Iterable[Experiment]) -> ExecutorError | None:
+    def _feed(self, experiments: Iterable[Experiment]) -> EmsError | None:
         """Hand over what could not be handed over before; return what stood against it."""
-        trouble = None
+        trouble: EmsError | None = None
         for experiment in experiments:
             try:
                 self.target(experiment.target).executor.submit(experiment, self.files(experiment))
-            except ExecutorError as error:
+            except (ExecutorError, ConnectionFailedError) as error:
                 trouble = error
         return trouble
 
@@ -280,5 +299,8 @@ def open_session(project: Path | None = None) -> Iterator[Session]:
         )
     with store.Store(path) as opened:
         session = Session(path.parent.parent, opened)
-        session.adopt()
-        yield session
+        try:
+            session.adopt()
+            yield session
+        finally:
+            session.close()

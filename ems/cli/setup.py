@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import typer
@@ -40,12 +41,14 @@ def doctor(on: o.On = None, as_json: o.AsJson = False) -> None:
     project = _project()
     settings = settings_.load(project, on=on)
     chosen = target.resolve(on, settings, project)
-    checks = chosen.executor.doctor()
+    with closing(chosen):
+        checks = chosen.executor.doctor()
     if as_json:
         fields = ("name", "ok", "message", "hint")
         render.print_json([{field: getattr(check, field) for field in fields} for check in checks])
     else:
-        render.say(f"on {chosen.name}, root {chosen.root}")
+        root = chosen.root if chosen.remote is None else chosen.remote.agent.target.root
+        render.say(f"on {chosen.name}, root {root}")
         columns = [render.Column("check", keep=True), render.Column("", keep=True), render.Column("found", cut=True)]
         marks = {True: "ok", False: "missing"}
         rows = [[check.name, marks[check.ok], check.message] for check in checks]

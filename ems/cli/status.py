@@ -13,7 +13,7 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.app import LOOK, command
-from ems.errors import ExecutorError, TargetError
+from ems.errors import ConnectionFailedError, ExecutorError, TargetError
 from ems.model import State
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _refresh(session: Session, experiments: Sequence[Experiment]) -> list[str]:
     """Bring states up to date; where the scheduler or a target is away say so, and show what was known."""
     try:
         session.refresh(experiments)
-    except (ExecutorError, TargetError) as error:
+    except (ExecutorError, TargetError, ConnectionFailedError) as error:
         return ["", f"{error.message}; this is how it stood before"]
     return []
 

@@ -20,7 +20,6 @@ def cancel(address: o.ExpOrRun) -> None:
     """End an experiment, or one run of it."""
     from ems.cli import render
     from ems.cli.session import open_session
-    from ems.executor import control
 
     with open_session() as session:
         experiment, parsed = session.address(address)
@@ -28,7 +27,7 @@ def cancel(address: o.ExpOrRun) -> None:
         if _is_over(session, experiment, parsed.index):
             render.say(f"{address} has ended already: {_states(session, experiment)}")
             return
-        control.cancel(session.target(experiment.target).executor, session.files(experiment), indices)
+        session.target(experiment.target).cancel(experiment.id, indices)
         session.refresh([experiment])
         what = f"{experiment.name} {experiment.id}" + ("" if parsed.index is None else f"/{parsed.index}")
         render.say(f"cancelled {what}: {_states(session, experiment)}")
@@ -64,14 +63,12 @@ def release(address: o.ExpOrRun = "last") -> None:
 def _hold(address: str, *, release: bool) -> None:
     from ems.cli import render
     from ems.cli.session import open_session
-    from ems.executor import control
 
     with open_session() as session:
         experiment, parsed = session.address(address)
         session.check_kept(experiment)
         indices = None if parsed.index is None else [parsed.index]
-        executor = session.target(experiment.target).executor
-        control.hold(executor, session.files(experiment), indices, release=release)
+        session.target(experiment.target).hold(experiment.id, indices, release=release)
         session.refresh([experiment])
         done = "released" if release else "held"
         what = experiment.id if parsed.index is None else f"{experiment.id}/{parsed.index}"
@@ -98,7 +95,7 @@ def rm(
         counts = session.store.counts([found.id])[found.id]
         going = sum(n for state, n in counts.items() if not state.is_finished and state is not State.UNKNOWN)
         what = f"{found.name} {found.id}, {render.plural(found.n_runs, 'run')} ({_states(session, found)})"
-        if not yes and not _confirm(f"delete the files{' and all results' if purge else ''} of {what}?"):
+        if not yes and not confirm(f"delete the files{' and all results' if purge else ''} of {what}?"):
             render.note("nothing was deleted")
             raise typer.Exit(1)
         freed = removal.remove(session.store, session.target(found.target), found, purge=purge)
@@ -107,7 +104,7 @@ def rm(
     render.say(f"removed {what}: {render.size(freed)} freed{cancelled}{kept}")
 
 
-def _confirm(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Ask on a terminal.
 
     Raises

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ems.executor.base import Submission
     from ems.model import Json
     from ems.plan import Plan, Request
+    from ems.target import Target
 
 _SHOWN = 100  # runs that --dry-run lists
 
@@ -155,7 +156,7 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
         if typed["as_json"]:
             render.print_json({**summary(plan), **describe_submission(done)})
         else:
-            render.say(submitted_line(plan.target.executor.name, done, time.monotonic() - started))
+            render.say(submitted_line(plan.target, done, time.monotonic() - started))
         if typed["wait"]:
             waiting.until_finished(session, plan.experiment, quiet=typed["as_json"])
         elif not typed["as_json"]:
@@ -208,7 +209,7 @@ def _request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], sin
     context: Mapping[str, tuple[str, ...]] = ctx.obj
     return Request(
         script=Path(typed["script"]) if typed["script"] else None,
-        target=target.resolve(settings.on, settings, session.project),
+        target=session.use(target.resolve(settings.on, settings, session.project)),
         args=context["script_args"],
         single=single,
         sets=tuple(typed["sets"] or ()),
@@ -252,14 +253,14 @@ def headline(plan: Plan) -> str:
     )
 
 
-def submitted_line(executor: str, done: Submission, seconds: float) -> str:
+def submitted_line(target: Target, done: Submission, seconds: float) -> str:
     """Say what was handed over: ``submitted array job 1842 in 0.6 s; you may close the laptop``."""
     from ems.cli import render
 
     jobs = [job for _, job in done.submitted]
-    if executor == "here":
+    if target.executor.name == "here":
         said = "started" if jobs else "nothing new was started"
-        line = f"{said} in {render.duration(seconds)}; you may close the terminal"
+        line = f"{said} in {render.duration(seconds)}; you may close the {'laptop' if target.remote else 'terminal'}"
     else:
         named = ", ".join(jobs) if len(jobs) <= 5 else f"{jobs[0]} to {jobs[-1]}"
         what = f"submitted {render.plural(len(jobs), 'array job')}" if len(jobs) > 1 else "submitted array job"

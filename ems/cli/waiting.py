@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ems.errors import ExecutorError
+from ems.errors import ConnectionFailedError, ExecutorError
 from ems.model import State
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
         trouble = ""
         try:
             session.refresh([experiment])
-        except ExecutorError as error:
+        except (ExecutorError, ConnectionFailedError) as error:
             trouble = f"   {error.message}; trying again"
         counts = session.store.counts([experiment.id])[experiment.id]
         if patience.is_over(counts, is_sure=not trouble):

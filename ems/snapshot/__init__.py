@@ -36,8 +36,11 @@ __all__ = [
     "code_key",
     "diff",
     "export",
+    "has",
     "ignored_top_level",
+    "paths",
     "plan_links",
+    "prepare",
     "project_root",
     "take",
 ]
@@ -121,6 +124,18 @@ def take(project: Path, git_dir: Path, *, max_file_mb: float = 50) -> Snapshot:
     return Snapshot(commit, len(found), count_changed(status), head(project), is_new)
 
 
+def prepare(git_dir: Path) -> None:
+    """Make the bare repository that takes snapshots, unless it is there.
+
+    Raises
+    ------
+    SnapshotError
+        If ``git_dir`` cannot be written.
+    """
+    with _guarded(git_dir):
+        _make_repository(git_dir)
+
+
 def checkout(root: Path, snapshot: str) -> Path:
     """Make the read-only checkout ``ROOT/code/SNAPSHOT`` unless it is there; return its path.
 
@@ -131,6 +146,18 @@ def checkout(root: Path, snapshot: str) -> Path:
     """
     with _as_snapshot_error():
         return Path(node_checkout.ensure(os.fspath(root), snapshot))
+
+
+def paths(git_dir: Path, snapshot: str) -> list[str]:
+    """List the files of a snapshot, relative to the project's root.
+
+    Raises
+    ------
+    SnapshotError
+        If it is not in ``git_dir``.
+    """
+    with _as_snapshot_error():
+        return [path for path, _, _ in node_checkout.tree(os.fspath(git_dir), snapshot)]
 
 
 def code_key(git_dir: Path, snapshot: str, script: str) -> str:
@@ -266,7 +293,7 @@ def _freeze(project: Path, git_dir: Path, found: Mapping[str, os.stat_result]) -
     known, n_last, last = _read_cache(cache)
     started_ns = time.time_ns()
     stale = {path for path, facts in found.items() if known.get(path, ())[:5] != stamp_of(facts)}
-    if not stale and len(found) == len(known) == n_last and _has(git_dir, last):
+    if not stale and len(found) == len(known) == n_last and has(git_dir, last):
         return last, False
     try:
         commit, stamps = write_commit(
@@ -277,7 +304,7 @@ def _freeze(project: Path, git_dir: Path, found: Mapping[str, os.stat_result]) -
             raise
         # the repository may have lost objects that the cache believes to be there
         commit, stamps = write_commit(project, git_dir, found, {})
-    is_new = not _has(git_dir, commit)
+    is_new = not has(git_dir, commit)
     if is_new:
         _git(git_dir, "update-ref", f"refs/snapshots/{commit}", commit)
     before = started_ns - _RACY_NS
@@ -303,8 +330,8 @@ def _make_repository(git_dir: Path) -> None:
     (git_dir / "ems").mkdir(exist_ok=True)
 
 
-def _has(git_dir: Path, commit: str) -> bool:
-    """Whether the snapshot has been frozen here, to the end."""
+def has(git_dir: Path, commit: str) -> bool:
+    """Whether a repository holds the snapshot, to the end."""
     if not commit:
         return False
     command = [

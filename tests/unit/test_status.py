@@ -19,6 +19,7 @@ from ems.harvest import HarvestReport
 from ems.model import Experiment, JobInfo, Run, State
 from ems.node import records
 from ems.store import Store
+from ems.target import Target
 
 EXPERIMENT = Experiment("7f3a9c21", "train", records.now(), "train.py", "5" * 40, 4, executor="slurm", target="slurm")
 
@@ -86,7 +87,8 @@ def test_lines_fit_eighty_columns(session: Session, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_what_was_handed_over_in_one_line(executor: str, done: Submission, said: str) -> None:
-    assert submit.submitted_line(executor, done, 0.6) == said
+    target = Target(executor, Path("root"), SimpleNamespace(name=executor))  # type: ignore[arg-type]  # only its name
+    assert submit.submitted_line(target, done, 0.6) == said
 
 
 def test_what_nobody_knows_of_is_waited_for_a_few_looks() -> None:
