@@ -9,17 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ems import registry
-from ems.cluster import nodes, provision
+from ems.cluster import images, nodes, provision
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, Report, quiet
 from ems.cluster.keys import fingerprint
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Resource, Thing
 from ems.cluster.record import Files, Phase, choose, new
-from ems.errors import ClusterError, ConnectionFailedError, UsageError
+from ems.errors import ClusterError, ConnectionFailedError, NotFoundError, UsageError
 
 _REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
 _EMPTY_S = 300
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def begin(name: str, definition: Definition, counts: Mapping[str, int], report: Report = quiet) -> Fleet:
-    """Write down what is wanted; nothing is made yet. The caller holds the cluster's lock.
+    """Return a cluster as it is wanted; nothing is written down or made yet. The caller holds the cluster's lock.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def begin(name: str, definition: Definition, counts: Mapping[str, int], report: 
         record = new(name, definition.model_dump(mode="json"), definition.digest)
     _check_phase(record.phase, name)
     fleet = Fleet(files, record, report)
-    want(fleet, plan(fleet, counts))
+    fleet.record = replace(record, wanted=plan(fleet, counts))
     return fleet
 
 
@@ -88,7 +88,7 @@ def want(fleet: Fleet, wanted: tuple[str, ...]) -> None:
 def _check_phase(phase: Phase, name: str) -> None:
     if phase is Phase.PAUSED:
         raise ClusterError(f"the cluster `{name}` is paused", f"ems cluster resume {name}")
-    if phase is Phase.STOPPING:
+    if phase in {Phase.STOPPING, Phase.BAKING}:
         raise ClusterError(f"the cluster `{name}` is half deleted", f"ems cluster stop {name} deletes the rest")
 
 
@@ -133,6 +133,7 @@ def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
         If the controller cannot be made or set up, or a test job fails; machines that are there stay.
     """
     began = time.monotonic()
+    want(fleet, fleet.record.wanted)
     make(fleet)
     if not setup:
         return Outcome(tuple(fleet.record.wanted), fleet.record.left_out, seconds=time.monotonic() - began)
@@ -146,7 +147,6 @@ def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
 def make(fleet: Fleet) -> None:
     """Make what is wanted and not there: network, controller, nodes; delete nodes that are not wanted."""
     record = fleet.record
-    fleet.update(left_out={})
     requests = nodes.requests(fleet, [record.controller, *record.wanted])
     interrupted = fleet.journal.unfinished()
     found = nodes.settled_machines(fleet) if interrupted else fleet.machines()
@@ -263,7 +263,7 @@ def resize(fleet: Fleet, counts: Mapping[str, int], *, now: bool = False) -> Out
     began = time.monotonic()
     _check_phase(fleet.record.phase, fleet.name)
     jobs = fleet.scheduler.jobs()
-    at_work = {node for job in jobs for node in nodes.expand(job.nodes)}
+    at_work = {node for job in jobs for node in job.hosts}
     change(fleet, plan(fleet, counts, preferred=at_work), now=now)
     return _timed(settle_new(fleet), began)
 
@@ -278,6 +278,27 @@ def change(fleet: Fleet, wanted: tuple[str, ...], *, now: bool = False) -> None:
     nodes.create(fleet, requests, found)
     surplus = [name for name in found if name != fleet.record.controller and name not in wanted]
     nodes.remove(fleet, surplus, now=now)
+
+
+def remove_nodes(fleet: Fleet, names: Iterable[str], *, now: bool = False) -> list[str]:
+    """Drain nodes and delete them; they are not wanted any more. Returns their whole names.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such node.
+    """
+    _check_phase(fleet.record.phase, fleet.name)
+    known = {*fleet.record.wanted, *fleet.machines()} - {fleet.record.controller}
+    gone = []
+    for given in names:
+        name = next((each for each in (given, f"{fleet.name}-{given}") if each in known), None)
+        if name is None:
+            listed = ", ".join(sorted(known)) or "none"
+            raise NotFoundError(f"{fleet.name} has no compute node `{given}`", f"its nodes are {listed}")
+        gone.append(name)
+    change(fleet, tuple(name for name in fleet.record.wanted if name not in gone), now=now)
+    return gone
 
 
 def settle_new(fleet: Fleet) -> Outcome:
@@ -333,7 +354,7 @@ def resume(fleet: Fleet) -> Outcome:
     fleet.update(phase=Phase.MAKING)
     make(fleet)
     outcome = settle(fleet)
-    fleet.register(use=False)
+    fleet.register()
     fleet.update(phase=Phase.READY)
     return _timed(outcome, began)
 
@@ -389,3 +410,22 @@ def _destroy_until_empty(fleet: Fleet, things: list[Resource]) -> None:
 
 def _timed(outcome: Outcome, began: float) -> Outcome:
     return Outcome(outcome.ready, outcome.left_out, outcome.changed, outcome.tests, time.monotonic() - began)
+
+
+def bake(name: str, definition: Definition, report: Report = quiet) -> list[images.Baked]:
+    """Make an image for each kind of machine; a cluster that was not there is gone afterwards, but for them.
+
+    The caller holds the cluster's lock.
+    """
+    files = Files(name)
+    record = files.load()
+    if record is not None and record.phase is not Phase.BAKING:
+        return images.bake(Fleet(files, record, report))
+    if record is None:
+        _refuse_strangers(name, definition)
+        record = new(name, definition.model_dump(mode="json"), definition.digest)
+    fleet = Fleet(files, files.save(replace(record, phase=Phase.BAKING)), report)
+    try:
+        return images.bake(fleet)
+    finally:
+        stop(fleet)

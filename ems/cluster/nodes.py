@@ -9,10 +9,8 @@ from ems.cluster import images, keys, userdata
 from ems.cluster.fleet import COMPUTE_ROLE, CONTROLLER_ROLE, Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, Resource
-from ems.cluster.scheduler import Boot, NodeState, Scheduler, busy, expand
+from ems.cluster.scheduler import Boot, NodeState, Scheduler, busy
 from ems.errors import ClusterError, ConnectionFailedError
-
-__all__ = ["create", "expand", "join", "remove", "requests", "settled_machines"]
 
 _SILENT_S = 300  # a node that has said nothing of its boot
 _STAGE_S = 1800  # a stage of its boot: installing CUDA takes many minutes

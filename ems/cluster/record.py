@@ -42,6 +42,7 @@ class Phase(StrEnum):
     MAKING = "making"  # machines are being made, or `start --no-setup` has made them
     READY = "ready"
     PAUSED = "paused"
+    BAKING = "baking"  # nothing but machines that become images
     STOPPING = "stopping"
 
 

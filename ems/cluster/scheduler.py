@@ -73,6 +73,11 @@ class Job:
     name: str
     nodes: str
 
+    @property
+    def hosts(self) -> list[str]:
+        """The names of the nodes that it runs on."""
+        return expand(self.nodes)
+
 
 class Scheduler:
     """The SLURM of one cluster.
@@ -186,7 +191,7 @@ def _boot(text: str) -> Boot:
 
 def busy(jobs: Sequence[Job], node: str) -> list[Job]:
     """Return the jobs that run on a node."""
-    return [job for job in jobs if node in expand(job.nodes)]
+    return [job for job in jobs if node in job.hosts]
 
 
 def expand(hostlist: str) -> list[str]:
