@@ -29,8 +29,17 @@ def reference() -> str:
         if command.rich_help_panel != section:
             section = command.rich_help_panel
             lines += [f"### {section}", ""]
-        lines += [*_command(name, command), ""]
+        for words, each in _with_subcommands(name, command):
+            lines += [*_command(words, each), ""]
     return "\n".join(lines).rstrip()
+
+
+def _with_subcommands(name: str, command: Any) -> list[tuple[str, Any]]:
+    """Return a command, or the commands of a group by section, each with the words that name it."""
+    if not hasattr(command, "commands"):
+        return [(name, command)]
+    inside = sorted(command.commands.items(), key=lambda item: command.sections.index(item[1].rich_help_panel))
+    return [(f"{name} {each}", found) for each, found in inside]
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

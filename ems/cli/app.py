@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -17,16 +18,20 @@ from ems.version import __version__
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SECTIONS = SUBMIT, LOOK, FILES, STEER, RESULTS, AGAIN, SETUP = (
+SECTIONS = SUBMIT, LOOK, FILES, STEER, RESULTS, AGAIN, CLUSTERS, SETUP = (
     "Submit",
     "Look",
     "Files of runs",
     "Steer",
     "Results",
     "Once more",
+    "Clusters",
     "Set-up",
 )
-_MODULES = ("submit", "status", "code", "logs", "files", "steer", "results", "report", "again", "setup")
+_MODULES = (
+    *("submit", "status", "code", "logs", "files", "steer", "results", "report", "again"),
+    *("cluster", "cluster_life", "cluster_status", "cluster_connect", "cluster_show", "setup"),
+)
 
 
 def _sections(records: Iterable[tuple[str, tuple[str, str]]], formatter: Any) -> None:
@@ -39,7 +44,19 @@ def _sections(records: Iterable[tuple[str, tuple[str, str]]], formatter: Any) ->
             formatter.write_dl(rows)
 
 
-class Command(TyperCommand):
+class _WithExamples:
+    """What ends its help with examples as they are typed."""
+
+    epilog: str | None
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+        """Write the examples verbatim."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+
+class Command(_WithExamples, TyperCommand):
     """A command whose help has its options in sections and its examples as they are typed."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -49,12 +66,6 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then options by ``rich_help_panel``."""
         _sections(((section, record) for section, _, record in parameters(self, ctx)), formatter)
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
-        """Write the examples verbatim."""
-        if self.epilog:
-            with formatter.section("Examples"):
-                formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
 def parameters(command: Any, ctx: Any) -> list[tuple[str, Any, tuple[str, str]]]:
@@ -79,7 +90,15 @@ def _metavar(param: Any) -> str:
 
 
 class Group(TyperGroup):
-    """The ``ems`` command itself: its commands in sections."""
+    """The ``ems`` command itself: its commands in sections.
+
+    Attributes
+    ----------
+    sections
+        The headings, in order.
+    """
+
+    sections: tuple[str, ...] = SECTIONS
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
         """Write commands by ``rich_help_panel``."""
@@ -90,30 +109,84 @@ class Group(TyperGroup):
             for name, command in self.commands.items()
             if not command.hidden
         ]
-        _sections(sorted(listed, key=lambda record: SECTIONS.index(record[0])), formatter)
+        _sections(sorted(listed, key=lambda record: self.sections.index(record[0])), formatter)
 
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     cls=Group,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
     pretty_exceptions_enable=False,
 )
 
 
-def command(section: str, *examples: str, name: str | None = None) -> Callable[[Function], Function]:
-    """Register a function as a command.
+class Subgroup(_WithExamples, Group):
+    """Commands of two words, such as ``ems cluster start``."""
+
+
+class Register(Protocol):
+    """What registers functions as commands of ``ems``, or of a group."""
+
+    def __call__(self, section: str, *examples: str, name: str | None = None) -> Callable[[Function], Function]:
+        """See :func:`command`."""
+        ...
+
+
+def _register_in(parent: typer.Typer) -> Register:
+    def command(section: str, *examples: str, name: str | None = None) -> Callable[[Function], Function]:
+        """Register a function as a command.
+
+        Parameters
+        ----------
+        section
+            Heading under which the help of its group lists it.
+        examples
+            Command lines shown at the end of its help.
+        name
+            Its name where the function's own will not do.
+        """
+        return parent.command(name, cls=Command, rich_help_panel=section, epilog="\n".join(examples))
+
+    return command
+
+
+command = _register_in(app)
+
+
+def group(section: str, name: str, summary: str, sections: tuple[str, ...], *examples: str) -> Register:
+    """Make a group of commands; return what registers functions as commands of it, as :func:`command` does of ``ems``.
 
     Parameters
     ----------
     section
         Heading under which ``ems --help`` lists it.
+    summary
+        Its line there.
+    sections
+        The headings of its own help, in order.
     examples
         Command lines shown at the end of its help.
-    name
-        Its name where the function's own will not do.
     """
-    return app.command(name, cls=Command, rich_help_panel=section, epilog="\n".join(examples))
+    kind = type("Subgroup", (Subgroup,), {"sections": sections})
+    commands = typer.Typer(cls=kind, rich_markup_mode=None, context_settings=_CONTEXT)
+    app.add_typer(
+        commands,
+        name=name,
+        help=summary,
+        epilog="\n".join(examples),
+        rich_help_panel=section,
+        callback=_explain,
+        invoke_without_command=True,
+    )
+    return _register_in(commands)
+
+
+def _explain(ctx: typer.Context) -> None:
+    """Show the help of a group that is typed alone."""
+    if ctx.invoked_subcommand is None:
+        sys.stdout.write(f"{ctx.get_help()}\n")
 
 
 def _print_version(wanted: bool) -> None:
@@ -133,17 +206,19 @@ def ems(
     ] = False,
 ) -> None:
     """From a training script to an experiment on SLURM, and back to a table."""
-    if ctx.invoked_subcommand is None:
-        sys.stdout.write(f"{ctx.get_help()}\n")
+    _explain(ctx)
 
 
 def load() -> Any:
     """Import every command; return the whole as one click command."""
     for module in _MODULES:
-        importlib.import_module(f"ems.cli.{module}")
+        if importlib.util.find_spec(f"ems.cli.{module}") is not None:
+            importlib.import_module(f"ems.cli.{module}")
     # in this order, whatever was imported first
     places = {f"ems.cli.{module}": place for place, module in enumerate(_MODULES)}
-    app.registered_commands.sort(key=lambda info: places[str(getattr(info.callback, "__module__", ""))])
+    for each in (app, *(info.typer_instance for info in app.registered_groups)):
+        if each is not None:
+            each.registered_commands.sort(key=lambda info: places[str(getattr(info.callback, "__module__", ""))])
     return typer.main.get_command(app)
 
 

@@ -21,7 +21,7 @@ Main = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     "parrun", "run", "status", "logs", "cancel", "hold", "release", "list", "rm", "ls", "cat", "get", "show",
-    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "config", "doctor",
+    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "cluster", "config", "doctor",
 ]  # fmt: skip
 PARRUN = [
     "--set", "--zip", "--samples", "--seed", "--sweep", "--count-by-running", "--pass-as", "--again", "--on",
@@ -81,6 +81,25 @@ def test_every_command_explains_itself(main: Main, name: str) -> None:
     assert "..." not in app.load().commands[name].get_short_help_str(63), "the summary fits a line of ems --help"
 
 
+def subcommands() -> list[str]:
+    groups = {name: found.commands for name, found in app.load().commands.items() if hasattr(found, "commands")}
+    return [f"{group} {name}" for group, commands in groups.items() for name in commands]
+
+
+@pytest.mark.parametrize("words", subcommands())
+def test_every_command_of_a_group_explains_itself(main: Main, words: str) -> None:
+    status, out, _ = main(*words.split(), "--help")
+    assert status == 0
+    assert out.startswith(f"Usage: ems {words} [OPTIONS]")
+    assert f"  ems {words}" in out.partition("Examples:")[2], "at least one example"
+
+
+def test_a_group_typed_alone_is_its_help(main: Main) -> None:
+    assert main("cluster") == main("cluster", "--help")
+    listed = re.findall(r"^  ([a-z-]+)  +[A-Z]", main("cluster")[1], re.MULTILINE)
+    assert sorted(f"cluster {name}" for name in listed) == sorted(w for w in subcommands() if w.startswith("cluster "))
+
+
 def test_what_may_be_left_out_stands_in_brackets(main: Main) -> None:
     usages = {"diff": "EXP [EXP]", "show": "[EXP[/INDEX]]", "cancel": "EXP[/INDEX]", "ls": "[EXP[/INDEX[/FOLDER]]]"}
     for name, usage in usages.items():
@@ -101,6 +120,8 @@ def test_parrun_has_every_flag_and_run_has_no_sweep(main: Main) -> None:
     ("argv", "message", "hint"),
     [
         (["repot"], "no such command `repot`", "did you mean `report`? `ems --help` lists all"),
+        (["cluster", "conect"], "no such command `conect`", "did you mean `connect`? `ems cluster --help` lists all"),
+        (["cluster", "connect", "--rot", "/x"], "no such option: --rot", "did you mean --root"),
         (["parrun", "x.py", "--gress", "gpu:1"], "no such option: --gress", "did you mean --gres"),
         (["parrun", "x.py", "--cpus", "two"], "should be a valid integer", "`ems parrun --help`"),
         (["parrun", "x.py", "--pass-as", "flag"], "`flag` is not one of `flags`, `hydra`", "`ems parrun --help`"),
