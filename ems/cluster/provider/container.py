@@ -29,8 +29,8 @@ from ems.cluster.provider.base import (
     Thing,
     Traits,
 )
-from ems.cluster.provider.driver import ContainerNodeDriver
-from ems.cluster.provider.images import DISTRIBUTIONS, base_image, has_image
+from ems.cluster.provider.driver import ContainerNodeDriver, labels_of
+from ems.cluster.provider.images import DISTRIBUTIONS, base_image, has_image, image_name
 from ems.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ContainerProvider:
             _check_owner(names.network, networks[names.network], labels)
         else:
             self.driver.ex_create_network(names.network, self.section.subnet, labels)
-        volumes = {each.name: each.extra["labels"] for each in self.driver.list_volumes()}
+        volumes = {each.name: labels_of(each) for each in self.driver.list_volumes()}
         for name in names.volumes():
             if name in volumes:
                 _check_owner(name, volumes[name], labels)
@@ -131,9 +131,7 @@ class ContainerProvider:
         wanted = labels or {}
         found = [_resource(node) for node in self.driver.list_nodes(wanted)]
         found += [Resource(Thing.NETWORK, name, name, own) for name, own, _ in self.driver.ex_list_networks()]
-        found += [
-            Resource(Thing.VOLUME, each.id, each.name, each.extra["labels"]) for each in self.driver.list_volumes()
-        ]
+        found += [Resource(Thing.VOLUME, each.id, each.name, labels_of(each)) for each in self.driver.list_volumes()]
         found += [Resource(Thing.IMAGE, each.id, _short(each.id), each.extra) for each in self.driver.list_images()]
         return [each for each in found if CLUSTER in each.labels and wanted.items() <= each.labels.items()]
 
@@ -169,7 +167,7 @@ class ContainerProvider:
         try:
             found = self.driver.ex_get_node(request.name)
             if found is not None:
-                _check_owner(request.name, found.extra["labels"], request.labels)
+                _check_owner(request.name, labels_of(found), request.labels)
                 if found.state != NodeState.PENDING:
                     return _resource(found)
                 self.driver.destroy_node(found)  # it never ran: an earlier start of the cluster was cut off
@@ -185,8 +183,8 @@ class ContainerProvider:
         try:
             return self.driver.create_node(
                 request.name,
-                NodeImage(image, image, self.driver),
                 NodeSize("", "", ram, 0, 0, 0.0, self.driver, extra={"cpus": cpus}),
+                NodeImage(image, image, self.driver),
                 ex_userdata=request.user_data,
                 ex_labels=request.labels,
                 ex_network=names.network,
@@ -199,9 +197,9 @@ class ContainerProvider:
                 self.driver.destroy_node(half_made)
             raise
 
-    def _gpu_options(self, count: int) -> list[str]:
-        if self.section.real_gpus:
-            return [self.driver.engine.dialect.gpu.format(index) for index in range(count)]
+    def _gpu_options(self, count: int) -> Sequence[str]:
+        if self.section.real_gpus and count:
+            return self.driver.engine.dialect.gpus(count)
         return [f"--device=/dev/null:/dev/nvidia{index}" for index in range(count)]
 
     def _destroy(self, resource: Resource) -> None:
@@ -248,7 +246,9 @@ class ContainerProvider:
         folder = Path("/var/lib/docker" if self.driver.engine.name == "docker" else "/var/lib/containers")
         if not requests or not folder.exists():  # the engine is in a virtual machine, or another user's
             return
-        needed = _IMAGE_GB + sum(request.disk_gb or _MACHINE_GB for request in requests)
+        missing = {each.image for each in requests if each.image in DISTRIBUTIONS}
+        missing = {each for each in missing if not has_image(self.driver.engine, image_name(each))}
+        needed = _IMAGE_GB * len(missing) + sum(request.disk_gb or _MACHINE_GB for request in requests)
         free = shutil.disk_usage(folder).free / 1024**3
         if free < needed:
             raise ProviderError(
@@ -287,9 +287,9 @@ def _check_owner(name: str, found: dict[str, str], wanted: dict[str, str]) -> No
 def _resource(node: Node) -> Resource:
     return Resource(
         thing=Thing.MACHINE,
-        id=node.id,
+        id=str(node.id),
         name=node.name,
-        labels=node.extra["labels"],
+        labels=labels_of(node),
         state=_STATES.get(node.state, MachineState.UNKNOWN),
         address=node.private_ips[0] if node.private_ips else "",
         ssh_address=node.public_ips[0] if node.public_ips else "",

@@ -16,7 +16,6 @@ from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeSize, Storage
 from libcloud.compute.types import NodeState
 
 from ems.cluster.provider.engine import Engine, find
-from ems.errors import ProviderError
 
 #: The label that names the labels of a resource: what a container has besides is its image's.
 LABELS = "ems-labels"
@@ -37,7 +36,7 @@ _STATES = {
 }
 
 
-class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no types
+class ContainerNodeDriver(NodeDriver):
     """A libcloud driver whose nodes are containers.
 
     Parameters
@@ -52,14 +51,16 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
     features = {"create_node": []}  # noqa: RUF012  # the name and kind that libcloud's base class has
 
     def __init__(self, engine: str | None = None) -> None:
-        super().__init__(key="", secure=False)
+        super().__init__(key="", secure=False)  # type: ignore[no-untyped-call]  # libcloud gives it no types
         self.engine: Engine = find(engine)
 
-    def create_node(  # type: ignore[no-untyped-def]
+    def create_node(
         self,
         name: str,
+        size: NodeSize,
         image: NodeImage,
-        size: NodeSize | None = None,
+        location: object = None,
+        auth: object = None,
         *,
         ex_userdata: str = "",
         ex_labels: Mapping[str, str] | None = None,
@@ -71,10 +72,12 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
 
         Parameters
         ----------
-        image
-            Its id is the image's name.
         size
             Its ``ram`` is in MB, ``extra["cpus"]`` a number; 0 or none: no limit.
+        image
+            Its id is the image's name.
+        location, auth
+            Containers have neither.
         ex_userdata
             What cloud-init executes at the first boot.
         ex_volumes
@@ -82,17 +85,17 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
         ex_options
             Further options of the engine's ``create``.
         """
-        words = ["--name", name, "--hostname", name, "--stop-signal=SIGRTMIN+3", "--shm-size=1g"]
-        words += [*self.engine.adapt(image.id), *label_options(ex_labels or {}), *ex_options]
-        if size is not None and self.engine.has_limits:
-            words += [f"--memory={size.ram}m"] * bool(size.ram) + [f"--cpus={size.extra['cpus']}"] * bool(
-                size.extra.get("cpus")
-            )
+        del location, auth
+        words = ["--pull=never", "--name", name, "--hostname", name, "--stop-signal=SIGRTMIN+3", "--shm-size=1g"]
+        words += [*self.engine.adapt(str(image.id)), *label_options(ex_labels or {}), *ex_options]
+        if self.engine.has_limits:
+            cpus = size.extra.get("cpus")
+            words += [f"--memory={size.ram}m"] * bool(size.ram) + [f"--cpus={cpus}"] * bool(cpus)
         if ex_network:
             words += ["--network", ex_network]
         for volume, path in (ex_volumes or {}).items():
             words += ["--volume", f"{volume}:{path}"]
-        container = self.engine.call("create", *words, image.id, "/sbin/init").split()[-1]
+        container = self.engine.call("create", *words, str(image.id), "/sbin/init").split()[-1]
         self.engine.call("cp", "-", f"{container}:/", data=_seed(name, container, ex_userdata))
         self.engine.call("start", container)
         return self._nodes([container])[0]
@@ -108,46 +111,61 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
 
     def destroy_node(self, node: Node) -> bool:
         """End and delete a container; that it is gone is no error."""
-        self.engine.forget(*self.engine.dialect.remove, node.id)
+        self.engine.forget(*self.engine.dialect.remove, _id(node))
         return True
 
     def start_node(self, node: Node) -> bool:
         """Boot a container that was stopped."""
-        self.engine.call("start", node.id)
+        for found in self._inspect("container", [_id(node)]):
+            self.engine.adapt(found["Image"])  # after a restart of this computer what podman needs is gone
+        self.engine.call("start", _id(node))
         return True
 
     def stop_node(self, node: Node) -> bool:
         """Shut systemd down; after 30 s it is ended."""
-        self.engine.call("stop", "--time=30", node.id)
+        self.engine.call("stop", "-t", "30", _id(node))
         return True
 
     def list_images(self, location: object = None) -> list[NodeImage]:
-        """Return the images that were made of nodes."""
-        names = self.engine.call("images", "-q", "--filter", f"label={LABELS}").split()
-        found = self._inspect("image", sorted(set(names)))
-        return [NodeImage(tag, tag, self, _own(_labels(each))) for each in found for tag in each["RepoTags"] or []]
+        """Return the images that were made of nodes; one whose name another took has its id for a name."""
+        del location
+        ids = self.engine.call("images", "-q", "--filter", f"label={LABELS}").split()
+        found = self._inspect("image", sorted(set(ids)))
+        tags = [(tag, each) for each in found for tag in each.get("RepoTags") or [each["Id"]]]
+        return [NodeImage(tag, tag, self, _own(_labels(each))) for tag, each in tags]
 
     def list_sizes(self, location: object = None) -> list[NodeSize]:
         """Return nothing: containers have no sizes."""
+        del location
         return []
 
-    def create_image(self, node: Node, name: str, ex_labels: Mapping[str, str] | None = None) -> NodeImage:
+    def create_image(  # type: ignore[override]  # libcloud says a list of images; its drivers return one
+        self, node: Node, name: str, description: str | None = None, *, ex_labels: Mapping[str, str] | None = None
+    ) -> NodeImage:
         """Make an image of a container's file system."""
+        del description
         changes = [f"LABEL {key}={json.dumps(value)}" for key, value in _marked(ex_labels or {}).items()]
         words = [word for change in changes for word in ("--change", change)]
         reference = f"localhost/{name}:latest"
-        self.engine.call("commit", *words, node.id, reference)
+        self.engine.call("commit", *words, _id(node), reference)
         return NodeImage(reference, reference, self, dict(ex_labels or {}))
 
     def delete_image(self, node_image: NodeImage) -> bool:
         """Delete an image; that it is gone is no error."""
-        self.engine.forget("image", "rm", node_image.id)
+        self.engine.forget("image", "rm", node_image.id or node_image.name)
         return True
 
-    def create_volume(  # type: ignore[no-untyped-def]
-        self, size: int, name: str, ex_labels: Mapping[str, str] | None = None
+    def create_volume(
+        self,
+        size: int,
+        name: str,
+        location: object = None,
+        snapshot: object = None,
+        *,
+        ex_labels: Mapping[str, str] | None = None,
     ) -> StorageVolume:
         """Make a volume; containers' volumes have no size."""
+        del size, location, snapshot
         self.engine.call("volume", "create", *label_options(ex_labels or {}), name)
         return self._volume(name, dict(ex_labels or {}))
 
@@ -175,7 +193,7 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
 
     def ex_run(self, node: Node, script: str) -> None:
         """Run a shell script in a container, as root."""
-        self.engine.call("exec", node.id, "sh", "-c", script)
+        self.engine.call("exec", _id(node), "sh", "-c", script)
 
     def _volume(self, name: str, labels: dict[str, str]) -> StorageVolume:
         return StorageVolume(name, name, 0, self, extra={"labels": labels})
@@ -186,7 +204,13 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
         return self._inspect(thing, self.engine.call(thing, "ls", "-q", *words).split())
 
     def _inspect(self, thing: str, ids: Sequence[str]) -> list[Any]:
-        return list(self.engine.ask(thing, "inspect", *ids)) if ids else []
+        """Return what the engine says of each that is there; what was deleted in the meantime is left out."""
+        if not ids:
+            return []
+        found = list(self.engine.ask(thing, "inspect", *ids))
+        if len(found) < len(ids) > 1:
+            found = [part for each in ids for part in self.engine.ask(thing, "inspect", each)]
+        return found
 
     def _nodes(self, ids: Sequence[str]) -> list[Node]:
         return [self._node(each) for each in self._inspect("container", ids)]
@@ -209,9 +233,18 @@ class ContainerNodeDriver(NodeDriver):  # type: ignore[misc]  # libcloud has no 
         )
 
 
+def _id(node: Node) -> str:
+    return str(node.id or node.name)
+
+
 def label_options(labels: Mapping[str, str]) -> list[str]:
     """Return the engine's options for labels."""
     return [word for key, value in _marked(labels).items() for word in ("--label", f"{key}={value}")]
+
+
+def labels_of(thing: Node | StorageVolume) -> dict[str, str]:
+    """Return the labels of a container or volume of this driver."""
+    return dict((thing.extra or {})["labels"])
 
 
 def _marked(labels: Mapping[str, str]) -> dict[str, str]:
@@ -254,8 +287,3 @@ def _seed(name: str, instance: str, user_data: str) -> bytes:
             entry.size, entry.mode = len(text.encode()), 0o600
             archive.addfile(entry, io.BytesIO(text.encode()))
     return packed.getvalue()
-
-
-def failure(error: ProviderError, name: str) -> str:
-    """Return what an error says, without the name of the machine that it is about."""
-    return error.message.replace(f"{name}: ", "")

@@ -13,7 +13,7 @@ import resource
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,13 @@ class Dialect:
         Options of ``create`` with which systemd boots.
     remove
         The words that end and delete a container at once.
-    gpu
-        Option that gives a GPU of this computer, its number to be filled in.
+    gpus
+        Option that gives the first GPUs of this computer.
     """
 
     boot: tuple[str, ...]
     remove: tuple[str, ...]
-    gpu: str
+    gpus: Callable[[int], list[str]]
 
 
 DIALECTS = {
@@ -57,12 +57,12 @@ DIALECTS = {
     "docker": Dialect(
         boot=("--privileged", "--cgroupns=private", "--tmpfs=/run:exec", "--tmpfs=/run/lock", "--pids-limit=-1"),
         remove=("rm", "--force", "--volumes"),
-        gpu="--gpus=device={}",
+        gpus=lambda count: [f'--gpus="device={",".join(map(str, range(count)))}"'],
     ),
     "podman": Dialect(
         boot=("--systemd=always", "--pids-limit=-1"),
         remove=("rm", "--force", "--time=0", "--volumes"),
-        gpu="--device=nvidia.com/gpu={}",
+        gpus=lambda count: [f"--device=nvidia.com/gpu={index}" for index in range(count)],
     ),
 }
 
@@ -150,6 +150,7 @@ class Engine:
     def release(self) -> None:
         """Give back what only running containers need, where none is left."""
         if self._is_inside():
+            self._needs_namespace, self._boot = False, None
             namespace.drop(self.name)
 
     def _is_inside(self) -> bool:

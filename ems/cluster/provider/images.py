@@ -34,7 +34,11 @@ apt-get install -q -y --no-install-recommends {_PACKAGES}
 update-ca-certificates
 mkdir -p /etc/cloud/cloud.cfg.d /var/lib/cloud/seed/nocloud
 chmod 700 /var/lib/cloud/seed/nocloud
-printf 'datasource_list: [ NoCloud ]\\nnetwork: {{config: disabled}}\\nlocale: false\\n' >/etc/cloud/cloud.cfg.d/90_ems.cfg
+cat >/etc/cloud/cloud.cfg.d/90_ems.cfg <<'END'
+datasource_list: [ NoCloud ]
+network: {{config: disabled}}
+locale: false
+END
 for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \\
     systemd-udevd-kernel.socket console-getty.service getty.target systemd-networkd.service \\
     systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer; do
@@ -45,6 +49,7 @@ rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id
 apt-get clean
 rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log
 """
+_INSTALL_S = 1800  # by a slow network
 _AUTHORITIES = Path("/usr/local/share/ca-certificates")
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -82,24 +87,27 @@ def base_image(engine: Engine, distribution: str, notify: Callable[[str], None])
     ProviderError
         If it cannot be made.
     """
-    extras = _extras()
-    made_of = repr((_INSTALL, distribution, sorted(extras.items()))).encode()
-    tag = hashlib.sha256(made_of).hexdigest()[:12]
-    name = f"localhost/ems-{distribution.replace(':', '-')}:{tag}"
+    name = image_name(distribution)
     if has_image(engine, name):
         return name
     notify(f"making the image of {distribution}, once for all clusters on this computer")
     root = _root_image(engine, distribution)
-    builder = f"ems-build-{tag}-{os.getpid()}"
+    builder = f"{name.partition('/')[2].replace(':', '-')}-{os.getpid()}"
     try:
         flags = [flag for flag in engine.adapt(root) if not flag.startswith("--systemd")]
         engine.call("create", "--name", builder, "--network=host", *flags, root, "sh", "-c", _INSTALL)
-        engine.call("cp", "-", f"{builder}:/", data=_tar(extras))
-        engine.call("start", "--attach", builder)
+        engine.call("cp", "-", f"{builder}:/", data=_tar(_extras()))
+        engine.call("start", "--attach", builder, timeout_s=_INSTALL_S)
         engine.call("commit", "--change", 'CMD ["/sbin/init"]', builder, name)
     finally:
         engine.forget(*engine.dialect.remove, builder)
     return name
+
+
+def image_name(distribution: str) -> str:
+    """Return the name of a distribution's image: another one for whatever is put into it."""
+    made_of = repr((_INSTALL, distribution, sorted(_extras().items()))).encode()
+    return f"localhost/ems-{distribution.replace(':', '-')}:{hashlib.sha256(made_of).hexdigest()[:12]}"
 
 
 def has_image(engine: Engine, name: str) -> bool:

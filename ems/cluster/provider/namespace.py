@@ -80,7 +80,8 @@ def drop(engine: str) -> None:
         with _lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             left = subprocess.run([*entry(), engine, "ps", "-aq"], capture_output=True, text=True, check=False)
             if left.returncode == 0 and not left.stdout.strip():
-                subprocess.run(["umount", str(_FILE)], capture_output=True, check=False)
+                subprocess.run(["umount", str(_FILE), str(_FOLDER)], capture_output=True, check=False)
+                _FILE.unlink(missing_ok=True)
     except BlockingIOError:
         return
 
