@@ -310,11 +310,10 @@ def live(fleet: Fleet) -> Iterator[None]:
 
 
 def _definition(name: str) -> Definition:
-    from pathlib import Path
-
+    from ems.cli.setup import project_here
     from ems.cluster import catalog
 
-    return catalog.load(name, Path.cwd())
+    return catalog.load(name, project_here())
 
 
 def _confirm(yes: bool, question: str) -> None:

@@ -17,7 +17,7 @@ def config(on: o.On = None, as_json: o.AsJson = False) -> None:
     from ems import config as settings_
     from ems.cli import render
 
-    project = _project()
+    project = project_here()
     settings = settings_.load(project, on=on)
     rows = list(settings.items())
     if as_json:
@@ -38,7 +38,7 @@ def doctor(on: o.On = None, as_json: o.AsJson = False) -> None:
     from ems import target
     from ems.cli import render
 
-    project = _project()
+    project = project_here()
     settings = settings_.load(project, on=on)
     chosen = target.resolve(on, settings, project)
     with closing(chosen):
@@ -60,7 +60,7 @@ def doctor(on: o.On = None, as_json: o.AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _project() -> Path:
+def project_here() -> Path:
     """Return the project that the working directory belongs to."""
     from ems import snapshot, store
 

@@ -78,7 +78,8 @@ def find(name: str, project: Path | None) -> Entry:
     known = {entry.name: entry for entry in entries(project)}
     if name not in known:
         hint = document.did_you_mean(name, list(known), "there are")
-        raise NotFoundError(f"there is no cluster definition `{name}`", f"{hint} or write {FOLDER}/{name}.yaml")
+        hint += (" " if hint.endswith("?") else "; ") + f"else write {FOLDER}/{name}.yaml"
+        raise NotFoundError(f"there is no cluster definition `{name}`", hint)
     return known[name]
 
 
@@ -136,13 +137,14 @@ def _resolved(definition: Definition, found: Document, folder: Path) -> Definiti
 
 
 def _requirements(name: str, found: Document, folder: Path) -> str:
+    """Return the text of a requirements file; a text itself (it has lines, a path has not) stands for itself."""
     key = ("python", "requirements")
     try:
-        text = (folder / name).read_text(encoding="utf-8")
+        text = name if "\n" in name else (folder / name).read_text(encoding="utf-8").rstrip() + "\n"
     except (OSError, UnicodeDecodeError, ValueError):
         raise found.error(key, f"there is no requirements file {name}", _relative(folder)) from None
     if len(text) > _MAX_REQUIREMENTS:
-        raise found.error(key, f"{name} is no requirements file: it has {len(text)} bytes")
+        raise found.error(key, f"{name[:80]} is no requirements file: it has {len(text)} bytes")
     for line in text.splitlines():
         if line.startswith(("-r", "-c", "-e", "--requirement", "--constraint", "--editable", ".", "/")):
             raise found.error(

@@ -180,7 +180,7 @@ class PythonSection(Section):
     packages: Annotated[tuple[Requirement, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
     """What pip installs, e.g. `[torch, "numpy>=2"]`."""
     requirements: str | None = None
-    """A requirements file, relative to this one (in a resolved definition: its text)."""
+    """A requirements file, relative to this one, or the text of one."""
 
     def lines(self) -> list[str]:
         """Return the lines of one requirements file for all of it."""
