@@ -19,12 +19,15 @@ import fnmatch
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol, TypeAlias
 
 from ems.node import records
 
 MAX_CSV_BYTES = 64 * 2**20  # a larger one that nobody named is data, not a log
 TOO_LARGE = f"larger than {MAX_CSV_BYTES >> 20} MB: left out unless --metric-files"
+_OWN = ("stdout.log", "stderr.log", "metrics.jsonl")  # beside files/, the records that people ask for
 _SKIPPED_DIRS = frozenset({"attempts", "checkpoint", "__pycache__", "node_modules"})
 _LOGS = {"stdout.log": "8", "stderr.log": "9"}
 _FORMS = {
@@ -102,3 +105,96 @@ def matching(folder: Path, pattern: str, cwd: str) -> Iterator[str]:
             names.append(seen.rpartition("/")[2])
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):
             yield path
+
+
+#: Path as a person names it, size in bytes, time of modification (unix).
+Written: TypeAlias = "tuple[str, int, float]"
+
+
+class RunFiles(Protocol):
+    """What of a run people look at, wherever it lies."""
+
+    def exists(self) -> bool:
+        """Whether the run has a folder."""
+        ...
+
+    def written(self) -> list[Written]:
+        """Return what the run has written: its records, its checkpoint, its own files.
+
+        The project's files that the run only sees (links, and unchanged copies of modules) are left out.
+        """
+        ...
+
+    def find(self, file: str, cwd: str = ".") -> str | None:
+        """Find what a person means by a run's file: what the script wrote first, then the run's own records.
+
+        Parameters
+        ----------
+        cwd
+            Where the script works in the project: what it calls ``out.csv`` is found by that name.
+
+        Returns
+        -------
+        str or None
+            The path below the run's folder, with ``/`` at the end of a folder's; None where there is none, or it lies
+            outside of the run.
+        """
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file, by its path below the run's folder.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        """
+        ...
+
+
+class RunFolder:
+    """A run whose files lie on this machine, or in a mirror of another: see :class:`RunFiles`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether the run has a folder."""
+        return self.path.is_dir()
+
+    def written(self) -> list[Written]:
+        """Return what the run has written."""
+        return list(self._written())
+
+    def _written(self) -> Iterator[Written]:
+        for name in _OWN:
+            with suppress(FileNotFoundError):
+                facts = (self.path / name).stat()
+                if facts.st_size:
+                    yield name, facts.st_size, facts.st_mtime
+        for top in ("checkpoint", "files"):
+            for path in sorted((self.path / top).rglob("*")):
+                if path.is_symlink() or not path.is_file():
+                    continue
+                facts = path.stat()
+                relative = path.relative_to(self.path / top).as_posix()
+                if top == "files" and records.is_untouched(facts):
+                    continue
+                yield relative if top == "files" else f"{top}/{relative}", facts.st_size, facts.st_mtime
+
+    def find(self, file: str, cwd: str = ".") -> str | None:
+        """Return the path below the folder of what a person calls ``file``."""
+        if ".." in PurePosixPath(file).parts or file.startswith("/"):
+            return None
+        for place in ("files", f"files/{cwd}", ""):
+            path = self.path / place / file
+            if path.exists():
+                name = path.relative_to(self.path).as_posix()
+                return f"{name}/" if path.is_dir() else name
+        return None
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file, by its path below the folder."""
+        if ".." in PurePosixPath(path).parts or path.startswith("/"):
+            raise FileNotFoundError(path)
+        return (self.path / path).open("rb")

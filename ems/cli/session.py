@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ems.harvest import HarvestReport
     from ems.model import Experiment, JobInfo
     from ems.node.records import ExperimentFiles
+    from ems.remote.mirror import Pulled
     from ems.store import Store
     from ems.target import Target
 
@@ -147,8 +149,9 @@ class Session:
         if not experiments:
             return
         within, trouble = self._within_reach(experiments)
-        trouble = self._feed(within) or trouble
-        for root, ask in self._by_root(within).items():
+        reached = self._catch_up(within)
+        trouble = next((each.trouble for each in reached if each.trouble), trouble)
+        for root, ask in self._by_root(reached).items():
             try:
                 harvest.refresh_states(self.store, root, ask, [each.id for each in within])
             except StoreError:
@@ -175,19 +178,29 @@ class Session:
             If one of ``experiments`` has no target any more, or its files are not there.
         """
         from ems import harvest
+        from ems.outputs import TOO_LARGE
 
         within, trouble = self._within_reach(self._to_harvest(metric_globs) if experiments is None else experiments)
         if experiments is not None and trouble is not None:
             raise trouble
-        self._feed(within)
-        roots: dict[Path, Mapping[str, Refresh]] = self._by_root(within)
+        reached = self._catch_up(within, metric_globs, with_metrics=True)
+        roots = self._by_root(reached)
         if experiments is None:
             roots.setdefault(self.target("here").root, {})
         exp_ids = None if experiments is None else [each.id for each in experiments]
+        brought = {each.target.root: each.pulled for each in reached if each.target.remote is not None}
         reports = [
-            harvest.harvest(self.store, root, ask, exp_ids, metric_globs, progress) for root, ask in roots.items()
+            harvest.harvest(self.store, root, ask, exp_ids, metric_globs, progress, _complete(root, brought))
+            for root, ask in roots.items()
         ]
-        return reports if trouble is None else [*reports, harvest.HarvestReport((), 0.0, (trouble.message,))]
+        away = {each.target.root: each.trouble for each in reached if each.is_away}
+        reports = [
+            replace(report, trouble=report.trouble or away.get(root))
+            for report, root in zip(reports, roots, strict=True)
+        ]
+        left_out = [f"{path}: {TOO_LARGE}" for pulled in brought.values() if pulled for path in pulled.left_out]
+        problems = (*left_out, *((trouble.message,) if trouble is not None else ()))
+        return [*reports, harvest.HarvestReport((), 0.0, problems)] if problems else reports
 
     def _to_harvest(self, metric_globs: Sequence[str]) -> list[Experiment]:
         """Return the experiments that may have something new; with further files to look for it is all of them."""
@@ -202,22 +215,50 @@ class Session:
         trouble = TargetError("; ".join(beyond), hint) if beyond else None
         return [each for each in experiments if not why[each.id]], trouble
 
-    def _feed(self, experiments: Iterable[Experiment]) -> EmsError | None:
-        """Hand over what could not be handed over before; return what stood against it."""
+    def _catch_up(
+        self, experiments: Iterable[Experiment], globs: Sequence[str] = (), with_metrics: bool = False
+    ) -> list[_Reached]:
+        """Hand over what could not be before, and bring what is new from other machines; one pull for each."""
+        from ems.remote.pull import Scope
+
+        by_target: dict[str, list[Experiment]] = {}
+        for experiment in experiments:
+            by_target.setdefault(experiment.target, []).append(experiment)
+        found = []
+        for name, group in by_target.items():
+            reached = _Reached(self.target(name))
+            found.append(reached)
+            try:
+                reached.trouble = self._feed(reached.target, group)
+                runs = {each.id: self._to_pull(each, again=bool(globs)) for each in group}
+                runs = {exp_id: indices for exp_id, indices in runs.items() if indices}
+                reached.pulled = reached.target.pull(runs, Scope(metrics=with_metrics, globs=tuple(globs)))
+            except (ConnectionFailedError, TargetError) as error:
+                reached.trouble, reached.is_away = error, True
+        return found
+
+    def _feed(self, target: Target, experiments: Iterable[Experiment]) -> EmsError | None:
+        """Hand over what could not be handed over before; return what the scheduler has against it."""
         trouble: EmsError | None = None
         for experiment in experiments:
             try:
-                self.target(experiment.target).executor.submit(experiment, self.files(experiment))
-            except (ExecutorError, ConnectionFailedError) as error:
+                target.executor.submit(experiment, target.files(experiment.id))
+            except ExecutorError as error:
                 trouble = error
         return trouble
 
-    def _by_root(self, experiments: Iterable[Experiment]) -> dict[Path, Mapping[str, Refresh]]:
+    def _to_pull(self, experiment: Experiment, again: bool) -> Collection[int]:
+        """Return the runs of which something may be new where they are; with ``again`` all are looked at once more."""
+        if experiment.id in self.store.removed():
+            return ()
+        return range(experiment.n_runs) if again else self.store.unsettled_runs(experiment.id)
+
+    def _by_root(self, reached: Iterable[_Reached]) -> dict[Path, Mapping[str, Refresh]]:
         """Map each root to the ways of asking for the jobs below it, by the executor's name."""
         found: dict[Path, dict[str, Refresh]] = {}
-        for name in dict.fromkeys(each.target for each in experiments):
-            target = self.target(name)
-            found.setdefault(target.root, {})[target.executor.name] = self._remembering(target.executor.refresh)
+        for each in reached:
+            ask = self._remembering(each.target.executor.refresh) if not each.is_away else _failing(each.trouble)
+            found.setdefault(each.target.root, {})[each.target.executor.name] = ask
         return dict(found)
 
     def _remembering(self, refresh: Refresh) -> Refresh:
@@ -272,6 +313,33 @@ class Session:
                 f"add the run's index: {text}/0 to {text}/{experiment.n_runs - 1}",
             )
         return experiment, address.index or 0, address.file
+
+
+@dataclass(slots=True)
+class _Reached:
+    """What came of turning to a target."""
+
+    target: Target
+    pulled: Pulled | None = None
+    trouble: EmsError | None = None
+    is_away: bool = False  # the machine, not its scheduler
+
+
+def _failing(trouble: EmsError | None) -> Refresh:
+    """Return what says again that a machine is away, without waiting for it again."""
+
+    def ask(_: Iterable[str]) -> dict[str, JobInfo]:
+        raise trouble or ConnectionFailedError("the other machine cannot be reached")
+
+    return ask
+
+
+def _complete(root: Path, brought: Mapping[Path, Pulled | None]) -> Mapping[str, Mapping[int, bool]] | None:
+    """Return of which runs every file is below a root: of all (None), but for what a mirror lacks."""
+    if root not in brought:
+        return None
+    pulled = brought[root]
+    return {} if pulled is None else pulled.complete
 
 
 @contextmanager

@@ -77,6 +77,7 @@ def harvest(
     exp_ids: Collection[str] | None = None,
     metric_globs: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    complete: Mapping[str, Mapping[int, bool]] | None = None,
 ) -> HarvestReport:
     """Bring states and metrics of runs into the store.
 
@@ -92,6 +93,9 @@ def harvest(
         Further files that hold metrics, relative to a run's working tree; settled runs are then looked at again.
     progress
         Called with the number of runs done and of all.
+    complete
+        Where ``root`` is a mirror: by experiment the runs of which every file has come, and whether they had ended
+        before. No other is settled. None: nothing is missing anywhere.
 
     Raises
     ------
@@ -114,7 +118,18 @@ def harvest(
         if run_ids or exp_ids is not None:
             work[exp_id] = run_ids
     tell = _Progress(progress, sum(map(len, work.values())))
-    found = tuple(_Reaper(store, root, exp_id, metric_globs, problems, tell).run(ids) for exp_id, ids in work.items())
+    found = tuple(
+        _Reaper(
+            store,
+            root,
+            exp_id,
+            metric_globs,
+            problems,
+            tell,
+            None if complete is None else complete.get(exp_id, {}),
+        ).run(ids)
+        for exp_id, ids in work.items()
+    )
     return HarvestReport(found, time.monotonic() - started, tuple(problems), tuple(adopted), trouble)
 
 
@@ -168,9 +183,16 @@ class _Reaper:
     """Reads the metrics of the runs of one experiment into the store."""
 
     def __init__(
-        self, store: Store, root: Path, exp_id: str, globs: Sequence[str], problems: list[str], tell: _Progress
+        self,
+        store: Store,
+        root: Path,
+        exp_id: str,
+        globs: Sequence[str],
+        problems: list[str],
+        tell: _Progress,
+        complete: Mapping[int, bool] | None,
     ) -> None:
-        self._store, self._problems, self._tell = store, problems, tell
+        self._store, self._problems, self._tell, self._complete = store, problems, tell, complete
         self._experiment = store.resolve(exp_id)
         files = ExperimentFiles(root, exp_id)
         globs = (*self._experiment.metric_files, *globs)
@@ -199,7 +221,7 @@ class _Reaper:
         n_points = 0
         gone_before = time.time() - GONE_S
         for run in points.load(self._store.db, run_ids, gone_before):
-            is_final = State(run.state).is_finished
+            is_final = State(run.state).is_finished and self._is_all_here(run)
             is_complete = self._intake.read(run, is_final)
             run.is_settled = is_complete and is_final and (run.has_ended or run.is_gone)
             if run.batches and not is_complete:
@@ -213,6 +235,17 @@ class _Reaper:
         again += self._write(waiting)
         self._tell.add(len(run_ids) - len(set(again)))
         return sorted(set(again))
+
+    def _is_all_here(self, run: points.RunState) -> bool:
+        """Whether no file of an ended run can be more than what was read; of a mirror, only the pull knows.
+
+        Another command may bring the end of a run into the mirror, and not yet its files, after the pull of this one.
+        Where nobody recorded an end none will come, and the pull has brought what there was.
+        """
+        if self._complete is None:
+            return True
+        had_ended = self._complete.get(run.index)
+        return bool(had_ended) or (had_ended is False and run.is_gone and not run.has_ended)
 
     def _write(self, runs: list[points.RunState]) -> list[int]:
         """Write what was read; return the runs that somebody else has changed since, of which nothing is written."""

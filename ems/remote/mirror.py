@@ -38,7 +38,7 @@ class Pulled:
     Attributes
     ----------
     complete
-        By experiment the runs that have ended and of which every file that was asked for is here.
+        By experiment the runs of which every file that was asked for is here, and whether they had ended before.
     missing
         Experiments that the other machine does not have.
     left_out
@@ -47,7 +47,7 @@ class Pulled:
         Of contents that came.
     """
 
-    complete: dict[str, set[int]] = field(default_factory=dict)
+    complete: dict[str, dict[int, bool]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     n_bytes: int = 0
@@ -135,10 +135,12 @@ class _Work:
     """
 
     def __init__(self, root: Path, asked: Mapping[str, Collection[int]], pulled: Pulled) -> None:
-        self._root, self._asked, self._pulled = root, asked, pulled
+        self._root, self._pulled = root, pulled
+        self._asked = {exp_id: frozenset(indices) for exp_id, indices in asked.items()}
         self.again: dict[str, set[int]] = {}
         self.mistaken: set[str] = set()
         self._exp_id, self._folder = "", root
+        self._told: set[int] = set()  # runs of this experiment of which something was said
         self._skips = False  # to the end of this run
         self._file: BinaryIO | None = None
         self._place = root  # where the open file belongs; it is aside if it is to replace what is there
@@ -155,6 +157,7 @@ class _Work:
         try:
             for header, data in unpacked(packs):
                 self._take(header, data)
+            self._close_experiment()
         except BrokenWireError as error:
             raise ConnectionFailedError(f"the answer of the other machine is damaged: {error}", "try again") from error
         finally:
@@ -178,7 +181,15 @@ class _Work:
             if "mtime" in header and self._drop():
                 self._finish(header["mtime"])
 
+    def _close_experiment(self) -> None:
+        """Note that runs of which nothing came have nothing there."""
+        if self._exp_id and self._exp_id not in self._pulled.missing:
+            complete = self._pulled.complete.setdefault(self._exp_id, {})
+            complete.update(dict.fromkeys(self._asked[self._exp_id] - self._told, False))
+
     def _open_experiment(self, header: Frame) -> None:
+        self._close_experiment()
+        self._told = set()
         self._exp_id = str(header["experiment"])
         if self._exp_id not in self._asked:
             raise BrokenWireError(f"{self._exp_id} was not asked for")
@@ -188,10 +199,11 @@ class _Work:
 
     def _close_run(self, header: Frame) -> None:
         index = int(header["run"])
+        self._told.add(index)
         if self._skips:
             self.again.setdefault(self._exp_id, set()).add(index)
-        elif header.get("ended"):
-            self._pulled.complete.setdefault(self._exp_id, set()).add(index)
+        elif header["whole"]:
+            self._pulled.complete.setdefault(self._exp_id, {})[index] = bool(header["ended"])
         named = (f"{self._exp_id}/{index}/{outputs.below(name)}" for name in header.get("left_out") or ())
         self._pulled.left_out += named
         self._skips = False

@@ -54,7 +54,9 @@ class Scope:
     globs
         Further files that hold metrics, as in ``ems harvest --metric-files``.
     pattern
-        Those that match, as in ``ems gather``; a list of paths below the run's directory means just these.
+        Those that match, as in ``ems gather``.
+    paths
+        Just these, below the run's directory.
     attempts
         Whether the records of attempts come too.
     """
@@ -64,6 +66,12 @@ class Scope:
     pattern: str | None = None
     paths: tuple[str, ...] = ()
     attempts: bool = True
+
+    @classmethod
+    def load(cls, record: Mapping[str, Any]) -> Scope:
+        """Make a scope of what came over the wire."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
 
 STATES = Scope()
@@ -142,6 +150,7 @@ class _Run:
         """Yield what is new of the run; at the end whether all of what was asked for came, and the run has ended."""
         look = self._look()
         if look is None:
+            yield {"run": self._index, "whole": False}, b""
             return
         attempts, there, left_out = look
         # of one attempt alone nothing can be taken for another's, and most runs have one
@@ -158,7 +167,7 @@ class _Run:
                 yield from _whole(self._prefix + name, data, facts)
         last = next(reversed(attempts.values()), None)
         has_ended = last is not None and _has_ended(last[0])
-        yield {"run": self._index, "ended": has_ended and is_complete, "left_out": left_out}, b""
+        yield {"run": self._index, "whole": is_complete, "ended": has_ended, "left_out": left_out}, b""
 
     def _look(self) -> tuple[dict[str, tuple[bytes, Facts]], dict[str, Facts], list[str]] | None:
         """Return attempts and files of one moment; None where a new attempt began at each look."""

@@ -298,6 +298,11 @@ class Store:
         """Return the ids of the experiments of which a harvest may find something new."""
         return {exp_id for (exp_id,) in self.query("SELECT DISTINCT experiment_id FROM runs WHERE NOT settled")}
 
+    def unsettled_runs(self, exp_id: str) -> list[int]:
+        """Return the runs of an experiment of which a harvest may find something new, ascending."""
+        sql = "SELECT idx FROM runs WHERE experiment_id = ? AND NOT settled ORDER BY idx"
+        return [index for (index,) in self.query(sql, [exp_id])]
+
     def resolve(self, ref: str) -> Experiment:
         """Find an experiment by ``last``, its id, its name (the newest of that name) or the beginning of its id.
 

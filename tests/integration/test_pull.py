@@ -194,8 +194,8 @@ def test_whatever_happened_a_whole_pull_ends_in_the_same_content(farm: Any, hist
         assert content(world.mirror) == content(world.root)
         again = pulled(world.root, world.mirror)
         assert again.n_bytes == 0
-        ended = {run for run, n in world.n_attempts.items() if n and _has_ended(world, run, n)}
-        assert again.complete.get(EXP, set()) == ended
+        ended = {run: bool(n) and _has_ended(world, run, n) for run, n in world.n_attempts.items()}
+        assert again.complete == {EXP: ended}
 
 
 def _has_ended(world: World, run: int, number: int) -> bool:

@@ -1,0 +1,170 @@
+"""Files of runs over the wire: what the far side does for pulls, ``ems ls``, ``ems cat``, ``ems logs``, ``ems get``.
+
+And the near side of it: :class:`RemoteRun` is to a run there what :class:`ems.outputs.RunFolder` is to one here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ems import outputs
+from ems.errors import NotFoundError
+from ems.outputs import Written
+from ems.remote import pull, stream
+from ems.remote.client import Agent
+from ems.remote.pull import Scope
+from ems.remote.site import Operation, Site
+from ems.remote.wire import Frame
+
+_BLOCK = 1 << 20  # of what is read at a time: one round trip each
+
+
+# ------------------------------------------------------------------------------------------ there
+
+
+def _pull(site: Site, _: dict[str, Any], data: bytes) -> None:
+    """Send what is new; see :mod:`ems.remote.pull`."""
+    request = json.loads(zlib.decompress(data))
+    scope = Scope(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in request["scope"].items()}
+    )
+    for exp_id in request["experiments"]:
+        site.files(exp_id)
+    for pack in stream.packed(pull.frames(site.root, request["experiments"], scope)):
+        site.send(*pack)
+
+
+def _listing(site: Site, args: dict[str, Any], _: bytes) -> list[Written] | None:
+    """Return what a run has written; None where it has no folder."""
+    folder = _folder(site, args)
+    return folder.written() if folder.exists() else None
+
+
+def _find(site: Site, args: dict[str, Any], _: bytes) -> str | None:
+    """Return the path below the run's folder of what a person calls a file; a folder's ends with ``/``."""
+    return _folder(site, args).find(args["file"], args["cwd"])
+
+
+def _read(site: Site, args: dict[str, Any], _: bytes) -> int | None:
+    """Send a part of a file; return its size, None where there is none."""
+    try:
+        with _folder(site, args).open(args["path"]) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(args["offset"])
+            site.send({}, file.read(min(args["size"], _BLOCK)))
+    except FileNotFoundError:
+        return None
+    return size
+
+
+def _folder(site: Site, args: dict[str, Any]) -> outputs.RunFolder:
+    return outputs.RunFolder(Path(site.files(args["experiment"]).run(int(args["index"]))))
+
+
+TABLE: dict[str, Operation] = {"pull": _pull, "listing": _listing, "find": _find, "read": _read}
+
+
+# ------------------------------------------------------------------------------------------ here
+
+
+def pull_by(agent: Agent) -> Any:
+    """Return what asks an agent for what is new, as :meth:`ems.remote.mirror.Mirror.pull` wants it."""
+
+    def call(request: Frame) -> Iterable[tuple[Frame, bytes]]:
+        return agent.stream("pull", zlib.compress(json.dumps(request).encode(), 1))
+
+    return call
+
+
+class RemoteRun:
+    """The files of one run on another machine.
+
+    Parameters
+    ----------
+    agent
+        That of the machine.
+    exp_id, index
+        Which run.
+    """
+
+    def __init__(self, agent: Agent, exp_id: str, index: int) -> None:
+        self._agent = agent
+        self._run: dict[str, Any] = {"experiment": exp_id, "index": index}
+        self._written: list[Written] | None = None
+
+    def exists(self) -> bool:
+        """Whether the run has a folder."""
+        self._written = self._agent.call("listing", **self._run)
+        return self._written is not None
+
+    def written(self) -> list[Written]:
+        """Return path, size in bytes and time of what the run has written."""
+        if self._written is None:
+            self.exists()
+        return [(path, size, at) for path, size, at in self._written or ()]
+
+    def find(self, file: str, cwd: str = ".") -> str | None:
+        """Return the path below the run's folder of what a person calls ``file``; a folder's ends with ``/``."""
+        return cast("str | None", self._agent.call("find", file=file, cwd=cwd, **self._run))
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        """
+        raw = _RemoteFile(self._agent, {**self._run, "path": path})
+        return cast("BinaryIO", io.BufferedReader(raw, _BLOCK))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file that is read over the wire; it may grow meanwhile."""
+
+    def __init__(self, agent: Agent, place: dict[str, Any]) -> None:
+        self._agent, self._place = agent, place
+        self._at = 0
+        if self._ask(0)[1] is None:
+            raise FileNotFoundError(place["path"])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
+        self._at = offset + (self._size() if base is None else base)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        into = memoryview(buffer).cast("B")
+        data, _ = self._ask(len(into))
+        into[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _size(self) -> int:
+        size = self._ask(0)[1]
+        if size is None:
+            raise NotFoundError(f"{self._place['path']} is no longer there")
+        return size
+
+    def _ask(self, size: int) -> tuple[bytes, int | None]:
+        parts = self._agent.stream("read", offset=self._at, size=size, **self._place)
+        content = b""
+        while True:
+            try:
+                content += next(parts)[1]
+            except StopIteration as end:
+                return content, end.value
