@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+
+from ems import snapshot
+from ems.errors import ConnectionFailedError, SnapshotError
+from ems.remote.client import Agent
+from ems.remote.executor import RemoteExecutor
+from ems.remote.push import push
 
 Ems = Callable[..., CompletedProcess[str]]
 
@@ -42,3 +54,131 @@ def test_a_sweep_runs_there_and_comes_back(far: Any, train: Path, ems: Ems) -> N
     assert (shown["completed"], shown["target"]) == (2, "far")
     report = json.loads(ems("report", "--json").stdout)
     assert report
+
+
+# ---------------------------------------------------------------------------------------------------- the code
+
+
+def sizes(repository: Path) -> int:
+    return sum(path.stat().st_size for path in (repository / "objects").rglob("*") if path.is_file())
+
+
+def freeze(project: Path, mirror: Path) -> str:
+    return snapshot.take(project, mirror / "snapshots.git").id
+
+
+@pytest.fixture
+def executor(far: Any, tmp_path: Path) -> Iterator[RemoteExecutor]:
+    """The executor of ``far``, with a mirror of its own."""
+    agent = Agent(far.target)
+    yield RemoteExecutor(agent, tmp_path / "mirror")
+    agent.close()
+
+
+def test_only_what_is_missing_there_travels(far: Any, train: Path, executor: RemoteExecutor) -> None:
+    (train / "weights.bin").write_bytes(os.urandom(2_000_000))
+    first = freeze(train, executor.mirror)
+    executor.push(first)
+    there = far.root / "snapshots.git"
+    assert sizes(there) > 2_000_000
+    before = sizes(there)
+    (train / "train.py").write_text(TRAIN + "# changed\n")
+    second = freeze(train, executor.mirror)
+    executor.push(second)
+    assert sizes(there) - before < 20_000
+    for each in (first, second):
+        assert snapshot.paths(there, each) == ["train.py", "weights.bin"]
+    executor.push(second)
+    assert not executor.agent.call("lacks", snapshots=[first, second])
+
+
+def test_a_push_that_breaks_is_done_again(far: Any, train: Path, executor: RemoteExecutor) -> None:
+    code = freeze(train, executor.mirror)
+    assert executor.agent.call("lacks", snapshots=[code]) == [code]
+    executor.agent.close()
+    far.stop()
+    with pytest.raises(ConnectionFailedError, match="did not reach far"):
+        push(executor.mirror / "snapshots.git", far.target, code)
+    far.start()
+    executor.push(code)
+    assert snapshot.paths(far.root / "snapshots.git", code) == ["train.py"]
+
+
+def test_the_code_of_somebody_who_does_not_have_it_is_an_error(train: Path, executor: RemoteExecutor) -> None:
+    freeze(train, executor.mirror)
+    with pytest.raises(SnapshotError, match="neither here nor there"):
+        executor.push("5" * 40)
+
+
+# ------------------------------------------------------------------------------------- what breaks in the middle
+
+# Before the given frame, either the laptop dies or its connection does, and every one that is made anew.
+BROKEN_AT = """
+import os, signal, sys
+from pathlib import Path
+from ems.cli import main
+from ems.remote import wire
+how, left = sys.argv[1], int(sys.argv[2])
+
+def strike():
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text() == "ssh\\n":
+            os.kill(int(child), signal.SIGKILL)
+
+def striking(function):
+    def call(*args, **more):
+        global left
+        left -= 1
+        if left < 0:
+            strike()
+        return function(*args, **more)
+    return call
+
+wire.send, wire.receive = striking(wire.send), striking(wire.receive)
+sys.exit(main(sys.argv[3:]))
+"""
+_LIMIT_S = 60
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def attempts(far: Any) -> list[str]:
+    return sorted(
+        f"{path.parents[1].name}/{path.stem} {json.loads(path.read_text())['state']}"
+        for path in far.root.glob("experiments/*/runs/*/attempts/*.json")
+    )
+
+
+@pytest.mark.parametrize("how", ["killed", "broken"])
+def test_a_submission_that_breaks_at_any_frame_is_neither_lost_nor_doubled(
+    how: str, far: Any, train: Path, ems: Ems
+) -> None:
+    frames, is_over = 0, False
+    while not is_over:
+        shutil.rmtree(train / ".ems", ignore_errors=True)
+        shutil.rmtree(far.root, ignore_errors=True)
+        argv = [sys.executable, "-c", BROKEN_AT, how, str(frames), "parrun", "train.py"]
+        done = subprocess.run(
+            [*argv, "--set", "lr=0.1,0.2", "--on", "far", "--again"], cwd=train, capture_output=True, text=True
+        )
+        is_over = done.returncode == 0
+        assert is_over or done.returncode == (-signal.SIGKILL if how == "killed" else 1), done.stderr
+        assert "Traceback" not in done.stderr
+        is_known = json.loads(ems("list", "--json", code=None).stdout or "[]")
+        if is_known:
+            ems("status", code=None)  # as any later command does, it carries on
+            wait_until(lambda: attempts(far) == ["0/1 COMPLETED", "1/1 COMPLETED"], f"{frames}: {attempts(far)}")
+            [spec] = far.root.glob("experiments/*/spec.json")
+            assert json.loads(spec.read_text())["id"] == is_known[0]["experiment"]
+            assert len(list(far.root.glob("experiments/*/chunks/*.job"))) == 1
+        else:
+            assert not list(far.root.glob("experiments/*"))
+        frames += 1 if how == "killed" else 3
+    assert frames > 15
