@@ -7,6 +7,7 @@ milliseconds and a one-time password is asked for once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -157,7 +158,8 @@ def make_key(path: Path, comment: str = "") -> str:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".key-") as aside:
             made = Path(aside) / "key"
             _keygen(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(made)])
-            made.replace(path)  # the pair is there once the private key is; the other half follows from it
+            with contextlib.suppress(FileExistsError):  # who asked at the same time was first
+                path.hardlink_to(made)  # the pair is there once the private key is; the other half follows from it
     public = " ".join(_keygen(["-y", "-f", str(path)]).split()[:2])
     beside = path.with_name(f"{path.name}.pub")
     if not beside.exists():

@@ -13,6 +13,7 @@ What is public of them are labels of machines, so that another laptop can check 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -133,14 +134,14 @@ class Keys:
     def forget_host(self, machine: str) -> None:
         """Delete the key of a machine that is no more."""
         path = self._host_path(machine)
-        for each in (path, path.with_name(f"{path.name}.pub")):
+        for each in (path.with_name(f"{path.name}.pub"), path):
             each.unlink(missing_ok=True)
 
     def munge_key(self) -> bytes:
         """Return the secret that the nodes share."""
         path = self._in(self.munge)
         if not path.exists():
-            _write(path, secrets.token_bytes(_MUNGE_BYTES))
+            _write(path, secrets.token_bytes(_MUNGE_BYTES), exclusive=True)
         return path.read_bytes()
 
     def take_munge_key(self, secret: bytes, expected: str) -> None:
@@ -200,10 +201,16 @@ def _checked(machine: str) -> str:
     return machine
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write aside, flush, rename; nobody else may read it at any moment."""
+def _write(path: Path, content: bytes, *, exclusive: bool = False) -> None:
+    """Write aside, flush, rename (with ``exclusive``: unless it is there); nobody else may read it at any moment."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:  # mode 600
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    aside = Path(file.name)
+    if not exclusive:
+        aside.replace(path)
+        return
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(aside)
+    aside.unlink()
