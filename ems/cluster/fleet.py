@@ -61,7 +61,7 @@ class Fleet:
     @cached_property
     def provider(self) -> Provider:
         """What makes its machines."""
-        return connect(self.definition.provider)
+        return connect(self.definition.provider, lambda text: self.report("image", text))
 
     @property
     def name(self) -> str:

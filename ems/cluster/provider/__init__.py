@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ems.cluster.definition import ProviderSection
     from ems.cluster.provider.base import Provider
 
 
-def connect(section: ProviderSection) -> Provider:
-    """Return the provider that a definition speaks of; its library is imported here, and no sooner."""
+def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _text: None) -> Provider:
+    """Return the provider that a definition speaks of; its library is imported here, and no sooner.
+
+    Parameters
+    ----------
+    notify
+        Is told of what takes long, e.g. that an image is made.
+    """
     from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
 
-    return ContainerProvider(section)
+    return ContainerProvider(section, notify)

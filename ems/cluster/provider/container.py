@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -178,12 +177,11 @@ class ContainerProvider:
     def _boot(self, request: MachineRequest, image: str) -> Node:
         names = _Names.of(request.labels[CLUSTER])
         ram = int((request.mem_gb or 0) * 1024)
-        cpus = min(request.cpus or 0, os.cpu_count() or 1)
         options = ["--publish=127.0.0.1::22"] * request.is_public
         try:
             return self.driver.create_node(
                 request.name,
-                NodeSize("", "", ram, 0, 0, 0.0, self.driver, extra={"cpus": cpus}),
+                NodeSize("", "", ram, 0, 0, 0.0, self.driver, extra={"cpus": request.cpus}),
                 NodeImage(image, image, self.driver),
                 ex_userdata=request.user_data,
                 ex_labels=request.labels,

@@ -89,8 +89,9 @@ class ContainerNodeDriver(NodeDriver):
         words = ["--pull=never", "--name", name, "--hostname", name, "--stop-signal=SIGRTMIN+3", "--shm-size=1g"]
         words += [*self.engine.adapt(str(image.id)), *label_options(ex_labels or {}), *ex_options]
         if self.engine.has_limits:
+            words += [f"--memory={size.ram}m"] if size.ram else []
             cpus = size.extra.get("cpus")
-            words += [f"--memory={size.ram}m"] * bool(size.ram) + [f"--cpus={cpus}"] * bool(cpus)
+            words += [f"--cpus={min(cpus, self.engine.most_cpus())}"] if cpus else []
         if ex_network:
             words += ["--network", ex_network]
         for volume, path in (ex_volumes or {}).items():

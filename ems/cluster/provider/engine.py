@@ -45,11 +45,14 @@ class Dialect:
         The words that end and delete a container at once.
     gpus
         Option that gives the first GPUs of this computer.
+    cpus
+        Where ``info`` says how many processors it has; a virtual machine's, where the engine runs in one.
     """
 
     boot: tuple[str, ...]
     remove: tuple[str, ...]
     gpus: Callable[[int], list[str]]
+    cpus: str
 
 
 DIALECTS = {
@@ -58,11 +61,13 @@ DIALECTS = {
         boot=("--privileged", "--cgroupns=private", "--tmpfs=/run:exec", "--tmpfs=/run/lock", "--pids-limit=-1"),
         remove=("rm", "--force", "--volumes"),
         gpus=lambda count: [f'--gpus="device={",".join(map(str, range(count)))}"'],
+        cpus="{{.NCPU}}",
     ),
     "podman": Dialect(
         boot=("--systemd=always", "--pids-limit=-1"),
         remove=("rm", "--force", "--time=0", "--volumes"),
         gpus=lambda count: [f"--device=nvidia.com/gpu={index}" for index in range(count)],
+        cpus="{{.Host.CPUs}}",
     ),
 }
 
@@ -146,6 +151,10 @@ class Engine:
     def _try(self, image: str, flags: Sequence[str]) -> str:
         done = self._run(("run", "--rm", "--network=none", *flags, image, "/bin/true"), None, 120)
         return done.stderr.decode(errors="replace") or "exit status other than 0" if done.returncode else ""
+
+    def most_cpus(self) -> int:
+        """Return how many processors a container can have."""
+        return int(self.call("info", "--format", self.dialect.cpus))
 
     def release(self) -> None:
         """Give back what only running containers need, where none is left."""

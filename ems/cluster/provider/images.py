@@ -25,7 +25,15 @@ _PACKAGES = (
     "systemd systemd-sysv dbus libpam-systemd openssh-server python3 iproute2 sudo ca-certificates cloud-init rsync"
     " procps"
 )
-# No host key may be in an image; units that would touch the host's devices or wait for consoles are of no use
+# Units that set up hardware, the kernel or consoles: where containers are privileged they would set up the host's
+_MASKED = (
+    "systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket systemd-udevd-kernel.socket"
+    " systemd-sysctl.service systemd-modules-load.service systemd-binfmt.service systemd-hwdb-update.service"
+    " sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount dev-hugepages.mount"
+    " console-getty.service getty.target getty@.service autovt@.service systemd-networkd.service"
+    " systemd-networkd-wait-online.service systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer"
+)
+# No host key may be in an image
 _INSTALL = f"""set -eu
 export DEBIAN_FRONTEND=noninteractive
 if [ -e /etc/apt/apt.conf.d/docker-clean ]; then rm -f /etc/apt/apt.conf.d/docker-clean; fi
@@ -39,11 +47,11 @@ datasource_list: [ NoCloud ]
 network: {{config: disabled}}
 locale: false
 END
-for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \\
-    systemd-udevd-kernel.socket console-getty.service getty.target systemd-networkd.service \\
-    systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer; do
+for unit in {_MASKED}; do
     ln -sf /dev/null "/etc/systemd/system/$unit"
 done
+mkdir -p /etc/systemd/journald.conf.d
+printf '[Journal]\\nReadKMsg=no\\n' >/etc/systemd/journald.conf.d/ems.conf
 rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id
 : >/etc/machine-id
 apt-get clean
