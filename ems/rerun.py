@@ -12,6 +12,7 @@ from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission, writing_to
 from ems.model import Experiment, Json, Resources, Run, State
 from ems.node import records
+from ems.remote.pull import STATES
 from ems.store import Store
 from ems.target import Target
 
@@ -76,7 +77,7 @@ def rerun(
     files = records.ExperimentFiles(target.root, experiment.id)
     fed = target.executor.submit(experiment, files)
     with writing_to(target.root), records.locked(Path(files.dir, "rerun.lock")):
-        harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
+        _refresh(store, target, experiment)
         states = dict(store.states(experiment.id))
         chosen = _choose(store, experiment, states, which)
         if chosen:
@@ -90,8 +91,14 @@ def rerun(
             return Rerun((), fed)
         raise NotFoundError(f"{experiment.name} {experiment.id} has no {which} runs", f"ems status {experiment.id}")
     done = target.executor.submit(experiment, files)
-    harvest.refresh_states(store, target.root, target.executor.refresh, [experiment.id])
+    _refresh(store, target, experiment)
     return Rerun(tuple(chosen), replace(done, submitted=[*fed.submitted, *done.submitted]))
+
+
+def _refresh(store: Store, target: Target, experiment: Experiment) -> None:
+    every = {experiment.id: range(experiment.n_runs)}
+    target.pull(every, STATES)
+    harvest.refresh_states(store, target.root, target.asking(every), [experiment.id])
 
 
 def _queue(

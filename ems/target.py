@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from ems import registry
 from ems.config import Settings
 from ems.errors import ConfigError, TargetError
 from ems.executor.base import Executor
-from ems.model import Experiment, Json
+from ems.model import Experiment, JobInfo, Json, State
 from ems.node.records import ExperimentFiles
 from ems.outputs import RunFiles, RunFolder
 
@@ -87,6 +87,27 @@ class Target:
         found = provenance.surroundings(command_line, python)
         return found if self.remote is None else found | self.remote.surroundings(python)
 
+    def asking(self, runs: Mapping[str, Collection[int]]) -> Callable[[Iterable[str]], dict[str, JobInfo]]:
+        """Return what asks the scheduler for jobs, as :meth:`Executor.refresh` does.
+
+        On another machine a run may end between the pull of its record and the scheduler's answer, which knows no more
+        of it: the records of ``runs`` are then brought once more, so that none is taken for lost.
+        """
+        if self.remote is None:
+            return self.executor.refresh
+
+        from ems.remote.pull import STATES  # noqa: PLC0415  # as in the other methods
+
+        def ask(jobs: Iterable[str]) -> dict[str, JobInfo]:
+            asked = set(jobs)
+            found = self.executor.refresh(asked)
+            going = {job for job, info in found.items() if info.state in (State.PENDING, State.RUNNING)}
+            if found.keys() - going or asked - going - {job.partition("_")[0] for job in going}:
+                self.pull(runs, STATES)
+            return found
+
+        return ask
+
     def pull(self, runs: Mapping[str, Collection[int]], scope: Scope) -> Pulled | None:
         """Bring what is new of some runs, by experiment, from the other machine; None where there is none.
 
@@ -130,7 +151,7 @@ class Target:
             return RunFolder(Path(self.files(experiment.id).run(index)))
         from ems.remote.files import RemoteRun  # noqa: PLC0415  # as above
 
-        return RemoteRun(self.remote.agent, experiment.id, index)
+        return RemoteRun(self.remote.agent, experiment.id, index, self.root / "fetched" / f"{experiment.id}-{index}")
 
     def close(self) -> None:
         """Hang up, where there is a connection."""
@@ -190,11 +211,16 @@ def _remote(known: registry.RemoteTarget, settings: Settings, project: Path) -> 
             f"{settings.origins['root']}: `root` cannot be set here; experiments on {known.name} lie in {known.root}",
             f"ems cluster connect {known.name} … --root FOLDER",
         )
-    mirror = (project / ".ems" / "remote" / known.name).absolute()
+    mirror = mirror_of(project, known.name)
     if settings.worker_python is not None:
         known = replace(known, worker_python=settings.worker_python)
     executor = RemoteExecutor(Agent(known), mirror)
     return Target(known.name, mirror, executor, executor)
+
+
+def mirror_of(project: Path, name: str) -> Path:
+    """Return the root on this machine of a project's experiments on a target elsewhere."""
+    return (project / ".ems" / "remote" / name).absolute()
 
 
 def in_cluster() -> bool:

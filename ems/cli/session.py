@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from ems.harvest import HarvestReport
     from ems.model import Experiment, JobInfo
     from ems.node.records import ExperimentFiles
+    from ems.outputs import RunFiles
     from ems.remote.mirror import Pulled
+    from ems.remote.pull import Scope
     from ems.store import Store
     from ems.target import Target
 
@@ -91,6 +93,58 @@ class Session:
         from ems.node.records import ExperimentFiles
 
         return ExperimentFiles(self.target(experiment.target).root, experiment.id)
+
+    def run_files(self, experiment: Experiment, index: int) -> RunFiles:
+        """Return the files of a run where they are; where that is out of reach, those that were pulled before.
+
+        Raises
+        ------
+        ConnectionFailedError, TargetError
+            If it is, and nothing of the run was pulled.
+        """
+        from ems.outputs import RunFolder
+
+        try:
+            files = self.target(experiment.target).run_files(experiment, index)
+            files.exists()
+        except (ConnectionFailedError, TargetError) as error:
+            here = RunFolder(Path(self._kept(experiment, error).run(index)))
+            if not here.exists():
+                raise
+            _say_kept(error)
+            return here
+        return files
+
+    @contextmanager
+    def fetched(self, experiment: Experiment, scope: Scope) -> Iterator[tuple[Path, bool]]:
+        """Yield a root with files of all runs of an experiment, and whether they were fetched for this alone.
+
+        Where their machine is out of reach, it is what was pulled before.
+
+        Raises
+        ------
+        ConnectionFailedError, TargetError
+            If it is, and nothing was pulled.
+        """
+        with ExitStack() as stack:
+            try:
+                target = self.target(experiment.target)
+                root = stack.enter_context(target.fetched(experiment, range(experiment.n_runs), scope))
+                is_fetched = target.remote is not None
+            except (ConnectionFailedError, TargetError) as error:
+                root, is_fetched = Path(self._kept(experiment, error).root), False
+                _say_kept(error)
+            yield root, is_fetched
+
+    def _kept(self, experiment: Experiment, error: EmsError) -> ExperimentFiles:
+        """Return the paths of what was pulled of an experiment; raise ``error`` where nothing was."""
+        from ems.node.records import ExperimentFiles
+        from ems.target import mirror_of
+
+        files = ExperimentFiles(mirror_of(self.project, experiment.target), experiment.id)
+        if not Path(files.dir).exists():
+            raise error
+        return files
 
     def out_of_reach(self, experiment: Experiment) -> str:
         """Say why nothing new can be learnt of an experiment; empty where it can, or its files were removed."""
@@ -231,8 +285,8 @@ class Session:
             try:
                 reached.trouble = self._feed(reached.target, group)
                 runs = {each.id: self._to_pull(each, again=bool(globs)) for each in group}
-                runs = {exp_id: indices for exp_id, indices in runs.items() if indices}
-                reached.pulled = reached.target.pull(runs, Scope(metrics=with_metrics, globs=tuple(globs)))
+                reached.runs = {exp_id: indices for exp_id, indices in runs.items() if indices}
+                reached.pulled = reached.target.pull(reached.runs, Scope(metrics=with_metrics, globs=tuple(globs)))
             except (ConnectionFailedError, TargetError) as error:
                 reached.trouble, reached.is_away = error, True
         return found
@@ -257,7 +311,8 @@ class Session:
         """Map each root to the ways of asking for the jobs below it, by the executor's name."""
         found: dict[Path, dict[str, Refresh]] = {}
         for each in reached:
-            ask = self._remembering(each.target.executor.refresh) if not each.is_away else _failing(each.trouble)
+            asking = each.target.asking(each.runs)
+            ask = self._remembering(asking) if not each.is_away else _failing(each.trouble)
             found.setdefault(each.target.root, {})[each.target.executor.name] = ask
         return dict(found)
 
@@ -320,9 +375,16 @@ class _Reached:
     """What came of turning to a target."""
 
     target: Target
+    runs: Mapping[str, Collection[int]] = field(default_factory=dict)
     pulled: Pulled | None = None
     trouble: EmsError | None = None
     is_away: bool = False  # the machine, not its scheduler
+
+
+def _say_kept(error: EmsError) -> None:
+    from ems.cli import render
+
+    render.note(f"{error.message}; this is what was harvested before")
 
 
 def _failing(trouble: EmsError | None) -> Refresh:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from ems import snapshot
+from ems import registry, snapshot
 from ems.errors import ConnectionFailedError, SnapshotError
 from ems.remote.client import Agent
 from ems.remote.executor import RemoteExecutor
@@ -182,3 +183,131 @@ def test_a_submission_that_breaks_at_any_frame_is_neither_lost_nor_doubled(
             assert not list(far.root.glob("experiments/*"))
         frames += 1 if how == "killed" else 3
     assert frames > 15
+
+
+# ------------------------------------------------------------------------------------------------ every command
+
+GATED = """\
+import argparse, os, pathlib, time
+import ems
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+lr = parser.parse_args().lr
+while not (pathlib.Path(os.environ["EMS_ROOT"]) / "gate").exists():
+    time.sleep(0.02)
+ems.log(step=0, loss=lr)
+if lr > 0.3 and os.environ["EMS_ATTEMPT"] == "1":
+    raise SystemExit("too large")
+"""
+
+
+def counts(ems: Ems, *address: str) -> dict[str, int]:
+    [shown] = json.loads(ems("status", *(address or ("last",)), "--json").stdout)
+    return {name: shown[name] for name in ("pending", "running", "completed", "failed", "cancelled") if shown[name]}
+
+
+def test_held_released_cancelled_rerun_and_removed_from_the_laptop(far: Any, project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text(GATED)
+    done = ems("parrun", "train.py", "--set", "lr=0.1,0.2,0.4", "--on", "far", "--workers", "1", "--json")
+    exp_id = json.loads(done.stdout)["experiment"]
+    wait_until(lambda: counts(ems) == {"pending": 2, "running": 1}, "it does not start")
+    assert "held" in ems("hold", "last").stdout
+    assert "held" in ems("status").stdout
+    assert "released" in ems("release", "last").stdout
+    assert "held" not in ems("status").stdout
+    assert "cancelled train" in ems("cancel", f"{exp_id}/1").stdout
+    wait_until(lambda: counts(ems) == {"pending": 1, "running": 1, "cancelled": 1}, "run 1 is not cancelled")
+    (far.root / "gate").touch()
+    wait_until(lambda: counts(ems) == {"completed": 1, "failed": 1, "cancelled": 1}, "it does not end")
+    assert "2 runs again   on far" in ems("rerun", "last", "--failed").stdout
+    wait_until(lambda: counts(ems) == {"completed": 3}, "the rerun does not end")
+    assert attempts(far) == [
+        "0/1 COMPLETED",
+        "1/1 CANCELLED",
+        "1/2 COMPLETED",
+        "2/1 FAILED",
+        "2/2 COMPLETED",
+    ]
+    there, here = far.root / "experiments" / exp_id, project / ".ems" / "remote" / "far" / "experiments" / exp_id
+    assert there.exists()
+    assert here.exists()
+    assert "removed train" in ems("rm", exp_id, "--yes").stdout
+    assert not there.exists()
+    assert not here.exists()
+    assert counts(ems, exp_id) == {"completed": 3}
+
+
+def test_cancelled_as_a_whole_while_it_runs(far: Any, project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text(GATED)
+    ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--grace", "0")
+    wait_until(lambda: "running" in counts(ems), "it does not start")
+    ems("cancel", "last")
+    wait_until(lambda: counts(ems) == {"cancelled": 2}, "it does not end")
+    again = ems("cancel", "last").stdout
+    assert "has ended already" in again
+
+
+def test_a_run_is_reproduced_there(far: Any, train: Path, ems: Ems) -> None:
+    ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--wait")
+    done = ems("reproduce", "last/1")
+    assert "3 points of loss are the same to the last bit" in done.stdout
+    assert "nothing to do" in ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far").stdout
+
+
+def test_a_dry_run_shows_what_would_run_there_and_leaves_nothing(far: Any, train: Path, ems: Ems) -> None:
+    done = ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--dry-run")
+    assert f"{far.root}/lib/" in done.stdout
+    assert "1 pool of workers: 2 tasks" in done.stdout
+    assert not list((far.root / "experiments").iterdir())
+    assert not list((train / ".ems" / "remote" / "far" / "experiments").glob("*"))
+
+
+def test_doctor_looks_there(far: Any, train: Path, ems: Ems) -> None:
+    done = ems("doctor", "--on", "far")
+    assert f"on far, root {far.root}" in done.stdout
+    assert "ssh" in done.stdout
+    far.stop()
+    assert "cannot be reached" in ems("doctor", "--on", "far", code=1).stderr
+    far.start()
+
+
+def test_the_current_cluster_is_where_experiments_go(far: Any, train: Path, ems: Ems) -> None:
+    registry.save(replace(far.target, resources={"cpus": 1}))
+    registry.use("far")
+    settings = {key: each["value"] for key, each in json.loads(ems("config", "--json").stdout).items()}
+    assert (settings["on"], settings["resources.cpus"]) == ("far", 1)
+    assert "on far" in ems("parrun", "train.py", "--set", "lr=0.1", "--wait").stdout
+    (train / "ems.yaml").write_text("on: here\n")
+    assert "on here" in ems("parrun", "train.py", "--set", "lr=0.1", "--again", "--wait").stdout
+    (train / "ems.yaml").write_text("targets:\n  far:\n    root: /elsewhere\n")
+    assert "`root` cannot be set here" in ems("parrun", "train.py", "--on", "far", code=2).stderr
+
+
+def test_what_is_not_there_is_said_before_anything_travels(far: Any, train: Path, ems: Ems) -> None:
+    base = ["parrun", "train.py", "--set", "lr=0.1", "--on", "far"]
+    assert "there is no Python `/no/python`" in ems(*base, "--python", "/no/python", code=1).stderr
+    assert "this machine has none" in ems(*base, "--gres", "gpu:1", code=1).stderr
+    (train / "data").mkdir()
+    assert "`data:` names data, which far does not see" in ems(*base, "--data", "data", code=2).stderr
+    assert not list((far.root / "experiments").iterdir())
+
+
+def test_an_environment_is_built_there_once(far: Any, train: Path, ems: Ems) -> None:
+    (train / "requirements.txt").write_text("")
+    ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far", "--env", "auto", "--wait")
+    [spec] = far.root.glob("experiments/*/spec.json")
+    assert json.loads(spec.read_text())["python"].startswith(f"{far.root}/envs/")
+
+
+def test_a_laptop_without_the_machine_shows_what_it_knew(far: Any, train: Path, ems: Ems) -> None:
+    ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far", "--wait")
+    ems("report", "last", "--json").stdout
+    (train / "train.py").write_text(GATED)
+    ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far")
+    far.stop()
+    shown = ems("status", "last")
+    assert "cannot be reached" in shown.stdout + shown.stderr
+    far.start()
+    (far.root / "gate").touch()
+    wait_until(lambda: counts(ems) == {"completed": 2}, "it went on without us")
