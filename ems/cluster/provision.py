@@ -36,6 +36,7 @@ from ems.ssh import Host
 
 if TYPE_CHECKING:
     from ems.cluster.fleet import Fleet
+    from ems.cluster.record import Record
 
 _LONGEST = 600  # characters of an error that are shown
 
@@ -92,11 +93,10 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
     hooks = _hooks(definition)
     with _folder(fleet.files.dir) as folder:
         variables: dict[str, Json] = {
-            **_facts(definition),
+            "ems_definition": record.definition,
             "ems_cluster": fleet.name,
             "ems_incarnation": record.incarnation,
-            "ems_digest": record.digest,
-            "ems_hooks": bool(hooks),
+            "ems_facts": _facts(record),
             "ems_needs_ansible": bool(hooks) or not _has_all_images(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
             "ems_munge_key": str(fleet.keys.munge),
@@ -118,7 +118,7 @@ def bake(fleet: Fleet, kind: str, host: Host, on_progress: OnProgress | None = N
     group = "controller" if kind == "controller" else "compute"
     with _folder(fleet.files.dir) as folder:
         variables: dict[str, Json] = {
-            **_facts(fleet.definition),
+            "ems_definition": fleet.record.definition,
             "ems_bake": True,
             "ems_kind": kind,
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
@@ -163,8 +163,10 @@ def _files_of(group: str) -> Iterator[tuple[str, bytes]]:
         yield str(path.relative_to(templates)), path.read_bytes()
 
 
-def _facts(definition: Definition) -> dict[str, Json]:
-    return {"ems_definition": definition.model_dump(mode="json", exclude={"hooks"})}
+def _facts(record: Record) -> dict[str, Json]:
+    """Return what everybody on the cluster may read of it: enough to adopt it, and nothing secret."""
+    names = ("name", "incarnation", "owner", "created", "definition", "digest", "munge")
+    return {name: getattr(record, name) for name in names}
 
 
 def _has_all_images(fleet: Fleet) -> bool:
@@ -365,14 +367,13 @@ def _quoted(word: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def _runner() -> Any:
     try:
         import ansible_runner  # noqa: PLC0415 - half a second, and only needed where a cluster is set up
-
-        return ansible_runner
     except ImportError:
         raise ClusterError("Ansible is not installed", "pip install 'ems[cluster]'") from None
+    return ansible_runner
