@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import posixpath
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Reduced:
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def gather(root: Path, experiment: Experiment, pattern: str, into: Path) -> Gathered:
+def gather(root: Path, experiment: Experiment, pattern: str, into: Path, *, move: bool = False) -> Gathered:
     """Copy the files of all runs that match ``pattern`` into one folder, as ``INDEX-PATH`` with ``/`` as ``-``.
 
     Parameters
@@ -60,6 +61,8 @@ def gather(root: Path, experiment: Experiment, pattern: str, into: Path) -> Gath
     pattern
         Shell pattern of the path as the script sees it, of the path below the run's directory (``checkpoint/*.pt``,
         ``stdout.log``), or of the name alone.
+    move
+        Move them: they were fetched for this.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def gather(root: Path, experiment: Experiment, pattern: str, into: Path) -> Gath
             name = _distinct(f"{index:0{width}d}-{shown.replace('/', '-')}", taken)
             into.mkdir(parents=True, exist_ok=True)
             aside = into / f".{name}.{os.getpid()}.aside"
-            shutil.copy2(Path(files.run(index), path), aside)
+            (shutil.move if move else shutil.copy2)(Path(files.run(index), path), aside)
             copied.append((index, shown, aside.replace(into / name)))
     return Gathered(tuple(copied), tuple(missing))
 
@@ -133,9 +136,15 @@ def reduce(root: Path, experiment: Experiment, runs: Sequence[Run], name: str) -
     return Reduced(rows, missing=missing, problems=tuple(problems))
 
 
+def places(name: str, cwd: str) -> tuple[str, ...]:
+    """Return where below a run's directory a file may lie that the script calls ``name``, the likeliest first."""
+    found = (posixpath.normpath(place) for place in (f"files/{cwd}/{name}", f"files/{name}", name))
+    return tuple(place for place in dict.fromkeys(found) if not place.startswith(("../", "/")))
+
+
 def _locate(folder: Path, name: str, cwd: str) -> Path | None:
-    places = (folder / "files" / cwd / name, folder / "files" / name, folder / name)
-    return next((place for place in places if place.is_file() and not place.is_symlink()), None)
+    paths = (folder / place for place in places(name, cwd))
+    return next((path for path in paths if path.is_file() and not path.is_symlink()), None)
 
 
 def _rows(path: Path, suffix: str, shown: str, problems: list[str]) -> Iterator[Mapping[str, Any]]:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, TypeAlias
@@ -125,8 +126,8 @@ class RunFiles(Protocol):
         """
         ...
 
-    def find(self, file: str, cwd: str = ".") -> str | None:
-        """Find what a person means by a run's file: what the script wrote first, then the run's own records.
+    def find(self, names: Sequence[str], cwd: str = ".") -> list[str | None]:
+        """Find what a person means by files of the run: what the script wrote first, then the run's own records.
 
         Parameters
         ----------
@@ -135,9 +136,9 @@ class RunFiles(Protocol):
 
         Returns
         -------
-        str or None
-            The path below the run's folder, with ``/`` at the end of a folder's; None where there is none, or it lies
-            outside of the run.
+        list of str or None
+            Of each the path below the run's folder, with ``/`` at the end of a folder's; None where there is none, or
+            it lies outside of the run.
         """
         ...
 
@@ -149,6 +150,10 @@ class RunFiles(Protocol):
         FileNotFoundError
             If it is not there.
         """
+        ...
+
+    def copy(self, places: Mapping[str, Path]) -> None:
+        """Copy files, by their paths below the run's folder, over what is there."""
         ...
 
 
@@ -182,15 +187,18 @@ class RunFolder:
                     continue
                 yield relative if top == "files" else f"{top}/{relative}", facts.st_size, facts.st_mtime
 
-    def find(self, file: str, cwd: str = ".") -> str | None:
-        """Return the path below the folder of what a person calls ``file``."""
-        if ".." in PurePosixPath(file).parts or file.startswith("/"):
+    def find(self, names: Sequence[str], cwd: str = ".") -> list[str | None]:
+        """Return the paths below the folder of what a person calls ``names``."""
+        return [self._find(name, cwd) for name in names]
+
+    def _find(self, name: str, cwd: str) -> str | None:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
             return None
         for place in ("files", f"files/{cwd}", ""):
-            path = self.path / place / file
+            path = self.path / place / name
             if path.exists():
-                name = path.relative_to(self.path).as_posix()
-                return f"{name}/" if path.is_dir() else name
+                found = path.relative_to(self.path).as_posix()
+                return f"{found}/" if path.is_dir() else found
         return None
 
     def open(self, path: str) -> BinaryIO:
@@ -198,3 +206,9 @@ class RunFolder:
         if ".." in PurePosixPath(path).parts or path.startswith("/"):
             raise FileNotFoundError(path)
         return (self.path / path).open("rb")
+
+    def copy(self, places: Mapping[str, Path]) -> None:
+        """Copy files, by their paths below the folder."""
+        for path, place in places.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.path / path, place)

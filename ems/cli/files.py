@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +14,11 @@ import typer
 from ems.cli import options as o
 from ems.cli.app import FILES, command
 from ems.errors import NotFoundError, UsageError
-from ems.node import records
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
-
-_OWN = ("stdout.log", "stderr.log", "metrics.jsonl")  # beside files/, the records that people ask for
+    from ems.outputs import RunFiles, Written
 
 Address = Annotated[
     str,
@@ -44,8 +41,8 @@ def ls(address: Address = "last", as_json: o.AsJson = False) -> None:
         if parsed.index is None:
             _list_runs(session, experiment, as_json)
             return
-        base = run_folder(session, experiment, parsed.index)
-        _, found = written_below(base, parsed.file, address, experiment.cwd)
+        written = run_files(session, experiment, parsed.index).written()
+        _, found = written_below(written, parsed.file, address, experiment.cwd)
     if as_json:
         render.print_json([{"path": path, "bytes": size, "modified": _iso(at)} for path, size, at in found])
         return
@@ -97,11 +94,12 @@ def cat(address: File) -> None:
         experiment, index, file = session.run(address)
         if file is None:
             raise UsageError(f"`{address}` names no file", f"ems ls {address}")
-        path = find_file(run_folder(session, experiment, index), file, address, experiment.cwd)
-    if path.is_dir():
-        raise UsageError(f"{address} is a folder", f"ems ls {address}")
-    with path.open("rb") as source:
-        shutil.copyfileobj(source, sys.stdout.buffer)
+        files = run_files(session, experiment, index)
+        path = find_file(files, file, address, experiment.cwd)
+        if path.endswith("/"):
+            raise UsageError(f"{address} is a folder", f"ems ls {address}")
+        with files.open(path) as source:
+            shutil.copyfileobj(source, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 
 
@@ -119,77 +117,71 @@ def get(
 
     with open_session() as session:
         experiment, index, file = session.run(address)
-        base = run_folder(session, experiment, index)
-        if file is not None and not (found := find_file(base, file, address, experiment.cwd)).is_dir():
-            place = destination or Path(found.name)
-            copies = [(found, place / found.name if place.is_dir() else place)]
+        files = run_files(session, experiment, index)
+        found = find_file(files, file, address, experiment.cwd) if file is not None else "/"
+        if not found.endswith("/"):
+            place = destination or Path(PurePosixPath(found).name)
+            copies = {found: place / PurePosixPath(found).name if place.is_dir() else place}
         else:
             place = destination or Path(f"{experiment.name}-{index}")
-            folder, inside = written_below(base, file, address, experiment.cwd)
-            copies = [
-                (find_file(base, path, address), place / PurePosixPath(path).relative_to(folder))
-                for path, _, _ in inside
-            ]
-    there = [target for _, target in copies if target.exists()]
-    if there and not force:
-        raise UsageError(f"{there[0]} exists already", "add --force to overwrite it, or name another place")
-    for source, target in copies:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
+            folder, inside = written_below(files.written(), file, address, experiment.cwd)
+            names = [path for path, _, _ in inside]
+            sources = zip(files.find(names, experiment.cwd), names, strict=True)
+            copies = {path: place / PurePosixPath(name).relative_to(folder) for path, name in sources if path}
+        there = [target for target in copies.values() if target.exists()]
+        if there and not force:
+            raise UsageError(f"{there[0]} exists already", "add --force to overwrite it, or name another place")
+        files.copy(copies)
     render.note(f"copied {render.plural(len(copies), 'file')} to {place}")
 
 
 # -- where files are ---------------------------------------------------------------------------------------------
 
 
-def run_folder(session: Session, experiment: Experiment, index: int) -> Path:
-    """Return the directory of a run.
+def run_files(session: Session, experiment: Experiment, index: int) -> RunFiles:
+    """Return the files of a run where they are; where that is out of reach, those that were pulled before.
 
     Raises
     ------
     NotFoundError
-        If it does not exist: the run has not started, or its files were removed.
+        If it has none: the run has not started, or its files were removed.
     """
-    base = Path(session.files(experiment).run(index))
-    if not base.is_dir():
+    files = session.run_files(experiment, index)
+    if not files.exists():
         gone = experiment.id in session.store.removed()
         raise NotFoundError(
             f"{experiment.name} {experiment.id}/{index} has no files" + (": they were removed" if gone else " yet"),
             f"ems reproduce {experiment.id}/{index}" if gone else f"ems status {experiment.id}",
         )
-    return base
+    return files
 
 
-def find_file(base: Path, file: str, address: str, cwd: str = ".") -> Path:
-    """Find what a person means by a run's file: what the script wrote first, then the run's own records.
-
-    ``cwd`` is where the script works in the project: what it calls ``out.csv`` is found by that name.
+def find_file(files: RunFiles, file: str, address: str, cwd: str = ".") -> str:
+    """Return the path below a run's folder of what a person calls ``file``; a folder's ends with ``/``.
 
     Raises
     ------
     NotFoundError
         If there is none, or it lies outside of the run.
     """
-    for place in (base / "files", base / "files" / cwd, base):
-        path = place / file
-        if path.exists() and ".." not in PurePosixPath(file).parts:
-            return path
-    raise _not_there(address, file)
+    [found] = files.find([file], cwd)
+    if found is None:
+        raise _not_there(address, file)
+    return found
 
 
 def written_below(
-    base: Path, folder: str | None, address: str, cwd: str = "."
-) -> tuple[PurePosixPath, list[tuple[str, int, float]]]:
-    """Return a folder of a run (None: all of it) as the project names it, and what the run has written there.
+    written: Sequence[Written], folder: str | None, address: str, cwd: str = "."
+) -> tuple[PurePosixPath, list[Written]]:
+    """Return a folder of a run (None: all of it) as the project names it, and what of ``written`` lies in it.
 
     Raises
     ------
     NotFoundError
         If it has written nothing there.
     """
-    written = list(written_files(base))
     if folder is None:
-        return PurePosixPath("."), written
+        return PurePosixPath("."), list(written)
     for place in (PurePosixPath(folder), PurePosixPath(cwd, folder)):
         inside = [facts for facts in written if PurePosixPath(facts[0]).is_relative_to(place)]
         if inside:
@@ -199,27 +191,6 @@ def written_below(
 
 def _not_there(address: str, file: str) -> NotFoundError:
     return NotFoundError(f"{address} is not there", f"ems ls {address.removesuffix('/' + file)}")
-
-
-def written_files(base: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield path, size in bytes and time of what a run has written: its records, its checkpoint, its own files.
-
-    The project's files that the run only sees (links, and unchanged copies of modules) are left out.
-    """
-    for name in _OWN:
-        with suppress(FileNotFoundError):
-            facts = (base / name).stat()
-            if facts.st_size:
-                yield name, facts.st_size, facts.st_mtime
-    for top in ("checkpoint", "files"):
-        for path in sorted((base / top).rglob("*")):
-            if path.is_symlink() or not path.is_file():
-                continue
-            facts = path.stat()
-            relative = path.relative_to(base / top).as_posix()
-            if top == "files" and records.is_untouched(facts):
-                continue
-            yield relative if top == "files" else f"{top}/{relative}", facts.st_size, facts.st_mtime
 
 
 def _iso(at: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
@@ -17,9 +16,9 @@ from ems.errors import ConnectionFailedError, ExecutorError, NotFoundError
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
-    from ems.node.records import ExperimentFiles
+    from ems.outputs import RunFiles
 
-_POLL_S, _REFRESH_S = 0.2, 2.0
+_POLL_S, _REMOTE_POLL_S, _REFRESH_S = 0.2, 1.0, 2.0
 _BLOCK = 1 << 16
 
 
@@ -40,27 +39,32 @@ def logs(
 
     with open_session() as session:
         experiment, index, _ = session.run(run)
-        files = session.files(experiment)
+        files = session.run_files(experiment, index)
         stream = "stderr" if err else "stdout"
-        path = Path(files.run(index, f"{stream}.log"))
-        start, stop = _span(files, index, attempt, stream)
-        if not path.exists() and not follow:
+        start, stop = _span(session, experiment, index, attempt, stream)
+        printed = _print_part(files, f"{stream}.log", start, stop, lines)
+        if printed is None and not follow:
             is_gone = experiment.id in session.store.removed()
             why = "its files were removed" if is_gone else f"it is {session.state(experiment, index).lower()}"
             raise NotFoundError(f"{experiment.id}/{index} has printed nothing: {why}", f"ems status {experiment.id}")
-        printed = _print_part(path, start, stop, lines) if path.exists() else start
         if follow and stop is None:
-            _follow(session, experiment, index, path, printed)
+            _follow(session, experiment, index, files, f"{stream}.log", start if printed is None else printed)
         elif printed == start and not err:
-            _say_if_elsewhere(files, index, run)
+            _say_if_elsewhere(files, run)
 
 
-def _span(files: ExperimentFiles, index: int, attempt: int | None, stream: str) -> tuple[int, int | None]:
+def _span(
+    session: Session, experiment: Experiment, index: int, attempt: int | None, stream: str
+) -> tuple[int, int | None]:
     """Return from which byte to which (None: to the end) an attempt's part of the log reaches."""
     from ems.node import records
+    from ems.remote.pull import STATES
 
     if attempt is None:
         return 0, None
+    with suppress(ConnectionFailedError):
+        session.target(experiment.target).pull({experiment.id: [index]}, STATES)
+    files = session.files(experiment)
     numbers = files.attempt_numbers(index)
     if attempt not in numbers:
         raise NotFoundError(
@@ -75,12 +79,16 @@ def _span(files: ExperimentFiles, index: int, attempt: int | None, stream: str) 
     return begins[0], begins[1] if len(begins) == 2 else None
 
 
-def _print_part(path: Path, start: int, stop: int | None, lines: int | None) -> int:
-    """Print a part of a log to stdout as it is; return up to which byte."""
-    with path.open("rb") as file:
+def _print_part(files: RunFiles, name: str, start: int, stop: int | None, lines: int | None) -> int | None:
+    """Print a part of a log to stdout as it is; return up to which byte, None where there is no log."""
+    try:
+        file = files.open(name)
+    except FileNotFoundError:
+        return None
+    with file:
         end = file.seek(0, 2) if stop is None else stop
         file.seek(start if lines is None else _last_lines(file, start, end, lines))
-        while block := file.read(min(_BLOCK, end - file.tell())):
+        while block := file.read(max(0, min(_BLOCK, end - file.tell()))):
             sys.stdout.buffer.write(block)
     sys.stdout.buffer.flush()
     return end
@@ -104,31 +112,35 @@ def _last_lines(file: BinaryIO, start: int, end: int, lines: int) -> int:
     return start if lines else end
 
 
-def _follow(session: Session, experiment: Experiment, index: int, path: Path, position: int) -> None:
-    """Print what is added to a log until the run has ended."""
+def _follow(session: Session, experiment: Experiment, index: int, files: RunFiles, name: str, position: int) -> None:
+    """Print what is added to a log until the run has ended; a machine that is away for a while is waited for."""
     from ems.cli import render
 
-    if not path.exists():
+    is_local = session.target(experiment.target).remote is None
+    pause_s = _POLL_S if is_local else _REMOTE_POLL_S
+    if not files.exists():
         render.note(f"{experiment.id}/{index} has not started; waiting for it (Ctrl-C ends the waiting)")
-    next_refresh = 0.0
+    next_refresh, is_away = 0.0, False
     while True:
-        if time.monotonic() >= next_refresh:
-            with suppress(
-                ExecutorError, ConnectionFailedError
-            ):  # the scheduler is away: the log is still there to be read
-                session.refresh([experiment])
-            next_refresh = time.monotonic() + _REFRESH_S
-        is_over = session.state(experiment, index).is_finished  # asked before reading: the last words are not missed
-        if path.exists():
-            position = _print_part(path, position, None, None)
-        if is_over:
-            return
-        time.sleep(_POLL_S)
+        try:
+            if time.monotonic() >= next_refresh:
+                with suppress(ExecutorError):  # the scheduler is away: the log is still there to be read
+                    session.refresh([experiment])
+                next_refresh = time.monotonic() + _REFRESH_S
+            is_over = session.state(experiment, index).is_finished  # before reading: the last words are not missed
+            position = _print_part(files, name, position, None, None) or position
+            is_away = False
+            if is_over:
+                return
+        except ConnectionFailedError as error:
+            if not is_away:
+                render.note(f"{error.message}; trying again (Ctrl-C ends it)")
+            is_away = True
+        time.sleep(pause_s)
 
 
-def _say_if_elsewhere(files: ExperimentFiles, index: int, run: str) -> None:
+def _say_if_elsewhere(files: RunFiles, run: str) -> None:
     from ems.cli import render
 
-    errors = Path(files.run(index, "stderr.log"))
-    if errors.exists() and errors.stat().st_size:
+    if any(name == "stderr.log" for name, _, _ in files.written()):
         render.note(f"nothing on stdout; on stderr there is: ems logs {run} --err")

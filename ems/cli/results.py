@@ -158,10 +158,12 @@ def gather(
     from ems import collect
     from ems.cli import render
     from ems.cli.session import open_session
+    from ems.remote.pull import Scope
 
     with open_session() as session:
         found = session.experiment(experiment)
-        gathered = collect.gather(session.target(found.target).root, found, pattern, folder)
+        with session.fetched(found, Scope(pattern=pattern, attempts=False)) as (root, is_fetched):
+            gathered = collect.gather(root, found, pattern, folder, move=is_fetched)
     if as_json:
         files = [{"run": index, "file": file, "copy": str(copy)} for index, file, copy in gathered.files]
         render.print_json({"experiment": found.id, "files": files, "missing": list(gathered.missing)})
@@ -194,11 +196,13 @@ def reduce(
     from ems import collect
     from ems.cli import render
     from ems.cli.session import open_session
+    from ems.remote.pull import Scope
 
     with open_session() as session:
         found = session.experiment(experiment)
         runs = list(session.store.runs(found.id))
-        reduced = collect.reduce(session.target(found.target).root, found, runs, file)
+        with session.fetched(found, Scope(paths=collect.places(file, found.cwd), attempts=False)) as (root, _):
+            reduced = collect.reduce(root, found, runs, file)
     for problem in reduced.problems[:_MAX_PROBLEMS]:
         render.note(f"not read: {render.clean(problem)}")
     if len(reduced.missing) == len(runs):

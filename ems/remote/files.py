@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ems import outputs
 from ems.errors import NotFoundError
+from ems.node.records import ExperimentFiles
 from ems.outputs import Written
 from ems.remote import pull, stream
 from ems.remote.client import Agent
+from ems.remote.mirror import Mirror
 from ems.remote.pull import Scope
 from ems.remote.site import Operation, Site
 from ems.remote.wire import Frame
@@ -30,9 +33,7 @@ _BLOCK = 1 << 20  # of what is read at a time: one round trip each
 def _pull(site: Site, _: dict[str, Any], data: bytes) -> None:
     """Send what is new; see :mod:`ems.remote.pull`."""
     request = json.loads(zlib.decompress(data))
-    scope = Scope(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in request["scope"].items()}
-    )
+    scope = Scope.load(request["scope"])
     for exp_id in request["experiments"]:
         site.files(exp_id)
     for pack in stream.packed(pull.frames(site.root, request["experiments"], scope)):
@@ -45,9 +46,9 @@ def _listing(site: Site, args: dict[str, Any], _: bytes) -> list[Written] | None
     return folder.written() if folder.exists() else None
 
 
-def _find(site: Site, args: dict[str, Any], _: bytes) -> str | None:
-    """Return the path below the run's folder of what a person calls a file; a folder's ends with ``/``."""
-    return _folder(site, args).find(args["file"], args["cwd"])
+def _find(site: Site, args: dict[str, Any], _: bytes) -> list[str | None]:
+    """Return the paths below the run's folder of what a person calls files; a folder's ends with ``/``."""
+    return _folder(site, args).find(args["names"], args["cwd"])
 
 
 def _read(site: Site, args: dict[str, Any], _: bytes) -> int | None:
@@ -56,7 +57,8 @@ def _read(site: Site, args: dict[str, Any], _: bytes) -> int | None:
         with _folder(site, args).open(args["path"]) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(args["offset"])
-            site.send({}, file.read(min(args["size"], _BLOCK)))
+            for pack in stream.packed([({}, file.read(min(args["size"], _BLOCK)))]):
+                site.send(*pack)
     except FileNotFoundError:
         return None
     return size
@@ -90,10 +92,13 @@ class RemoteRun:
         That of the machine.
     exp_id, index
         Which run.
+    aside
+        A folder for what is being fetched.
     """
 
-    def __init__(self, agent: Agent, exp_id: str, index: int) -> None:
+    def __init__(self, agent: Agent, exp_id: str, index: int, aside: Path) -> None:
         self._agent = agent
+        self._aside = aside
         self._run: dict[str, Any] = {"experiment": exp_id, "index": index}
         self._written: list[Written] | None = None
 
@@ -108,9 +113,9 @@ class RemoteRun:
             self.exists()
         return [(path, size, at) for path, size, at in self._written or ()]
 
-    def find(self, file: str, cwd: str = ".") -> str | None:
-        """Return the path below the run's folder of what a person calls ``file``; a folder's ends with ``/``."""
-        return cast("str | None", self._agent.call("find", file=file, cwd=cwd, **self._run))
+    def find(self, names: Sequence[str], cwd: str = ".") -> list[str | None]:
+        """Return the paths below the run's folder of what a person calls ``names``; a folder's ends with ``/``."""
+        return list(self._agent.call("find", names=list(names), cwd=cwd, **self._run))
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading.
@@ -122,6 +127,21 @@ class RemoteRun:
         """
         raw = _RemoteFile(self._agent, {**self._run, "path": path})
         return cast("BinaryIO", io.BufferedReader(raw, _BLOCK))
+
+    def copy(self, places: Mapping[str, Path]) -> None:
+        """Copy files, by their paths below the run's folder; broken off, the next one goes on where it was."""
+        exp_id, index = self._run["experiment"], self._run["index"]
+        scope = Scope(paths=tuple(places), attempts=False)
+        Mirror(self._aside).pull(pull_by(self._agent), {exp_id: [index]}, scope)
+        for path, place in places.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source = Path(ExperimentFiles(self._aside, exp_id).run(index, path))
+            if source.exists():
+                shutil.move(source, place)
+            else:  # the project's own, which a run only sees
+                with self.open(path) as file, place.open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
+        shutil.rmtree(self._aside, ignore_errors=True)
 
 
 class _RemoteFile(io.RawIOBase):
@@ -162,9 +182,9 @@ class _RemoteFile(io.RawIOBase):
 
     def _ask(self, size: int) -> tuple[bytes, int | None]:
         parts = self._agent.stream("read", offset=self._at, size=size, **self._place)
-        content = b""
+        packs: list[tuple[Frame, bytes]] = []
         while True:
             try:
-                content += next(parts)[1]
+                packs.append(next(parts))
             except StopIteration as end:
-                return content, end.value
+                return b"".join(data for _, data in stream.unpacked(packs)), end.value

@@ -201,7 +201,7 @@ class _Run:
         """Return the files that the scope means, below the run's directory."""
         scope, folder = self._scope, Path(self._folder)
         if scope.paths:
-            return [path for path in scope.paths if ".." not in path.split("/")]
+            return [path for path in scope.paths if not {"", ".", ".."}.intersection(path.split("/"))]
         if scope.pattern is not None:
             return sorted(outputs.matching(folder, scope.pattern, self._spec.get("cwd") or "."))
         if not scope.metrics:

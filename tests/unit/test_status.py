@@ -18,6 +18,7 @@ from ems.executor.base import Submission
 from ems.harvest import HarvestReport
 from ems.model import Experiment, JobInfo, Run, State
 from ems.node import records
+from ems.outputs import RunFolder
 from ems.store import Store
 from ems.target import Target
 
@@ -144,11 +145,12 @@ def test_a_folder_of_a_run_is_found_as_the_script_calls_it(tmp_path: Path) -> No
     written = tmp_path / "files" / "sub" / "out" / "x.txt"
     written.parent.mkdir(parents=True)
     written.write_text("hi")
+    found = RunFolder(tmp_path).written()
     for name in ("out", "sub/out"):
-        folder, inside = files.written_below(tmp_path, name, f"last/0/{name}", "sub")
+        folder, inside = files.written_below(found, name, f"last/0/{name}", "sub")
         assert (str(folder), [path for path, _, _ in inside]) == ("sub/out", ["sub/out/x.txt"])
     with pytest.raises(NotFoundError, match="last/0/nowhere is not there"):
-        files.written_below(tmp_path, "nowhere", "last/0/nowhere", "sub")
+        files.written_below(found, "nowhere", "last/0/nowhere", "sub")
 
 
 def test_a_run_is_found_by_its_address(session: Session) -> None:
