@@ -28,6 +28,9 @@ LOGIN_UID = 2000
 BOOT_SCRIPT, BOOT_UNIT = "/usr/local/sbin/ems-node-boot", "ems-node-boot.service"
 NODE_FILE = "/etc/ems/node.json"
 _MAX_KEYS = 20
+# cloud-init's own `ssh_pwauth` restarts sshd after it has let the first ones in; this is there before sshd is
+_SSHD_FILE = "/etc/ssh/sshd_config.d/10-ems.conf"
+_SSHD = "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin no\n"
 _OWN_KEYS = "/etc/ems/authorized_keys"
 _MEMORY_SHARE = 0.95  # of what was asked for; the kernel keeps some, and SLURM drains a node that has less than it said
 
@@ -52,7 +55,8 @@ def controller_user_data(
     name = name or node_name(definition.name, "controller")
     for count in range(min(len(authorized_keys), _MAX_KEYS), 0, -1):
         config = _base(definition, name, host_key, authorized_keys[:count])
-        config["write_files"] = [_file(NODE_FILE, json.dumps({"name": name, "role": "controller"}))]
+        facts = {"name": name, "role": "controller"}
+        config["write_files"] = [_file(NODE_FILE, json.dumps(facts)), _file(_SSHD_FILE, _SSHD)]
         if len((text := _text(config)).encode()) <= MAX_CONTROLLER:
             return text
     raise ClusterError(f"the user-data of {name} is longer than {MAX_CONTROLLER} bytes", "leave keys out")
@@ -101,7 +105,7 @@ def compute_user_data(
     config["write_files"] = [
         _file(NODE_FILE, json.dumps(facts, separators=(",", ":"))),
         _file(_OWN_KEYS, f"{authorized_keys[0]}\n" if authorized_keys else ""),
-        _file("/etc/ssh/sshd_config.d/ems.conf", f"AuthorizedKeysFile .ssh/authorized_keys {_OWN_KEYS}\n"),
+        _file(_SSHD_FILE, f"{_SSHD}AuthorizedKeysFile .ssh/authorized_keys {_OWN_KEYS}\n"),
         _packed(BOOT_SCRIPT, (files / "ems-node-boot").read_bytes(), "0755"),
         _packed(f"/etc/systemd/system/{BOOT_UNIT}", (files / BOOT_UNIT).read_bytes(), "0644"),
     ]
@@ -147,7 +151,6 @@ def _base(definition: Definition, name: str, host_key: HostKey, authorized_keys:
     return {
         "hostname": name,
         "manage_etc_hosts": False,
-        "ssh_pwauth": False,
         "disable_root": True,
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
         "users": [user],

@@ -97,7 +97,7 @@ def test_user_data_that_does_not_fit_is_an_error() -> None:
 def test_the_host_key_is_the_one_known_before_the_first_login() -> None:
     for config in (compute(define()), yaml.safe_load(userdata.controller_user_data(define(), HOST_KEY, [LOGIN]))):
         assert config["ssh_keys"] == {"ed25519_private": HOST_KEY.private, "ed25519_public": HOST_KEY.public}
-        assert config["ssh_pwauth"] is False
+        assert b"PasswordAuthentication no\n" in files(config)["/etc/ssh/sshd_config.d/10-ems.conf"]
 
 
 def test_the_login_user_may_log_in_and_become_root_on_the_controller() -> None:
