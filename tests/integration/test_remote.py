@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from ems import registry, snapshot
-from ems.errors import ConnectionFailedError, SnapshotError
+from ems.errors import ConnectionFailedError, SnapshotError, TargetError, UsageError
 from ems.remote.client import Agent
 from ems.remote.executor import RemoteExecutor
 from ems.remote.push import push
@@ -302,12 +303,97 @@ def test_an_environment_is_built_there_once(far: Any, train: Path, ems: Ems) -> 
 
 def test_a_laptop_without_the_machine_shows_what_it_knew(far: Any, train: Path, ems: Ems) -> None:
     ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far", "--wait")
-    ems("report", "last", "--json").stdout
+    exp_id = json.loads(ems("list", "--json").stdout)[0]["experiment"]
+    before = ems("report", exp_id, "--json").stdout
     (train / "train.py").write_text(GATED)
     ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far")
     far.stop()
+    assert ems("report", exp_id, "--json").stdout == before
     shown = ems("status", "last")
     assert "cannot be reached" in shown.stdout + shown.stderr
     far.start()
     (far.root / "gate").touch()
     wait_until(lambda: counts(ems) == {"completed": 2}, "it went on without us")
+
+
+# ----------------------------------------------------------------------------------------------- hostile words
+
+NASTY = [
+    "$(touch pwned)",
+    "`touch pwned`",
+    "'; touch pwned; '",
+    '"; touch pwned; "',
+    "a\nb; touch pwned",
+    "-rf",
+    "--help",
+    "| touch pwned",
+    "&& touch pwned &&",
+    "*",
+    "~",
+    "é\u2028\U0001f600",
+    "\\",
+    "%s %j",
+]
+ECHO = """\
+import json, os, sys
+import ems
+ems.log(step=0, ok=1)
+print(json.dumps([sys.argv[1:], json.loads(os.environ["EMS_PARAMS"])]))
+"""
+
+
+def test_params_and_arguments_arrive_as_they_were_typed_and_execute_nothing(far: Any, project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text(ECHO)
+    sweep = {"method": "grid", "parameters": {"x": {"values": NASTY}}}
+    (project / "sweep.yaml").write_text(json.dumps(sweep, ensure_ascii=False))
+    ems("parrun", "train.py", "--sweep", "sweep.yaml", "--on", "far", "--wait", "--pass-as", "none", "--", *NASTY)
+    for index, word in enumerate(NASTY):
+        [path] = far.root.glob(f"experiments/*/runs/{index}/stdout.log")
+        assert json.loads(path.read_text()) == [NASTY, {"x": word}]
+    assert not [*far.folder.rglob("pwned"), *project.rglob("pwned")]
+
+
+@pytest.mark.parametrize("name", ["$(touch pwned).py", "it's;touch pwned.py", "-rf.py", "a b\n.py", "`touch pwned`.py"])
+def test_files_of_any_name_reach_the_other_side(far: Any, project: Path, ems: Ems, name: str) -> None:
+    (project / name).write_text(ECHO)
+    (project / "$(touch pwned)").mkdir()
+    (project / "$(touch pwned)" / "`touch pwned`\n").write_text("content")
+    ems("run", f"./{name}", "--on", "far", "--wait", "--name", "$(touch${IFS}pwned)", "--message", "'; touch pwned")
+    assert json.loads(ems("logs", "last").stdout) == [[], {}]
+    [spec] = far.root.glob("experiments/*/spec.json")
+    code = json.loads(spec.read_text())["snapshot"]
+    assert (far.root / "code" / code / "$(touch pwned)" / "`touch pwned`\n").read_text() == "content"
+    assert not [path for path in (*far.folder.rglob("pwned"), *project.rglob("pwned")) if path.name == "pwned"]
+
+
+@pytest.mark.parametrize("place", ["it's $(touch pwned)", "-rf", "a\nb", "ü ; touch pwned", "50%25 ?#"])
+def test_a_root_of_any_name(far: Any, train: Path, ems: Ems, place: str) -> None:
+    root = far.folder / "home" / place
+    registry.save(replace(far.target, root=str(root)))
+    ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--wait")
+    assert len(list(root.glob("experiments/*/runs/*/attempts/1.json"))) == 2
+    assert counts(ems) == {"completed": 2}
+    assert not [*far.folder.rglob("pwned"), *train.rglob("pwned")]
+
+
+@pytest.mark.parametrize(
+    "destination", ["-oProxyCommand=touch pwned", "$(touch pwned)@127.0.0.1", "127.0.0.1;touch pwned"]
+)
+def test_a_destination_is_a_name_and_nothing_else(far: Any, train: Path, ems: Ems, destination: str) -> None:
+    registry.save(replace(far.target, host=far.host(destination=destination)))
+    done = ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far", code=1)
+    assert "error:" in done.stderr
+    assert not [*far.folder.rglob("pwned"), *train.rglob("pwned")]
+
+
+@pytest.mark.parametrize("exp_id", ["../../etc", "7f3a9c2", "$(touch p)", "", "7f3a9c21/..", "-rf"])
+@pytest.mark.parametrize("do", ["submit", "cancel", "hold", "remove"])
+def test_the_other_side_takes_no_path_for_an_id(do: str, exp_id: str, executor: RemoteExecutor) -> None:
+    with pytest.raises(UsageError, match="is not the id of an experiment"):
+        executor.agent.call(do, id=exp_id, indices=None, release=False, chunks=[])
+
+
+def test_the_other_side_takes_no_file_that_an_experiment_has_not(far: Any, executor: RemoteExecutor) -> None:
+    with pytest.raises(TargetError, match="is no file of an experiment"):
+        executor.agent.call("take_in", zlib.compress(b"x"), id="7f3a9c21", files=[["../../pwned", 1]])
+    assert not list(far.folder.rglob("pwned"))
