@@ -14,9 +14,10 @@ from ems.document import Location, did_you_mean
 _OWN_LINES = frozenset({
     "clustername", "slurmctldhost", "controlmachine", "controladdr", "slurmuser", "authtype", "authinfo", "nodename",
     "nodeset", "partitionname", "maxnodecount", "grestypes", "statesavelocation", "slurmdspooldir", "include",
-    "accountingstoragetype", "accountingstoragehost", "accountingstorageport", "accountingstorageuser",
-    "accountingstoragepass",
+    "slurmctldparameters", "selecttype", "treewidth", "accountingstoragetype", "accountingstoragehost",
+    "accountingstorageport", "accountingstorageuser", "accountingstoragepass",
 })  # fmt: skip
+_OWN_WORDS = {"partitionname": "", "nodes": "nodes", "default": "default", "maxtime": "time"}  # -> the key that says it
 _SYSTEM_USERS = ("root", "daemon", "nobody", "slurm", "munge", "mysql", "sshd", "www-data", "messagebus")
 
 
@@ -76,6 +77,12 @@ def _wrong_partitions(definition: Definition) -> Iterator[Problem]:
     for name, partition in definition.partitions.items():
         if name.lower() == "default":
             yield Problem(("partitions", name), f"`{name}` cannot be the name of a partition", "choose another name")
+        for word in partition.options:
+            if (key := _OWN_WORDS.get(word.lower())) is not None:
+                hint = f"say `{key}:` in the partition instead" if key else "leave it out"
+                yield Problem(
+                    ("partitions", name, "options", word), f"`partitions.{name}.options.{word}` is for ems to say", hint
+                )
         for kind in partition.nodes:
             if kind not in kinds:
                 message = f"`partitions.{name}` speaks of nodes of the kind `{kind}`, which are not there"
