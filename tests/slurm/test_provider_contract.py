@@ -1,0 +1,300 @@
+"""What every provider does, whatever its machines are made of; run for each implementation that can be had here."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ems.cluster.definition import ContainerSection
+from ems.cluster.provider import base, connect
+from ems.cluster.provider.base import MachineRequest, MachineState, Provider, Refusal, Resource, Thing
+from ems.errors import ProviderError
+
+# Booting on a busy machine with two cores; a machine usually is there after 3 s
+_BOOT_S = 60
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = _BOOT_S) -> Any:
+    """Return what a condition returns once that is true."""
+    end = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+@dataclass
+class Workbench:
+    """A provider, and a cluster of this test in it."""
+
+    provider: Provider
+    labels: dict[str, str]
+    key: Path
+    host_key: Path
+
+    @staticmethod
+    def _public(key: Path) -> str:
+        return key.with_suffix(".pub").read_text().strip()
+
+    @property
+    def cluster(self) -> str:
+        return self.labels[base.CLUSTER]
+
+    def request(self, node: str = "controller", *, role: str = "controller", **changes: Any) -> MachineRequest:
+        """Return the wish for a machine that lets the test's key in."""
+        name = f"{self.cluster}-{node}"
+        config = {
+            "disable_root": False,
+            "users": [{"name": "root", "ssh_authorized_keys": [self._public(self.key)]}],
+            "write_files": [{"path": "/etc/told", "content": f"{name} $(id)\n"}],
+            "ssh_keys": {"ed25519_private": self.host_key.read_text(), "ed25519_public": self._public(self.host_key)},
+            "runcmd": [["sh", "-c", "echo boot >>/root/first-boots"]],
+        }
+        wish = MachineRequest(
+            name=name,
+            image="debian:12",
+            user_data="#cloud-config\n" + json.dumps(config),
+            labels={**self.labels, base.ROLE: role, base.NODE: name},
+            is_public=True,
+        )
+        return replace(wish, **changes)
+
+    def list(self, *things: Thing) -> list[Resource]:
+        """Return what this cluster has of some kinds, or of all."""
+        return [each for each in self.provider.list(self.labels) if not things or each.thing in things]
+
+    def create(self, *requests: MachineRequest) -> list[Resource]:
+        """Return the machines that were made; none may be refused."""
+        made = self.provider.create(requests)
+        assert [each for each in made if isinstance(each, Refusal)] == []
+        return [each for each in made if isinstance(each, Resource)]
+
+    def ssh(self, machine: Resource, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a machine by SSH, as its user does."""
+        known = self.key.with_name("known_hosts")
+        known.write_text(f"machine {self._public(self.host_key)}\n")
+        options = [
+            "StrictHostKeyChecking=yes",
+            f"UserKnownHostsFile={known}",
+            "HostKeyAlias=machine",
+            "ConnectTimeout=5",
+        ]
+        words = ["ssh", "-i", str(self.key), "-p", str(machine.ssh_port), "-oBatchMode=yes", "-oIdentitiesOnly=yes"]
+        words += [word for option in options for word in ("-o", option)]
+        return subprocess.run([*words, f"root@{machine.ssh_address}", command], capture_output=True, text=True)
+
+    def say(self, machine: Resource, command: str) -> str:
+        """Return what a command prints in a machine, once it succeeds there."""
+
+        def succeeds() -> subprocess.CompletedProcess[str] | None:
+            done = self.ssh(machine, command)
+            return done if done.returncode == 0 else None
+
+        return str(wait_until(succeeds, f"`{command}` in {machine.name}").stdout)
+
+    def booted(self, machine: Resource) -> str:
+        """Wait until cloud-init has done all that it was told."""
+        return self.say(machine, "test -e /var/lib/cloud/instance/boot-finished && cat /root/first-boots")
+
+    def clear(self) -> None:
+        """Delete everything of this cluster."""
+        self.provider.destroy(self.provider.list(self.labels))
+
+
+def _containers() -> Provider:
+    return connect(ContainerSection())
+
+
+IMPLEMENTATIONS = [pytest.param(_containers, id="container")]
+
+
+def _new_key(path: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workbench]:
+    name = f"prc{uuid.uuid4().hex[:6]}"
+    labels = {base.CLUSTER: name, base.INCARNATION: uuid.uuid4().hex, base.OWNER: "test"}
+    bench = Workbench(request.param(), labels, _new_key(tmp_path / "key"), _new_key(tmp_path / "host"))
+    try:
+        bench.provider.prepare(labels)
+        yield bench
+    finally:
+        bench.clear()
+    assert bench.list() == []
+
+
+def test_a_machine_boots_and_does_what_its_user_data_says(bench: Workbench) -> None:
+    bench.provider.check([bench.request()])
+    (machine,) = bench.create(bench.request())
+    assert bench.booted(machine) == "boot\n"
+    assert bench.say(machine, "cat /etc/told; hostname") == f"{machine.name} $(id)\n{machine.name}\n"
+    assert bench.say(machine, "systemctl --failed --no-legend") == ""
+    assert bench.ssh(machine, "true").returncode == 0
+
+
+def test_machines_reach_each_other_by_name_and_the_share_is_one(bench: Workbench) -> None:
+    first, second = bench.create(bench.request(), bench.request("gpu-001", role="compute", gpus=2))
+    bench.booted(first)
+    bench.booted(second)
+    assert bench.say(first, f"getent hosts {second.name}").split()[0] == second.address
+    assert bench.say(second, f"getent hosts {first.name}").split()[0] == first.address
+    if bench.provider.traits.has_shared_volume:
+        bench.say(first, "echo one >/home/it && echo two >/opt/ems/it")
+        assert bench.say(second, "cat /home/it /opt/ems/it") == "one\ntwo\n"
+    assert bench.say(second, "cd /dev && stat -c '%F' nvidia0 nvidia1") == "character special file\n" * 2
+    assert bench.ssh(first, "ls /dev/nvidia0").returncode != 0
+
+
+def test_everything_carries_its_labels_and_only_that_is_listed(bench: Workbench) -> None:
+    request = bench.request()
+    (machine,) = bench.create(request)
+    found = {each.name: each for each in bench.list()}
+    assert found[machine.name].labels == request.labels
+    assert {Thing.MACHINE, Thing.NETWORK} <= {each.thing for each in found.values()}
+    assert all(each.labels.items() >= bench.labels.items() for each in found.values())
+    assert bench.provider.list({**bench.labels, base.INCARNATION: "another"}) == []
+    assert machine in bench.provider.list()
+
+
+def test_to_create_again_doubles_nothing_and_changes_nothing(bench: Workbench) -> None:
+    (machine,) = bench.create(bench.request())
+    bench.booted(machine)
+    bench.provider.prepare(bench.labels)
+    again = bench.create(bench.request(), bench.request("gpu-001", role="compute"))
+    assert again[0] == machine
+    assert len(bench.list(Thing.MACHINE)) == 2
+    assert bench.booted(machine) == "boot\n"
+
+
+def test_one_refused_machine_does_not_stop_the_others(bench: Workbench) -> None:
+    wanted = [bench.request(), bench.request("gpu-001", image="localhost/nothing:of-the-sort")]
+    good, bad = bench.provider.create(wanted)
+    assert isinstance(good, Resource)
+    assert isinstance(bad, Refusal)
+    assert bad.name == f"{bench.cluster}-gpu-001"
+    assert "nothing:of-the-sort" in bad.reason
+    assert [each.name for each in bench.list(Thing.MACHINE)] == [good.name]
+
+
+def test_a_name_that_is_taken_by_another_cluster_is_refused(bench: Workbench) -> None:
+    bench.create(bench.request())
+    others = {**bench.labels, base.INCARNATION: "f" * 32}
+    (refused,) = bench.provider.create([bench.request(labels=others)])
+    assert isinstance(refused, Refusal)
+    assert "not of this cluster" in refused.reason
+    with pytest.raises(ProviderError, match="not of this cluster"):
+        bench.provider.prepare(others)
+
+
+def test_stopped_machines_keep_their_disks_and_start_again(bench: Workbench) -> None:
+    (machine,) = bench.create(bench.request())
+    bench.booted(machine)
+    bench.say(machine, "echo kept >/root/kept && echo kept >/home/kept && sync")
+    bench.provider.stop([machine])
+    (stopped,) = bench.list(Thing.MACHINE)
+    assert (stopped.state, stopped.address) == (MachineState.STOPPED, "")
+    bench.provider.stop([stopped])
+    bench.provider.start([stopped])
+    (started,) = bench.list(Thing.MACHINE)
+    assert started.state is MachineState.RUNNING
+    assert started.address
+    assert bench.say(started, "cat /root/kept /home/kept /root/first-boots") == "kept\nkept\nboot\n"
+
+
+def test_an_image_of_a_machine_has_its_files_and_nothing_that_is_its_alone(bench: Workbench) -> None:
+    (machine,) = bench.create(bench.request())
+    bench.booted(machine)
+    bench.say(machine, "echo installed >/usr/local/it && mkdir -p /home/ems")
+    labels = {**bench.labels, base.IMAGE: "0123abcd"}
+    image = bench.provider.save_image(machine, f"{bench.cluster}-image", labels)
+    assert image in bench.list(Thing.IMAGE)
+    assert image.labels == labels
+    bench.provider.destroy([machine])
+    bench.host_key = _new_key(bench.key.with_name("another-host"))  # strictly the only one that it is to have
+    request = bench.request("gpu-001", role="compute", image=image.id)
+    bench.provider.check([request])
+    (born,) = bench.create(request)
+    assert born.labels == request.labels
+    assert bench.booted(born) == "boot\nboot\n"  # its own first boot, after that of the machine it was made of
+    assert bench.say(born, "cat /usr/local/it; hostname") == f"installed\n{born.name}\n"
+    bench.clear()
+    assert bench.list() == []
+
+
+def test_destroying_is_repeatable_and_ends_even_what_runs(bench: Workbench) -> None:
+    bench.create(bench.request(), bench.request("gpu-001", role="compute"))
+    everything = bench.list()
+    bench.provider.destroy(everything)
+    assert bench.list() == []
+    bench.provider.destroy(everything)
+
+
+def test_what_cannot_be_had_is_said_before_anything_is_made(bench: Workbench) -> None:
+    with pytest.raises(ProviderError, match="fedora:99") as caught:
+        bench.provider.check([bench.request(image="fedora:99")])
+    assert "debian:12" in caught.value.hint
+    with pytest.raises(ProviderError, match="colossal"):
+        bench.provider.check([bench.request(size="colossal")])
+    with pytest.raises(ProviderError, match="GB free"):
+        bench.provider.check([bench.request(disk_gb=10**6)])
+    assert bench.list(Thing.MACHINE) == []
+
+
+def test_an_address_range_that_is_taken_is_named(bench: Workbench) -> None:
+    taken = ContainerSection(subnet="10.231.77.0/24")
+    inside = ContainerSection(subnet="10.231.77.128/25")
+    labels = {**bench.labels, base.CLUSTER: f"{bench.cluster}b"}
+    first, second = connect(taken), connect(inside)
+    try:
+        first.prepare(labels)
+        request = bench.request(labels={**bench.labels, base.ROLE: "controller"})
+        with pytest.raises(ProviderError, match=r"10\.231\.77\.128/25 is taken: network `ems-.*b` has") as caught:
+            second.check([request])
+        assert "subnet" in caught.value.hint
+        first.check([replace(request, labels=labels)])  # its own range is not in its way
+        with pytest.raises(ProviderError, match=r"podman|docker") as refused:
+            second.prepare({**labels, base.CLUSTER: f"{bench.cluster}c"})
+        assert "subnet" in refused.value.hint
+    finally:
+        first.destroy(first.list(labels))
+        second.destroy(second.list({**labels, base.CLUSTER: f"{bench.cluster}c"}))
+
+
+def test_a_port_that_is_taken_is_a_refusal_that_leaves_nothing(bench: Workbench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        provider = connect(ContainerSection(options=("--publish", f"127.0.0.1:{port}:80")))
+        (refused,) = provider.create([bench.request()])
+    assert isinstance(refused, Refusal)
+    assert "use" in refused.reason or "allocated" in refused.reason
+    assert refused.hint
+    assert bench.list(Thing.MACHINE) == []
+
+
+def test_the_seed_is_for_root_alone(bench: Workbench) -> None:
+    (machine,) = bench.create(bench.request())
+    bench.booted(machine)
+    seed = "/var/lib/cloud/seed/nocloud"
+    assert bench.say(machine, f"stat -c %a {seed} {seed}/user-data").split() == ["700", "600"]
+
+
+@pytest.mark.timeout(1200)  # where no hub can be reached, the image is made by debootstrap, once
+@pytest.mark.parametrize("distribution", ["debian:13", "ubuntu:24.04"])
+def test_each_distribution_boots(bench: Workbench, distribution: str) -> None:
+    (machine,) = bench.create(bench.request(image=distribution))
+    assert bench.booted(machine) == "boot\n"
+    name, _, version = distribution.partition(":")
+    assert bench.say(machine, '. /etc/os-release && echo "$ID:$VERSION_ID"').strip() == f"{name}:{version}"
+    assert bench.say(machine, "systemctl --failed --no-legend") == ""
