@@ -52,10 +52,10 @@ class Entry:
         if said != self.name:
             message = f"`name` says `{said}`, but the file's name says `{self.name}`"
             raise found.error(("name",), message, "leave `name` out")
-        definition = found.check(Definition, name=self.name)
+        definition = _resolved(found.check(Definition, name=self.name), found, self.path.parent)
         for problem in problems(definition):
             raise found.error(problem.location, problem.message, problem.hint)
-        return _resolved(definition, found, self.path.parent)
+        return definition
 
 
 def entries(project: Path | None) -> list[Entry]:

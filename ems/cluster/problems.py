@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ems.cluster.definition import IMAGES, Definition, Machine
 from ems.cluster.userdata import LOGIN_UID
 from ems.document import Location, did_you_mean
+from ems.model import Json
 
 #: Lines of slurm.conf that hold a cluster together; a definition may say any other. Lower case, as SLURM has no case.
 _OWN_LINES = frozenset({
@@ -17,6 +18,7 @@ _OWN_LINES = frozenset({
     "slurmctldparameters", "selecttype", "treewidth", "accountingstoragetype", "accountingstoragehost",
     "accountingstorageport", "accountingstorageuser", "accountingstoragepass",
 })  # fmt: skip
+_PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]+@")
 _OWN_WORDS = {"partitionname": "", "nodes": "nodes", "default": "default", "maxtime": "time"}  # -> the key that says it
 _SYSTEM_USERS = ("root", "daemon", "nobody", "slurm", "munge", "mysql", "sshd", "www-data", "messagebus")
 
@@ -41,6 +43,10 @@ def problems(definition: Definition) -> Iterator[Problem]:
     yield from _wrong_machines(definition)
     yield from _wrong_partitions(definition)
     yield from _wrong_users(definition)
+    for location, text in _texts(definition.model_dump(mode="json")):
+        if _PASSWORD.search(text):
+            message = f"`{location[0]}` holds a password, and everybody on the cluster may read a definition"
+            yield Problem(location, message, "leave it out; pip and git on the nodes read ~/.netrc")
     for key in definition.slurm:
         if key.lower() in _OWN_LINES:
             yield Problem(("slurm", key), f"`slurm.{key}` is for ems to say", "leave the line out")
@@ -99,3 +105,15 @@ def _wrong_users(definition: Definition) -> Iterator[Problem]:
         if user.uid in seen:
             yield Problem(("users", name, "uid"), f"`{name}` and `{seen[user.uid]}` have the uid {user.uid} both")
         seen[user.uid or 0] = name
+
+
+def _texts(value: Json, location: Location = ()) -> Iterator[tuple[Location, str]]:
+    """Yield every text of a definition with its place."""
+    if isinstance(value, str):
+        yield location, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(inner, (*location, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, (*location, number))

@@ -194,6 +194,7 @@ WRONG = [
     ),
     (HEAD + "partitions: {p: {nodes: gpu, options: {MaxTime: 5}}}", 3, "is for ems to say", "say `time:` in the"),
     (HEAD + "partitions: {p: {nodes: gpu, options: {A: x y}}}", 3, "`partitions.p.options.A` should be one word", ""),
+    (HEAD + "mounts:\n- source: https://me:secret@nas/d\n  path: /d", 4, "`mounts` holds a password", "leave it out"),
     (HEAD + "slurm: {treeWidth: 5}", 3, "`slurm.treeWidth` is for ems to say", "leave the line out"),
     (HEAD + "slurm: {SlurmctldHost: evil}", 3, "`slurm.SlurmctldHost` is for ems to say", ""),
     (HEAD + 'slurm: {Epilog: "a\\nSlurmUser=root"}', 3, "`slurm.Epilog", ""),
@@ -230,10 +231,29 @@ def test_a_requirements_file_may_not_speak_of_this_computer(tmp_path: Path) -> N
         load(tmp_path, SMALL + "python: {requirements: needs.txt}\n")
 
 
+def test_a_password_in_a_requirements_file_is_refused_and_not_said(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster/needs.txt").write_text("--index-url https://me:hunter2@example.org/simple\nnumpy\n")
+    with pytest.raises(ConfigError, match="line 3: `python` holds a password") as caught:
+        load(tmp_path, SMALL + "python: {requirements: needs.txt}\n")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_file_whose_name_no_cluster_may_have_is_explained(tmp_path: Path) -> None:
     write(tmp_path, SMALL, "My_Cluster")
     entry = catalog.find("My_Cluster", tmp_path)
     assert "cannot be the name of a cluster" in str(catalog.problem_of(entry))
+
+
+def test_the_example_that_explains_definitions_is_one(tmp_path: Path) -> None:
+    text = (shipped.definitions() / "README.md").read_text()
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "cluster/playbooks").mkdir(parents=True)
+    (tmp_path / "cluster/playbooks/scratch.yml").write_text("[]\n")
+    found = load(tmp_path, example)
+    said = set(yaml.safe_load(example))
+    assert said == set(Definition.model_fields) - {"name"}, "the example shows every key"
+    assert list(found.nodes) == ["gpu", "cpu"]
 
 
 # -- names, digests, hostile values -----------------------------------------------------------------------------
