@@ -432,6 +432,8 @@ def _choose_remote_python(request: Request, project: Path, code: str, remote: Re
     if request.env == "auto":
         environment.read_recipe(project)  # what is wrong with it is said before anything travels
         return remote.build_environment(code, request.python)
+    if request.container and not request.setup:
+        remote.check_container(request.container)
     if request.container or (request.setup and request.python):
         return request.python or "python3"
     return remote.find_python(request.python)

@@ -83,8 +83,12 @@ def _experiment_pairs(session: Session, experiment: Experiment) -> dict[str, str
 def _where(session: Session, experiment: Experiment, index: int | None = None) -> str:
     if experiment.id in session.store.removed():
         return "removed"
-    files = session.files(experiment)
-    return files.dir if index is None else files.run(index)
+    files, remote = session.files(experiment), session.target(experiment.target).remote
+    place = files.dir if index is None else files.run(index)
+    if remote is None:
+        return place
+    there = remote.agent.target
+    return f"{there.name}:{there.root}{place.removeprefix(files.root)}"
 
 
 def _base(origin: Mapping[str, Any]) -> str:

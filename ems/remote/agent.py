@@ -7,6 +7,7 @@ anybody still listens or not. What its operations print, and what children of th
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +21,8 @@ from ems.version import __version__
 #: Everything that the other side may ask for; whoever adds operations adds a table of them here.
 OPERATIONS: dict[str, Operation] = {**operations.TABLE, **files.TABLE}
 
+_IDLE_S = 1800.0  # every command asks again within seconds
+
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer requests until ``source`` ends or nobody takes the answers.
@@ -30,7 +33,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     try:
         sink.write(wire.GREETING)
         sink.flush()
-        while True:
+        while _comes_within(source, _IDLE_S):
             header, data = wire.receive(source)
             name, args = str(header.get("do")), header.get("args") or {}
             if name == "hello":
@@ -42,6 +45,11 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
             sink.flush()
     except (wire.BrokenWireError, BrokenPipeError):
         return
+
+
+def _comes_within(source: BinaryIO, limit_s: float) -> bool:
+    """Wait for the next request; a connection that nobody told us is gone must not keep a process here for good."""
+    return bool(select.select([source], [], [], limit_s)[0])  # nothing is buffered: one request, one answer
 
 
 def _hello() -> wire.Frame:

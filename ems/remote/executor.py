@@ -121,6 +121,10 @@ class RemoteExecutor:
         """Return the Python that runs get there: the one named, the target's own, or what ``python3`` means there."""
         return str(self.agent.call("python", python=python or self.agent.target.python))
 
+    def check_container(self, image: str) -> None:
+        """See that containers can be started there, as far as that can be known before."""
+        self.agent.call("check_container", image=image)
+
     def build_environment(self, snapshot: str, python: str | None) -> str:
         """Return the Python of the environment of a snapshot's lock file, which is built there where it is new."""
         self.push(snapshot)

@@ -63,6 +63,12 @@ def python(_: Site, args: Args, _data: bytes) -> str:
     return found
 
 
+def check_container(site: Site, args: Args, _: bytes) -> None:
+    """See that this machine can start a container, where it is the one that would."""
+    if site.kind == "here":
+        environment.check_container(args["image"])
+
+
 def build_environment(site: Site, args: Args, _: bytes) -> str:
     """Return the Python of the environment that the lock file in a snapshot describes, built here where it is new."""
     code = snapshot.checkout(site.root, args["snapshot"])
@@ -178,6 +184,7 @@ TABLE: dict[str, Operation] = {
     "script": script,
     "doctor": doctor,
     "python": python,
+    "check_container": check_container,
     "build_environment": build_environment,
     "surroundings": surroundings,
     "lacks": lacks,
