@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ems import config, target
-from ems.errors import TargetError
+from ems import config, registry, target
+from ems.errors import ConfigError, TargetError
 from ems.executor.here import HereExecutor
 from ems.executor.slurm import SlurmExecutor
+from ems.ssh import Host
 
 
 @pytest.fixture
@@ -91,3 +92,54 @@ class TestInCluster:
     def test_a_configuration_in_the_environment(self, sbatch: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_CONF", "/somewhere/slurm.conf")
         assert target.in_cluster()
+
+
+@pytest.fixture
+def far() -> registry.RemoteTarget:
+    """A machine that is connected."""
+    known = registry.RemoteTarget(
+        "far", Host("me@far"), "/scratch/me", ("python3", "-m", "ems"), resources={"partition": "gpu", "time": "60"}
+    )
+    registry.save(known)
+    return known
+
+
+def test_a_connected_machine_has_a_mirror_in_the_project(tmp_path: Path, far: registry.RemoteTarget) -> None:
+    found = target.resolve("far", config.load(tmp_path, on="far"), tmp_path)
+    assert (found.name, found.root) == ("far", tmp_path / ".ems" / "remote" / "far")
+    assert found.remote is found.executor
+    assert found.executor.name == "slurm"  # known without asking
+
+
+def test_the_current_cluster_is_meant_where_nobody_says(tmp_path: Path, far: registry.RemoteTarget) -> None:
+    assert target.resolve(None, config.load(tmp_path), tmp_path).name == "here"
+    registry.use("far")
+    settings = config.load(tmp_path)
+    assert target.resolve(None, settings, tmp_path).name == "far"
+    assert settings.origins["on"] == "ems cluster use"
+    assert target.resolve(None, with_file(tmp_path, "on: here\n"), tmp_path).name == "here"
+    assert target.resolve("here", settings, tmp_path).name == "here"
+
+
+def test_what_a_cluster_asks_for_yields_to_what_a_file_says(tmp_path: Path, far: registry.RemoteTarget) -> None:
+    settings = with_file(tmp_path, "resources:\n  time: 2:00:00\n", on="far")
+    assert (settings.resources.partition, settings.resources.time) == ("gpu", "2:00:00")
+    assert settings.origins["resources.partition"] == "cluster far"
+    assert config.load(tmp_path, on="here").resources.partition is None
+
+
+def test_the_root_of_a_connected_machine_is_set_where_it_is_connected(
+    tmp_path: Path, far: registry.RemoteTarget
+) -> None:
+    settings = with_file(tmp_path, "targets:\n  far:\n    root: /else\n", on="far")
+    with pytest.raises(ConfigError, match="experiments on far lie in /scratch/me") as error:
+        target.resolve("far", settings, tmp_path)
+    assert "ems cluster connect far" in error.value.hint
+    moved = with_file(tmp_path, "root: elsewhere\n", on="far")
+    assert target.resolve("far", moved, tmp_path).root == tmp_path / ".ems" / "remote" / "far"
+
+
+@pytest.mark.parametrize("name", ["$(touch pwned)", "../far", "-rf", "far\n", ""])
+def test_a_name_that_none_can_have_is_no_target(tmp_path: Path, name: str, far: registry.RemoteTarget) -> None:
+    with pytest.raises(TargetError, match="there is no target"):
+        target.resolve(name or "none", config.load(tmp_path), tmp_path)
