@@ -260,7 +260,7 @@ class Address:
         UsageError
             If ``text`` is not of the form ``EXP[/INDEX[/FILE]]``.
         """
-        match = re.fullmatch(r"([^/\s]+)(?:/(\d+)(?:/(.+))?)?/?", text)
+        match = re.fullmatch(r"([^/\s]+)(?:/(\d+)(?:/(.+))?)?/?", text, re.DOTALL)  # a file may be called anything
         if match is None:
             raise UsageError(
                 f"`{text}` is not an address of an experiment or run",

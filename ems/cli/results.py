@@ -14,7 +14,7 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.app import RESULTS, command
-from ems.errors import NotFoundError, UsageError
+from ems.errors import ConnectionFailedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -47,14 +47,22 @@ def harvest(
         reports = _harvest(session, chosen, metric_files or ())
         if as_json:
             render.print_json(_json(reports))
+            _end_as(reports)
             return
         say(reports)
         while watch and not patience.is_over(session.counts(left := _unfinished(session, chosen))):
             time.sleep(_WATCH_S)
-            news = [report for report in _harvest(session, left, metric_files or ()) if _is_news(report)]
-            if news:
+            reports = _harvest(session, left, metric_files or ())
+            if news := [report for report in reports if _is_news(report)]:
                 say(news)
+    _end_as(reports)
     render.note("next: ems report" + (f" {experiments[0]}" if experiments and len(experiments) == 1 else ""))
+
+
+def _end_as(reports: Sequence[HarvestReport]) -> None:
+    """Fail where a machine was not reached: what there is was taken, but nobody knows what is new."""
+    if any(isinstance(report.trouble, ConnectionFailedError) for report in reports):
+        raise typer.Exit(1)
 
 
 def _harvest(session: Session, chosen: Sequence[Experiment] | None, globs: Sequence[str]) -> list[HarvestReport]:

@@ -1,0 +1,216 @@
+"""Files and results of runs on another machine, seen from this one: the real command, a real sshd, real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from ems.store import Store
+
+Ems = Callable[..., CompletedProcess[str]]
+
+TRAIN = """\
+import argparse, json, os, sys
+import ems
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+lr = parser.parse_args().lr
+for step in range(5):
+    ems.log(step=step, loss=lr * step)
+    print(f"step {step} acc: {lr + step}")
+with open("results.json", "w") as file:
+    json.dump({"final": lr}, file)
+with open("curve.csv", "w") as file:
+    file.write("step,val\\n" + "".join(f"{n},{n * lr}\\n" for n in range(4)))
+os.makedirs("out")
+with open("out/$(touch pwned) it's\\n-x.bin", "wb") as file:
+    file.write(bytes(range(256)))
+with open("model.bin", "wb") as file:
+    file.write(os.urandom(3_000_000))
+print("that's all", file=sys.stderr)
+"""
+
+# the command, of which the process (or its connection) dies before the given frame
+BROKEN_AT = """
+import os, signal, sys
+from pathlib import Path
+from ems.cli import main
+from ems.remote import mirror, wire
+how, left = sys.argv[1], int(sys.argv[2])
+
+def strike():
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text() == "ssh\\n":
+            os.kill(int(child), signal.SIGKILL)
+
+def striking(function):
+    def call(*args, **more):
+        global left
+        left -= 1
+        if left < 0:
+            strike()
+        return function(*args, **more)
+    return call
+
+wire.receive, mirror._Work._take = striking(wire.receive), striking(mirror._Work._take)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture
+def train(project: Path) -> Path:
+    (project / "train.py").write_text(TRAIN)
+    return project
+
+
+@pytest.fixture
+def swept(far: Any, train: Path, ems: Ems) -> str:
+    """A sweep of three runs that has ended there, of which nothing was harvested here."""
+    done = ems("parrun", "train.py", "--set", "lr=0.1,0.2,0.3", "--on", "far", "--json")
+    exp_id = str(json.loads(done.stdout)["experiment"])
+    wait_until(lambda: ended(far, exp_id) == 3)
+    return exp_id
+
+
+def ended(far: Any, exp_id: str) -> int:
+    paths = (far.root / "experiments" / exp_id / "runs").glob("*/attempts/1.json")
+    return sum(bool(json.loads(path.read_text()).get("ended_at")) for path in paths)
+
+
+def wait_until(condition: Callable[[], object], limit_s: float = 60) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def results(project: Path, exp_id: str) -> Any:
+    """Return all that was measured in an experiment, whatever its id."""
+    with Store(project / ".ems" / "ems.db") as store:
+        points = store.query(
+            "SELECT r.idx, m.name, p.attempt, p.step, p.value, p.text FROM points p JOIN runs r ON r.id = p.run_id"
+            " JOIN metrics m ON m.id = p.metric_id WHERE r.experiment_id = ? ORDER BY 1, 2, 3, 4",
+            [exp_id],
+        )
+        runs = store.query("SELECT idx, state, settled FROM runs WHERE experiment_id = ? ORDER BY 1", [exp_id])
+        return runs, points
+
+
+def test_what_is_harvested_is_the_same_as_here(far: Any, train: Path, ems: Ems, swept: str) -> None:
+    assert f"train {swept}: 3 completed (+3)" in ems("harvest").stdout
+    here = json.loads(ems("parrun", "train.py", "--set", "lr=0.1,0.2,0.3", "--on", "here", "--again", "--json").stdout)
+    wait_until(lambda: "3 completed" in ems("harvest", here["experiment"]).stdout)
+    there_is, here_is = results(train, swept), results(train, here["experiment"])
+    assert there_is == here_is
+    assert [state for _, state, settled in there_is[0] if settled] == ["COMPLETED"] * 3
+    assert {name for _, name, *_ in there_is[1]} >= {"loss", "acc", "final", "val"}
+    assert ems("harvest").stdout.startswith("nothing new")
+
+
+def test_files_are_listed_printed_copied_and_joined(far: Any, train: Path, ems: Ems, swept: str) -> None:
+    listed = {each["path"]: each["bytes"] for each in json.loads(ems("ls", f"{swept}/1", "--json").stdout)}
+    assert listed["model.bin"] == 3_000_000
+    odd = "out/$(touch pwned) it's\n-x.bin"
+    assert listed[odd] == 256
+    run = far.root / "experiments" / swept / "runs" / "1"
+    assert ems("cat", f"{swept}/1/results.json").stdout == (run / "files" / "results.json").read_text()
+    assert "def" not in ems("cat", f"{swept}/1/nothing", code=1).stdout
+    assert ems("logs", f"{swept}/1").stdout == (run / "stdout.log").read_text()
+    assert ems("logs", f"{swept}/1", "-n", "1").stdout == "step 4 acc: 4.2\n"
+    assert ems("logs", f"{swept}/1", "--attempt", "1", "--err").stdout == "that's all\n"
+    ems("get", f"{swept}/1/model.bin", "m.bin")
+    assert Path("m.bin").read_bytes() == (run / "files" / "model.bin").read_bytes()
+    ems("get", f"{swept}/1/{odd}", "odd.bin")
+    assert Path("odd.bin").read_bytes() == bytes(range(256))
+    ems("get", f"{swept}/1", "all")
+    assert (Path("all") / odd).read_bytes() == bytes(range(256))
+    assert ems("get", f"{swept}/1", "all", code=2).stderr.startswith("error: ")
+    ems("gather", swept, "model.bin", "models")
+    assert sorted(path.name for path in Path("models").iterdir()) == ["0-model.bin", "1-model.bin", "2-model.bin"]
+    rows = ems("reduce", swept, "curve.csv").stdout.splitlines()
+    assert rows[0] == "run,lr,step,val"
+    assert len(rows) == 1 + 3 * 4
+    assert not list(train.rglob("pwned"))
+    assert not list(far.folder.rglob("pwned"))
+    assert not any((train / ".ems" / "remote" / "far" / "fetched").iterdir())
+
+
+def test_a_target_that_is_away_still_reports_what_was_harvested(far: Any, train: Path, ems: Ems, swept: str) -> None:
+    far.stop()
+    done = ems("harvest", code=1)
+    assert "cannot be reached" in done.stderr
+    assert results(train, swept)[1] == []
+    assert "cannot be reached" in ems("logs", f"{swept}/1", code=1).stderr
+    far.start()
+    ems("harvest")
+    harvested = results(train, swept)
+    far.stop()
+    report = ems("report", "--json").stdout
+    assert json.loads(report)
+    assert "this is what was harvested before" in (shown := ems("logs", f"{swept}/1")).stderr
+    assert "step 4 acc: 4.2" in shown.stdout
+    assert len(ems("reduce", swept, "curve.csv").stdout.splitlines()) == 13
+    assert "3" in ems("status").stdout
+    ems("harvest")
+    assert results(train, swept) == harvested
+
+
+@pytest.mark.parametrize("how", ["killed", "dropped"])
+def test_a_harvest_that_is_broken_off_anywhere_is_gone_on_with(
+    how: str, far: Any, train: Path, ems: Ems, swept: str
+) -> None:
+    for frame in (*range(1, 30, 4), 40, 60):
+        argv = [sys.executable, "-c", BROKEN_AT, how, str(frame), "harvest"]
+        subprocess.run(argv, cwd=train, capture_output=True, timeout=60)
+    ems("harvest")
+    harvested = results(train, swept)
+    assert [row[1:] for row in harvested[0]] == [("COMPLETED", 1)] * 3
+    here = json.loads(ems("parrun", "train.py", "--set", "lr=0.1,0.2,0.3", "--on", "here", "--again", "--json").stdout)
+    wait_until(lambda: "3 completed" in ems("harvest", here["experiment"]).stdout)
+    assert harvested == results(train, here["experiment"])
+
+
+@contextmanager
+def following(project: Path, run: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "ems", "logs", run, "-f"]
+    with subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=dict(os.environ)
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_a_log_is_followed_through_a_broken_connection(far: Any, train: Path, ems: Ems, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    (train / "train.py").write_text(
+        "import os, sys, time\n"
+        f"for n in range(3):\n    print('line', n)\n    while not os.path.exists({str(gate)!r} + f'/{{n}}'):\n"
+        "        time.sleep(0.02)\n"
+    )
+    ems("run", "train.py", "--on", "far")
+    with following(train, "last/0") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "line 0\n"
+        far.drop()
+        (gate / "0").touch()
+        assert process.stdout.readline() == "line 1\n"
+        far.stop()
+        (gate / "1").touch()
+        far.start()
+        assert process.stdout.readline() == "line 2\n"
+        (gate / "2").touch()
+        assert process.wait(60) == 0
