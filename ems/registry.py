@@ -116,6 +116,21 @@ def load(name: str) -> RemoteTarget | None:
         ) from error
 
 
+def get(name: str) -> RemoteTarget:
+    """Return the target of that name.
+
+    Raises
+    ------
+    TargetError
+        If there is none, or its file cannot be read.
+    """
+    found = load(name)
+    if found is None:
+        known = ", ".join(names()) or "none yet"
+        raise TargetError(f"there is no cluster `{name}`", f"clusters are: {known}; `ems cluster list` shows them")
+    return found
+
+
 def names() -> list[str]:
     """Return the names of all targets, sorted."""
     return sorted(path.stem for path in (state_dir() / "targets").glob("*.json"))
@@ -149,9 +164,7 @@ def use(name: str | None) -> None:
     if name is None:
         path.unlink(missing_ok=True)
         return
-    if load(name) is None:
-        known = ", ".join(names()) or "none yet"
-        raise TargetError(f"there is no cluster `{name}`", f"clusters are: {known}; `ems cluster list` shows them")
+    get(name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(path, name + "\n")
 
