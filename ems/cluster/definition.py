@@ -32,7 +32,7 @@ from ems.errors import UsageError
 MAX_NODES = 999  # of a kind: their numbers have three digits
 
 #: What slurm.conf says where the definition does not.
-SLURM_DEFAULTS: dict[str, str | int] = {"MaxArraySize": 20001, "MaxJobCount": 100_000}
+SLURM_DEFAULTS = {"MaxArraySize": "20001", "MaxJobCount": "100000"}
 
 
 #: The distributions that the templates know.
@@ -81,6 +81,8 @@ def _subnet(value: object) -> object:
     return str(network)
 
 
+#: Text that may look like a number, or yes and no, in a file.
+OrScalar = BeforeValidator(_as_slurm, json_schema_input_type=str | int | float | bool)
 OneOrMore: TypeAlias = str | list[str]
 OneLine: TypeAlias = Annotated[str, Form(r"[^\x00-\x1f\x7f]*", "text on one line")]
 Word: TypeAlias = Annotated[str, Form(r"[^\s\x00-\x1f\x7f]+", "one word")]
@@ -103,6 +105,9 @@ Time: TypeAlias = Annotated[
         r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED",
         "minutes, hours:minutes:seconds or days-hours:minutes:seconds",
     ),
+]
+PythonVersion: TypeAlias = Annotated[  # 3.10 without quotes is the number 3.1
+    str, Form(r"3\.([6-9]|[1-9]\d)", 'a version in quotes, such as "3.12"')
 ]
 Package: TypeAlias = Annotated[str, Form(r"[a-z0-9][a-z0-9+.-]+", "a package's name")]
 Requirement: TypeAlias = Annotated[str, Form(r"[A-Za-z0-9][^\x00-\x1f\x7f]*", "a requirement of pip's")]
@@ -166,17 +171,17 @@ class Partition(Section):
     """The kinds of its nodes."""
     default: bool = False
     """Whether jobs that name no partition go there; where none says so, the first is."""
-    time: Time | None = None
+    time: Annotated[Time, OrScalar] | None = None
     """The longest that a job may run, in SLURM's words: `2-00:00:00`; default: for ever."""
-    options: dict[Parameter, Word] = {}
+    options: dict[Parameter, Annotated[Word, OrScalar]] = {}
     """Further words of its line in slurm.conf, e.g. `{PriorityTier: 2}`."""
 
 
 class PythonSection(Section):
     """The Python that runs use: a virtual environment on the share. Without any, runs use the nodes' own."""
 
-    version: Annotated[str, Form(r"3\.\d+", "a version such as `3.12`")] | None = None
-    """E.g. `3.12`; default: the distribution's."""
+    version: Annotated[PythonVersion, OrScalar] | None = None
+    """E.g. `"3.12"`; default: the distribution's."""
     packages: Annotated[tuple[Requirement, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
     """What pip installs, e.g. `[torch, "numpy>=2"]`."""
     requirements: str | None = None
@@ -231,10 +236,7 @@ class Definition(Section):
     """The kinds of compute nodes; `--nodes 2` means the first."""
     partitions: dict[PartitionName, Partition] = {}
     """Default: one for each kind, of its name."""
-    slurm: dict[
-        Parameter,
-        Annotated[int | float | OneLine, BeforeValidator(_as_slurm, json_schema_input_type=bool | int | float | str)],
-    ] = {}
+    slurm: dict[Parameter, Annotated[OneLine, OrScalar]] = {}
     """Lines of slurm.conf, e.g. `{SchedulerParameters: bf_continue}`."""
     accounting: bool = True
     """Whether sacct works by MariaDB and slurmdbd; else finished jobs are written to a file."""

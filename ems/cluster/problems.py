@@ -18,6 +18,7 @@ _OWN_LINES = frozenset({
     "slurmctldparameters", "selecttype", "treewidth", "accountingstoragetype", "accountingstoragehost",
     "accountingstorageport", "accountingstorageuser", "accountingstoragepass",
 })  # fmt: skip
+_TEMPLATE = re.compile(r"\{[{%#]")
 _PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]+@")
 _OWN_WORDS = {"partitionname": "", "nodes": "nodes", "default": "default", "maxtime": "time"}  # -> the key that says it
 _SYSTEM_USERS = ("root", "daemon", "nobody", "slurm", "munge", "mysql", "sshd", "www-data", "messagebus")
@@ -47,6 +48,10 @@ def problems(definition: Definition) -> Iterator[Problem]:
         if _PASSWORD.search(text):
             message = f"`{location[0]}` holds a password, and everybody on the cluster may read a definition"
             yield Problem(location, message, "leave it out; pip and git on the nodes read ~/.netrc")
+        if _TEMPLATE.search(text):
+            yield Problem(
+                location, f"`{location[0]}` holds `{{{{` or `{{%`, which Ansible would execute", "leave it out"
+            )
     for key in definition.slurm:
         if key.lower() in _OWN_LINES:
             yield Problem(("slurm", key), f"`slurm.{key}` is for ems to say", "leave the line out")

@@ -7,6 +7,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
@@ -42,7 +43,7 @@ def test_a_small_definition_is_filled_in(tmp_path: Path) -> None:
     assert {name: kind.count for name, kind in found.nodes.items()} == {"gpu": 1, "cpu": 3}
     assert {name: partition.nodes for name, partition in found.partitions.items()} == {"gpu": ("gpu",), "cpu": ("cpu",)}
     assert found.default_partition == "gpu"
-    assert found.slurm == {"MaxArraySize": 20001, "MaxJobCount": 100_000}
+    assert found.slurm == {"MaxArraySize": "20001", "MaxJobCount": "100000"}
 
 
 def test_what_the_file_says_wins_over_what_is_filled_in(tmp_path: Path) -> None:
@@ -52,8 +53,8 @@ def test_what_the_file_says_wins_over_what_is_filled_in(tmp_path: Path) -> None:
         text + "partitions: {all: cpu, gpu: {nodes: gpu, default: true}}\n".replace("cpu,", "{nodes: [cpu, gpu]},"),
     )
     assert found.slurm == {
-        "MaxJobCount": 100_000,
-        "maxarraysize": 5000,
+        "MaxJobCount": "100000",
+        "maxarraysize": "5000",
         "PreemptMode": "REQUEUE",
         "DisableRootJobs": "YES",
     }
@@ -120,6 +121,16 @@ def test_the_shipped_local_cluster_has_four_gpus_a_node() -> None:
 def test_the_shipped_schema_is_the_models() -> None:
     path = shipped.definitions() / catalog.SCHEMA_FILE
     assert path.read_text() == catalog.schema(), f"write it anew: ems cluster schema > {path}"
+
+
+@pytest.mark.parametrize("name", ["local.yaml", "README.md"])
+def test_an_editor_takes_what_ems_takes(name: str) -> None:
+    text = (shipped.definitions() / name).read_text()
+    content = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0] or text)
+    validator = jsonschema.Draft202012Validator(json.loads(catalog.schema()))
+    assert [error.message for error in validator.iter_errors(content)] == []
+    content["nodes"]["gpu"]["cpsu"] = 1
+    assert ["cpsu" in error.message for error in validator.iter_errors(content)] == [True]
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------------
@@ -195,6 +206,7 @@ WRONG = [
     (HEAD + "partitions: {p: {nodes: gpu, options: {MaxTime: 5}}}", 3, "is for ems to say", "say `time:` in the"),
     (HEAD + "partitions: {p: {nodes: gpu, options: {A: x y}}}", 3, "`partitions.p.options.A` should be one word", ""),
     (HEAD + "mounts:\n- source: https://me:secret@nas/d\n  path: /d", 4, "`mounts` holds a password", "leave it out"),
+    (HEAD + "slurm: {Epilog: \"{{ lookup('pipe', 'touch pwned') }}\"}", 3, "`slurm` holds `{{`", "leave it out"),
     (HEAD + "slurm: {treeWidth: 5}", 3, "`slurm.treeWidth` is for ems to say", "leave the line out"),
     (HEAD + "slurm: {SlurmctldHost: evil}", 3, "`slurm.SlurmctldHost` is for ems to say", ""),
     (HEAD + 'slurm: {Epilog: "a\\nSlurmUser=root"}', 3, "`slurm.Epilog", ""),
@@ -205,6 +217,7 @@ WRONG = [
     (HEAD + "users: {a: {keys: ssh-rsa}}", 3, "should be a public SSH key", ""),
     (HEAD + "packages: [--force]", 3, "`packages` should be a package's name", ""),
     (HEAD + "python: {packages: [--index-url=x]}", 3, "`python.packages` should be a requirement", ""),
+    (HEAD + "python: {version: 3.10}", 3, "`python.version` should be a version in quotes", ""),
     (HEAD + "python: {requirements: no.txt}", 3, "there is no requirements file no.txt", "relative to"),
     (HEAD + "hooks: {before: no.yml}", 3, "there is no playbook no.yml", "relative to"),
     (HEAD + "mounts: [{source: 'nas:/d', path: /home/x}]", 3, "which is the machine's own", ""),
