@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -79,3 +82,39 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in made:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def make_far(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Make the target ``far``, a machine over SSH; see :class:`Far` in sshd.py."""
+    sshd = _sshd()
+    if reason := sshd.why_not():
+        assert os.environ.get("EMS_REQUIRE") is None, reason
+        pytest.skip(reason)
+    made: list[Any] = []
+
+    def make(**facts: Any) -> Any:
+        made.append(sshd.Far(tmp_path / "far", **facts))
+        return made[-1]
+
+    yield make
+    for far in made:
+        far.end()
+
+
+@pytest.fixture
+def far(make_far: Callable[..., Any]) -> Any:
+    """A target ``far`` over SSH, not the current one: ``ems parrun train.py --on far``."""
+    return make_far()
+
+
+def _sshd() -> ModuleType:
+    """Import the module beside this one (tests are no package, see --import-mode=importlib)."""
+    name = "ems_tests_sshd"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("sshd.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
