@@ -93,7 +93,7 @@ def _request(fleet: Fleet, kind: str) -> MachineRequest:
         **{base.ROLE: BAKE_ROLE, base.KIND: kind, base.NODE: name, base.HOST_KEY: host_key.label}
     )
     logins = [fleet.keys.public(), *keys.own_public_keys()]
-    user_data = userdata.controller_user_data(fleet.definition, host_key, logins)
+    user_data = userdata.controller_user_data(fleet.definition, host_key, logins, name=name)
     image = spec.image or fleet.definition.image
     return MachineRequest(
         name, image, user_data, labels, spec.cpus, spec.mem_gb, spec.disk_gb, spec.size, is_public=True
