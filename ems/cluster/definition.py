@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal, TypeAlias
@@ -220,6 +221,12 @@ class User(Section):
     sudo: bool = False
 
 
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the digest of a resolved definition as it was written down, by whatever version of ems."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 class Definition(Section):
     """A cluster."""
 
@@ -277,8 +284,7 @@ class Definition(Section):
     @property
     def digest(self) -> str:
         """The first 32 hex digits of the SHA-256 of the resolved definition."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return digest_of(self.model_dump(mode="json"))
 
     def kind(self, name: str) -> NodeKind:
         """Return a kind of node; ``controller`` is one too.

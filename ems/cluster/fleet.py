@@ -10,7 +10,7 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from ems import registry
-from ems.cluster.definition import Definition, node_number
+from ems.cluster.definition import Definition, digest_of, node_number
 from ems.cluster.keys import Keys
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
@@ -179,18 +179,17 @@ def verified(record: Record) -> Definition:
     ClusterError
         If it was changed since the cluster was made.
     """
+    if digest_of(record.definition) != record.digest:
+        raise ClusterError(
+            f"the definition in the record of {record.name} is not the one that the cluster was made by", _hint(record)
+        )
     try:
-        definition = Definition.model_validate(record.definition)
+        return Definition.model_validate(record.definition)
     except ValidationError as error:
         said = error.errors()[0]["msg"]
         raise ClusterError(
             f"the definition in the record of {record.name} does not hold: {said}", _hint(record)
         ) from None
-    if definition.digest != record.digest:
-        raise ClusterError(
-            f"the definition in the record of {record.name} is not the one that the cluster was made by", _hint(record)
-        )
-    return definition
 
 
 def _hint(record: Record) -> str:
