@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from ems.cluster.definition import ContainerSection
-from ems.cluster.provider import base, connect
+from ems.cluster.provider import base, connect, namespace
 from ems.cluster.provider.base import MachineRequest, MachineState, Provider, Refusal, Resource, Thing
+from ems.cluster.provider.driver import label_options
+from ems.cluster.provider.images import base_image
 from ems.errors import ProviderError
 
 # Booting on a busy machine with two cores; a machine usually is there after 3 s
@@ -288,6 +290,27 @@ def test_the_seed_is_for_root_alone(bench: Workbench) -> None:
     bench.booted(machine)
     seed = "/var/lib/cloud/seed/nocloud"
     assert bench.say(machine, f"stat -c %a {seed} {seed}/user-data").split() == ["700", "600"]
+
+
+def test_a_machine_that_was_half_made_is_made_whole(bench: Workbench) -> None:
+    request = bench.request()
+    (machine,) = bench.create(request)
+    bench.provider.destroy([machine])
+    driver = bench.provider.driver  # type: ignore[attr-defined]  # of containers: no other can be cut off so
+    image = base_image(driver.engine, "debian:12", lambda _text: None)
+    driver.engine.call("create", "--name", request.name, *label_options(request.labels), image, "/sbin/init")
+    assert bench.list(Thing.MACHINE)[0].state is MachineState.STARTING
+    (whole,) = bench.create(request)
+    assert bench.booted(whole) == "boot\n"
+    assert len(bench.list(Thing.MACHINE)) == 1
+
+
+def test_nothing_of_this_computer_stays_changed_behind_the_last_machine(bench: Workbench) -> None:
+    bench.create(bench.request())
+    bench.clear()
+    words = [*(namespace.entry() if namespace.is_there() else ()), bench.provider.driver.engine.name, "ps", "-aq"]  # type: ignore[attr-defined]
+    left = subprocess.run(words, capture_output=True, text=True)
+    assert left.stdout.strip() or not namespace.is_there(), "no container, but its namespace"
 
 
 @pytest.mark.timeout(1200)  # where no hub can be reached, the image is made by debootstrap, once

@@ -216,6 +216,7 @@ class ContainerProvider:
     def _image(self, request: MachineRequest) -> str | Refusal:
         try:
             if request.image not in DISTRIBUTIONS:
+                self._check_image(request.image)
                 return request.image
             with _one_at_a_time(request.image):
                 return base_image(self.driver.engine, request.image, self.notify)
@@ -241,8 +242,8 @@ class ContainerProvider:
                     )
 
     def _check_disk(self, requests: Sequence[MachineRequest]) -> None:
-        folder = Path("/var/lib/docker" if self.driver.engine.name == "docker" else "/var/lib/containers")
-        if not requests or not folder.exists():  # the engine is in a virtual machine, or another user's
+        folder = self.driver.engine.store()
+        if not requests or not folder.exists():  # the engine is in a virtual machine
             return
         missing = {each.image for each in requests if each.image in DISTRIBUTIONS}
         missing = {each for each in missing if not has_image(self.driver.engine, image_name(each))}

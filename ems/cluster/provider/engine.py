@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ems.cluster.provider import namespace
@@ -45,14 +46,16 @@ class Dialect:
         The words that end and delete a container at once.
     gpus
         Option that gives the first GPUs of this computer.
-    cpus
-        Where ``info`` says how many processors it has; a virtual machine's, where the engine runs in one.
+    cpus, store
+        Where ``info`` says how many processors it has, and where it keeps what it has: a virtual machine's, where
+        the engine runs in one.
     """
 
     boot: tuple[str, ...]
     remove: tuple[str, ...]
     gpus: Callable[[int], list[str]]
     cpus: str
+    store: str
 
 
 DIALECTS = {
@@ -62,12 +65,14 @@ DIALECTS = {
         remove=("rm", "--force", "--volumes"),
         gpus=lambda count: [f'--gpus="device={",".join(map(str, range(count)))}"'],
         cpus="{{.NCPU}}",
+        store="{{.DockerRootDir}}",
     ),
     "podman": Dialect(
         boot=("--systemd=always", "--pids-limit=-1"),
         remove=("rm", "--force", "--time=0", "--volumes"),
         gpus=lambda count: [f"--device=nvidia.com/gpu={index}" for index in range(count)],
         cpus="{{.Host.CPUs}}",
+        store="{{.Store.GraphRoot}}",
     ),
 }
 
@@ -156,6 +161,10 @@ class Engine:
         """Return how many processors a container can have."""
         return int(self.call("info", "--format", self.dialect.cpus))
 
+    def store(self) -> Path:
+        """Return the folder of images and containers; it need not be on this file system."""
+        return Path(self.call("info", "--format", self.dialect.store).strip())
+
     def release(self) -> None:
         """Give back what only running containers need, where none is left."""
         if self._is_inside():
@@ -225,7 +234,9 @@ def _own_limits() -> tuple[str, ...]:
 
 def _error(engine: str, said: str) -> ProviderError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    words = (lines[-1] if lines else "failed without a word").removeprefix("Error: ")
+    # warnings may stand before and after it
+    errors = [line for line in lines if re.match(r"error\b", line, re.IGNORECASE)] or lines
+    words = (errors[-1] if errors else "failed without a word").removeprefix("Error: ")
     words = words.removeprefix("Error response from daemon: ")
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, said, re.IGNORECASE | re.DOTALL)), "")
     return ProviderError(f"{engine}: {words}", hint)

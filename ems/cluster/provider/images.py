@@ -6,6 +6,7 @@ certificate authorities that this machine was told to trust, and use its proxies
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -69,17 +70,18 @@ class Distribution:
     suite: str
     mirror: str
     components: str
-    keyring: str
+    keyring: Path
     script: str
 
 
-_DEBIAN = ("http://deb.debian.org/debian", "main", "/usr/share/keyrings/debian-archive-keyring.gpg", "sid")
-_UBUNTU = (
-    "http://archive.ubuntu.com/ubuntu",
-    "main,universe",
-    "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-    "gutsy",
+_DEBIAN = (
+    "http://deb.debian.org/debian",
+    "main",
+    Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
+    "sid",
 )
+# Ubuntu's archive key of 2018, of which Debian has no package: F6EC B376 2474 EDA9 D21B 7022 8719 20D1 991B C93C
+_UBUNTU = ("http://archive.ubuntu.com/ubuntu", "main,universe", Path(__file__).with_name("ubuntu-archive.gpg"), "gutsy")
 DISTRIBUTIONS = {
     "debian:12": Distribution("bookworm", *_DEBIAN),
     "debian:13": Distribution("trixie", *_DEBIAN),
@@ -109,7 +111,17 @@ def base_image(engine: Engine, distribution: str, notify: Callable[[str], None])
         engine.call("commit", "--change", 'CMD ["/sbin/init"]', builder, name)
     finally:
         engine.forget(*engine.dialect.remove, builder)
+    _forget_former(engine, name)
     return name
+
+
+def _forget_former(engine: Engine, name: str) -> None:
+    """Delete what an earlier `ems` made of the same distribution, unless something still starts from it."""
+    repository = name.rpartition(":")[0]
+    for each in engine.call("images", "--format", "{{.Repository}}:{{.Tag}}", repository).split():
+        if each.startswith(f"{repository}:") and each != name:
+            with contextlib.suppress(ProviderError):
+                engine.forget("image", "rm", each)
 
 
 def image_name(distribution: str) -> str:
@@ -145,31 +157,25 @@ def _root_image(engine: Engine, distribution: str) -> str:
 
 def _debootstrap(engine: Engine, distribution: str, name: str) -> None:
     made_of = DISTRIBUTIONS[distribution]
+    if not made_of.keyring.exists():
+        raise ProviderError(
+            f"{distribution} cannot be verified without {made_of.keyring}", f"install {made_of.keyring.stem}"
+        )
     with tempfile.TemporaryDirectory(prefix="ems-debootstrap-", dir="/var/tmp") as folder:
-        words = ["debootstrap", "--variant=minbase", "--include=ca-certificates", f"--components={made_of.components}"]
-        if Path(made_of.keyring).exists():
-            words.append(f"--keyring={made_of.keyring}")
-        script = Path("/usr/share/debootstrap/scripts")
-        own = script / made_of.suite
-        words += [
-            made_of.suite,
-            f"{folder}/root",
-            made_of.mirror,
-            str(own if own.exists() else script / made_of.script),
-        ]
+        words = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "--force-check-gpg"]
+        words += [f"--components={made_of.components}", f"--keyring={made_of.keyring}"]
+        # an older debootstrap knows no script for a newer suite
+        scripts = Path("/usr/share/debootstrap/scripts")
+        script = next(each for each in (made_of.suite, made_of.script) if (scripts / each).exists())
+        words += [made_of.suite, f"{folder}/root", made_of.mirror, str(scripts / script)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise ProviderError(f"debootstrap {made_of.suite}: {' '.join(said)}", _hint(made_of))
+            hint = f"check that {made_of.mirror} can be reached"
+            raise ProviderError(f"debootstrap {made_of.suite}: {' '.join(said)}", hint)
         packed = Path(folder) / "root.tar"
         subprocess.run(["tar", "-C", f"{folder}/root", "-cf", str(packed), "."], check=True)
         engine.call("import", str(packed), name)
-
-
-def _hint(distribution: Distribution) -> str:
-    if not Path(distribution.keyring).exists():
-        return f"install {Path(distribution.keyring).name.split('-')[0]}-archive-keyring or ubuntu-keyring"
-    return f"check that {distribution.mirror} can be reached"
 
 
 def _extras() -> dict[str, str]:
