@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shlex
+import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from ems.errors import ConnectionFailedError
 
@@ -57,23 +60,35 @@ class Host:
         """Return the options by which ssh, git, rsync and Ansible reach this host; no destination among them."""
         words = ["-o", "BatchMode=yes"] if self.identity else []
         words += ["-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}", "-o", "ServerAliveInterval=15"]
-        words += ["-o", "ControlMaster=auto", "-o", f"ControlPath={self.control_path()}"]
+        words += ["-o", "ControlMaster=auto", "-o", f"ControlPath={_value(self.control_path())}"]
         words += ["-o", f"ControlPersist={self.persist_s}"]
         if self.port is not None:
             words += ["-p", str(self.port)]
         if self.identity is not None:
-            words += ["-i", str(self.identity), "-o", "IdentitiesOnly=yes"]
+            words += ["-o", f"IdentityFile={_value(self.identity)}", "-o", "IdentitiesOnly=yes"]
         if self.known_hosts is not None:
-            words += ["-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null"]
+            words += ["-o", f"UserKnownHostsFile={_value(self.known_hosts)}", "-o", "GlobalKnownHostsFile=/dev/null"]
             words += ["-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no"]
         if self.host_key_alias is not None:
             words += ["-o", f"HostKeyAlias={self.host_key_alias}"]
         return [*words, *self.options]
 
     def control_path(self) -> Path:
-        """Return the shared connection's socket: one for each way of reaching each host, in a folder of our own."""
-        folder = Path(tempfile.gettempdir()) / f"ems-{os.getuid()}" / "ssh"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Return the shared connection's socket: one for each way of reaching each host, in a folder of our own.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If somebody else can write that folder, and so could answer in the host's name.
+        """
+        folder = Path(tempfile.gettempdir()) / f"ems-{os.getuid()}-ssh"  # not in the home: its path may be too long
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise ConnectionFailedError(
+                f"{folder} is open to others, who could listen to connections there",
+                f"look at whose it is; then rm -rf {shlex.quote(str(folder))}, or set TMPDIR to a folder of your own",
+            )
         words = (self.destination, self.port, self.identity, self.known_hosts, self.host_key_alias, self.options)
         return folder / hashlib.blake2b(repr(words).encode(), digest_size=8).hexdigest()
 
@@ -122,6 +137,42 @@ class Host:
         """Return what rsync's ``-e`` and git's ``GIT_SSH_COMMAND`` take."""
         return shlex.join(["ssh", *self.options_of_ssh()])
 
+    def send(self, folder: Path, into: str, progress: Callable[[str], None] | None = None) -> None:
+        """Make the folder ``into`` there hold what ``folder`` here holds, links followed, by rsync.
+
+        Safe to repeat: what came before a break is not sent again.
+
+        Parameters
+        ----------
+        progress
+            Called with how far it is, in rsync's words: bytes, share, speed, time left.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If there is no rsync on one of the sides, or the connection breaks; in rsync's words.
+        """
+        words = ["rsync", "-rLtp", "--partial", "--delete", "--protect-args", "--info=progress2", "--no-inc-recursive"]
+        words += ["-e", self.remote_shell(), "--", f"{folder.absolute()}/", f"{self.destination}:{into}/"]
+        with tempfile.TemporaryFile() as said:
+            try:
+                process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+            except FileNotFoundError:
+                raise ConnectionFailedError("there is no rsync on this machine", "install rsync") from None
+            with process:
+                told = cast("BinaryIO", process.stdout)
+                while part := os.read(told.fileno(), 1 << 12):
+                    if progress is not None:
+                        progress(" ".join(part.decode(errors="replace").rstrip().split("\r")[-1].split()))
+            said.seek(0)
+            done = subprocess.CompletedProcess(words, process.returncode, b"", said.read())
+        if done.returncode:
+            lacks = b"rsync: command not found" in done.stderr or b"rsync: not found" in done.stderr
+            raise ConnectionFailedError(
+                f"{folder} was not sent: {self.failure(done).message}",
+                f"install rsync on {self.destination}" if lacks else "type the command again: it carries on",
+            )
+
     def renew(self) -> None:
         """Let the next call connect anew: the shared connection takes no more calls, and those it has go on."""
         words = ["ssh", *self.options_of_ssh(), "-O", "stop", "--", self.destination]
@@ -131,6 +182,12 @@ class Host:
         """End the shared connection, if there is one."""
         words = ["ssh", *self.options_of_ssh(), "-O", "exit", "--", self.destination]
         subprocess.run(words, capture_output=True, check=False)
+
+
+def _value(path: Path) -> str:
+    """Return a path as the value of an option of ssh, which splits at spaces and replaces what follows a ``%``."""
+    text = str(path).replace("%", "%%")
+    return text if not re.search(r"[\s\"'\\#]", text) else '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _hint_of(said: str, host: Host) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,3 +36,28 @@ def test_another_host_key_is_not_believed(far: Any) -> None:
     with pytest.raises(ConnectionFailedError) as error:
         far.host(persist_s=1).run(["true"])
     assert "somebody may be in between" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["a b", 'it\'s "so"', "50%h", "#x", "back\\slash"])
+def test_keys_and_known_hosts_lie_in_folders_of_any_name(far: Any, name: str) -> None:
+    folder = far.folder / name
+    folder.mkdir()
+    for each in ("key", "known_hosts"):
+        (folder / each).write_bytes((far.folder / each).read_bytes())
+        (folder / each).chmod(0o600)
+    host = far.host(identity=folder / "key", known_hosts=folder / "known_hosts")
+    assert host.run(["true"]).returncode == 0
+    host.close()
+
+
+def test_no_connection_is_shared_where_others_could_listen(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    far.host().control_path()
+    [folder] = [path for path in tmp_path.iterdir() if path.name.endswith("-ssh")]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(ConnectionFailedError, match="is open to others"):
+        far.host().run(["true"])
+    folder.chmod(0o700)
