@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sqlite3
 import sys
 from collections import defaultdict
@@ -49,6 +50,16 @@ def testbed() -> ModuleType:
             pytest.fail(f"EMS_REQUIRE=slurm, but there is no SLURM: {reason}")
         pytest.skip(f"no SLURM: {reason}")
     return module
+
+
+@pytest.fixture(scope="session")
+def desks() -> ModuleType:
+    """The module desk.py; skips, or fails under EMS_REQUIRE=slurm, where no containers can be made."""
+    if shutil.which("podman") is None and shutil.which("docker") is None:
+        if "slurm" in os.environ.get("EMS_REQUIRE", "").replace(",", " ").split():
+            pytest.fail("EMS_REQUIRE=slurm, but there is neither docker nor podman")
+        pytest.skip("there is neither docker nor podman")
+    return _load("desk")
 
 
 @pytest.fixture(scope="session")
