@@ -130,7 +130,8 @@ class Experiment:
     """A named question: entry point, sweep, resources. Mirrors ``spec.json`` field by field.
 
     ``script`` and ``cwd`` are relative to the project's root with ``/``; ``data`` maps a path in the
-    project to an absolute path on the target; ``command`` is the W&B sweep ``command:`` list or None.
+    project to an absolute path on the target; ``datasets`` maps a name in ``$EMS_DATA`` to the hash of a data set
+    there; ``command`` is the W&B sweep ``command:`` list or None.
     """
 
     id: str
@@ -154,6 +155,7 @@ class Experiment:
     container: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
     linked_dirs: tuple[str, ...] = ()  # directories of the view that are linked as a whole
     pack: int | None = None
     workers: int | None = None

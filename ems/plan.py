@@ -363,6 +363,7 @@ def _describe(
         setup=request.setup,
         container=request.container,
         data=_find_data(request, project),
+        datasets=request.target.datasets(),
         pack=request.pack,
         workers=request.workers,
         max_parallel=request.max_parallel,

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ems import registry
+from ems import dataset, registry
 from ems.config import Settings
 from ems.errors import ConfigError, TargetError
-from ems.executor.base import Executor
+from ems.executor.base import Executor, writing_to
 from ems.model import Experiment, JobInfo, Json, State
 from ems.node.records import ExperimentFiles
 from ems.outputs import RunFiles, RunFolder
@@ -152,6 +152,40 @@ class Target:
         from ems.remote.files import RemoteRun  # noqa: PLC0415  # as above
 
         return RemoteRun(self.remote.agent, experiment.id, index, self.root / "fetched" / f"{experiment.id}-{index}")
+
+    def datasets(self) -> dict[str, str]:
+        """Return the data sets that runs find in ``$EMS_DATA``: name -> hash."""
+        if self.remote is None:
+            return dataset.names(self.root)
+        from ems.remote import data  # noqa: PLC0415  # as above
+
+        return data.names(self.remote.agent)
+
+    def push_data(self, folder: Path, content: str, name: str, progress: Callable[[str], None]) -> bool:
+        """Have runs find a folder, of which ``content`` is the hash, as ``$EMS_DATA/NAME``.
+
+        Returns
+        -------
+        bool
+            Whether it had to be copied.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If the other machine cannot be reached, or the connection broke; the next push goes on from there.
+        TargetError
+            If the folder changed meanwhile, or the root cannot be written.
+        """
+        if self.remote is not None:
+            from ems.remote import data  # noqa: PLC0415  # as above
+
+            return data.push(self.remote.agent, folder, content, name, progress)
+        with writing_to(self.root):
+            is_new = not dataset.place(self.root, content).exists()
+            if is_new:
+                dataset.copy(folder, dataset.arrival(self.root, content))
+            dataset.settle(self.root, content, name)
+        return is_new
 
     def close(self) -> None:
         """Hang up, where there is a connection."""

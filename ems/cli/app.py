@@ -29,7 +29,7 @@ SECTIONS = SUBMIT, LOOK, FILES, STEER, RESULTS, AGAIN, CLUSTERS, SETUP = (
     "Set-up",
 )
 _MODULES = (
-    *("submit", "status", "code", "logs", "files", "steer", "results", "report", "again"),
+    *("submit", "status", "code", "logs", "files", "steer", "results", "report", "again", "data"),
     *("cluster", "cluster_life", "cluster_status", "cluster_connect", "cluster_show", "setup"),
 )
 

@@ -72,6 +72,26 @@ def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Option
     )
 
 
+def link_datasets(files: ExperimentFiles, spec: Record) -> List[str]:
+    """Make ``EMS_DATA/NAME`` of the experiment, for each name what it meant at submission; return where they are.
+
+    Raises
+    ------
+    CannotStartError
+        If a data set is gone.
+    """
+    found = []
+    for name, content in (spec.get("datasets") or {}).items():
+        path = os.path.join(files.root, "data", content)
+        if not os.path.isdir(path):
+            raise CannotStartError("the data set %s is no longer in %s" % (name, path), "ems data push DIR %s" % name)
+        os.makedirs(files.data, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # the worker of another run was faster
+            os.symlink(path, os.path.join(files.data, name))
+        found.append(path)
+    return found
+
+
 def end_orphans(files: ExperimentFiles, record: Record, job: Job) -> None:
     """Kill what the attempt before left running here when its worker was killed: two must not share a directory."""
     if record["attempt"] == 1:
@@ -235,7 +255,7 @@ class Attempt:
             EMS_RUN_DIR=self.folder,
             EMS_CHECKPOINT_DIR=os.path.join(self.folder, "checkpoint"),
             EMS_ROOT=self.files.root,
-            EMS_DATA=os.path.join(self.files.root, "data"),
+            EMS_DATA=self.files.data if self.spec.get("datasets") else os.path.join(self.files.root, "data"),
         )
         params = records.dump(run["params"])
         if len(params) < _MAX_VARIABLE // 4 or len(params.encode("utf-8", "surrogatepass")) < _MAX_VARIABLE:

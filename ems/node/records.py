@@ -12,6 +12,7 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/chunks/C.sh         the exact sbatch script (slurm only)
     experiments/EXP/chunks/C.intent     created exclusively by whoever is about to submit chunk C
     experiments/EXP/chunks/C.job        {"job": "1842", "submitted_at": ..., "tasks": n}; after sbatch has answered
+    experiments/EXP/data/NAME           link to ROOT/data/HASH: EMS_DATA of its runs
     experiments/EXP/chunks/C.done/I     empty; run I of chunk C has ended (only while chunks wait to be fed)
     experiments/EXP/rerun.lock          held by whoever chooses runs for further chunks
     experiments/EXP/runs/I/attempts/N.json   claimed by creating it exclusively; replaced when the attempt ends
@@ -21,6 +22,7 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/runs/I/files/            the view: the script's project root; what it writes stays here
     experiments/EXP/runs/I/attempts/N-files, N-checkpoint   what attempt N left, where the next one began anew
     experiments/EXP/runs/I/cancel            the highest chunk for which this run is cancelled
+    data/HASH/, data/NAME               data sets by content, and links to those that names mean now
     pycache/SNAPSHOT/, views/PLAN/      compiled modules and links that the views of runs share
 
 Every file that another process reads is written aside and renamed, or is append-only lines of which a torn
@@ -66,6 +68,7 @@ class ExperimentFiles:
         self.runs = os.path.join(self.dir, "runs.jsonl")
         self.offsets = os.path.join(self.dir, "runs.offsets")
         self.chunks = os.path.join(self.dir, "chunks")
+        self.data = os.path.join(self.dir, "data")
 
     def chunk(self, number: int, suffix: str = "json") -> str:
         """Path of ``chunks/C.SUFFIX``."""

@@ -21,7 +21,7 @@ from itertools import islice
 
 from ems.node import job as jobs
 from ems.node import records
-from ems.node.attempt import Attempt, CannotStartError, claim, end_orphans
+from ems.node.attempt import Attempt, CannotStartError, claim, end_orphans, link_datasets
 from ems.node.job import CANCELLED, PREEMPTED, TERMINATED, TIME_LIMIT, Job
 
 TYPE_CHECKING = False
@@ -308,13 +308,14 @@ class _Place:
         from ems.node.view import View
 
         self._root, self._snapshot, self._checkout = root, spec["snapshot"], checkout
+        datasets = link_datasets(records.ExperimentFiles(root, spec["id"]), spec)
         data = {path: target for path, target in (spec.get("data") or {}).items() if os.path.exists(target)}
         try:
             self._files = checkout.manifest(root, spec["snapshot"])
         except checkout.CheckoutError as error:
             raise CannotStartError(error.message, error.hint) from error
         self._view = View(root, spec["snapshot"], self._files, spec.get("linked_dirs") or (), data, spec["script"])
-        seal([os.path.join(root, "code", spec["snapshot"]), *data.values()])
+        seal([os.path.join(root, "code", spec["snapshot"]), *data.values(), *datasets])
         self._valid_until = 0.0
 
     def verify(self) -> None:

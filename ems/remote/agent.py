@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ems.errors import EmsError, TargetError
-from ems.remote import files, operations, wire
+from ems.remote import data, files, operations, wire
 from ems.remote.site import Operation, Site
 from ems.version import __version__
 
 #: Everything that the other side may ask for; whoever adds operations adds a table of them here.
-OPERATIONS: dict[str, Operation] = {**operations.TABLE, **files.TABLE}
+OPERATIONS: dict[str, Operation] = {**operations.TABLE, **files.TABLE, **data.TABLE}
 
 _IDLE_S = 1800.0  # every command asks again within seconds
 

@@ -21,7 +21,8 @@ Main = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     "parrun", "run", "status", "logs", "cancel", "hold", "release", "list", "rm", "ls", "cat", "get", "show",
-    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "cluster", "config", "doctor",
+    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "data", "cluster", "config",
+    "doctor",
 ]  # fmt: skip
 PARRUN = [
     "--set", "--zip", "--samples", "--seed", "--sweep", "--count-by-running", "--pass-as", "--again", "--on",
