@@ -72,7 +72,7 @@ def rerun(
     NotFoundError
         If there is no such run, or nothing to rerun.
     """
-    if experiment.executor != target.executor.name:
+    if experiment.executor != target.executor.name and not target.is_gone:
         raise UsageError(f"{experiment.id} ran on {experiment.executor}", f"add --on {experiment.target}")
     files = records.ExperimentFiles(target.root, experiment.id)
     fed = target.executor.submit(experiment, files)

@@ -115,24 +115,22 @@ def remove(executor: Executor, files: ExperimentFiles) -> int:
     TargetError
         If a file cannot be deleted.
     """
-    # beside `experiments/`, so that nothing half-deleted is taken for an experiment
-    aside = Path(files.root, "removed", files.id)
-    freed = _size(files.dir) + _size(aside)
     if Path(files.dir).exists():
         _cancel(executor, files)
-    delete(files)
-    return freed
+    return delete(files)
 
 
-def delete(files: ExperimentFiles) -> None:
-    """Delete the files of an experiment that nothing runs of.
+def delete(files: ExperimentFiles) -> int:
+    """Delete the files of an experiment that nothing runs of; return how many bytes that freed.
 
     Raises
     ------
     TargetError
         If one cannot be deleted.
     """
+    # beside `experiments/`, so that nothing half-deleted is taken for an experiment
     aside = Path(files.root, "removed", files.id)
+    freed = _size(files.dir) + _size(aside)
     try:
         if Path(files.dir).exists():
             shutil.rmtree(aside, ignore_errors=True)
@@ -142,6 +140,7 @@ def delete(files: ExperimentFiles) -> None:
             shutil.rmtree(aside)
     except OSError as error:
         raise TargetError(f"cannot delete {error.filename}: {error.strerror}", "delete it by hand") from error
+    return freed
 
 
 def unwritable(root: Path, error: OSError) -> TargetError:

@@ -14,6 +14,7 @@ from ems import dataset, registry
 from ems.config import Settings
 from ems.errors import ConfigError, TargetError
 from ems.executor.base import Executor, writing_to
+from ems.executor.gone import GoneExecutor
 from ems.model import Experiment, JobInfo, Json, State
 from ems.node.records import ExperimentFiles
 from ems.outputs import RunFiles, RunFolder
@@ -51,6 +52,11 @@ class Target:
         """The snapshots that were taken for it."""
         return self.root / "snapshots.git"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was a cluster that is no more: then only the mirror is left of it."""
+        return isinstance(self.executor, GoneExecutor)
+
     def files(self, experiment_id: str) -> ExperimentFiles:
         """Return the paths of an experiment."""
         return ExperimentFiles(self.root, experiment_id)
@@ -78,6 +84,8 @@ class Target:
         from ems import root  # noqa: PLC0415
 
         files = self.files(experiment_id)
+        if self.is_gone:
+            return root.delete(files)
         return root.remove(self.executor, files) if self.remote is None else self.remote.remove(files)
 
     def surroundings(self, command_line: Sequence[str], python: str) -> dict[str, Json]:
@@ -227,6 +235,8 @@ def resolve(name: str | None, settings: Settings, project: Path) -> Target:
         from ems.executor.slurm import SlurmExecutor  # noqa: PLC0415
 
         return Target(name, root, SlurmExecutor(root, settings.worker_python))
+    if any(place.name == name for place in (project / ".ems" / "remote").glob("*")):
+        return Target(name, (project / ".ems" / "remote" / name).absolute(), GoneExecutor(name))
     every = ", ".join(dict.fromkeys(["here", "slurm", *registry.names(), *settings.targets]))
     raise TargetError(
         f"there is no target `{name}`",

@@ -149,9 +149,12 @@ class Session:
     def out_of_reach(self, experiment: Experiment) -> str:
         """Say why nothing new can be learnt of an experiment; empty where it can, or its files were removed."""
         try:
-            files = self.files(experiment)
+            target = self.target(experiment.target)
         except TargetError as error:
             return error.message
+        if target.is_gone:
+            return f"the cluster {target.name} is gone"
+        files = target.files(experiment.id)
         is_there = Path(files.spec).exists() or experiment.id in self.store.removed()
         return "" if is_there else f"its files are not in {files.dir}"
 

@@ -397,3 +397,30 @@ def test_the_other_side_takes_no_file_that_an_experiment_has_not(far: Any, execu
     with pytest.raises(TargetError, match="is no file of an experiment"):
         executor.agent.call("take_in", zlib.compress(b"x"), id="7f3a9c21", files=[["../../pwned", 1]])
     assert not list(far.folder.rglob("pwned"))
+
+
+def test_of_a_cluster_that_is_gone_everything_that_came_back_can_be_seen(far: Any, train: Path, ems: Ems) -> None:
+    done = ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--wait", "--json")
+    exp_id = json.loads(done.stdout)["experiment"]
+    before = ems("report", "--json").stdout
+    (train / "train.py").write_text(GATED)
+    ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far")
+    registry.forget("far")
+    assert "the cluster far is gone" in ems("status", "last").stdout
+    assert ems("report", exp_id, "--json").stdout == before
+    assert exp_id in ems("show", exp_id).stdout
+    assert exp_id in ems("list").stdout
+    assert ems("diff", exp_id, "last", "--stat").stdout
+    ems("checkout", exp_id, str(train / "then"))
+    assert (train / "then" / "train.py").read_text() == TRAIN
+    for words in (
+        ("parrun", "train.py", "--on", "far", "--set", "lr=1"),
+        ("cancel", "last"),
+        ("rerun", exp_id, "--all"),
+    ):
+        done = ems(*words, code=1)
+        assert "the cluster far is gone" in done.stderr, words
+        assert "ems cluster" in done.stderr or "ems.yaml" in done.stderr
+    assert "removed train" in ems("rm", "last", "--yes").stdout
+    registry.save(far.target)
+    (far.root / "gate").touch()
