@@ -105,7 +105,7 @@ class ContainerProvider:
     def prepare(self, labels: dict[str, str]) -> None:
         """Make the network and the volumes of /home and /opt/ems, unless they are there."""
         names = _Names.of(labels[CLUSTER])
-        networks = {name: found for name, found, _ in self.driver.ex_list_networks()}
+        networks = {name: found for name, found, _ in self.driver.ex_list_networks({})}
         if names.network in networks:
             _check_owner(names.network, networks[names.network], labels)
         else:
@@ -128,10 +128,8 @@ class ContainerProvider:
     def list(self, labels: dict[str, str] | None = None) -> list[Resource]:
         """Return what carries labels: containers, networks, volumes, images."""
         wanted = labels or {}
-        found = [_resource(node) for node in self.driver.list_nodes(wanted)]
-        found += [Resource(Thing.NETWORK, name, name, own) for name, own, _ in self.driver.ex_list_networks()]
-        found += [Resource(Thing.VOLUME, each.id, each.name, labels_of(each)) for each in self.driver.list_volumes()]
-        found += [Resource(Thing.IMAGE, each.id, _short(each.id), each.extra) for each in self.driver.list_images()]
+        listings = (self._machines, self._networks, self._volumes, self._images)
+        found = [each for part in _side_by_side(lambda do: do(wanted), listings) for each in part]
         return [each for each in found if CLUSTER in each.labels and wanted.items() <= each.labels.items()]
 
     def destroy(self, resources: Sequence[Resource]) -> None:
@@ -159,6 +157,21 @@ class ContainerProvider:
         self.driver.stop_node(node)
         image = self.driver.create_image(node, name, ex_labels=labels)
         return Resource(Thing.IMAGE, image.id, name, dict(labels))
+
+    def _machines(self, wanted: dict[str, str]) -> Sequence[Resource]:
+        return [_resource(node) for node in self.driver.list_nodes(wanted)]
+
+    def _networks(self, wanted: dict[str, str]) -> Sequence[Resource]:
+        found = self.driver.ex_list_networks(wanted)
+        return [Resource(Thing.NETWORK, name, name, labels) for name, labels, _ in found]
+
+    def _volumes(self, wanted: dict[str, str]) -> Sequence[Resource]:
+        found = self.driver.list_volumes(wanted)
+        return [Resource(Thing.VOLUME, each.id, each.name, labels_of(each)) for each in found]
+
+    def _images(self, wanted: dict[str, str]) -> Sequence[Resource]:
+        found = self.driver.list_images(ex_labels=wanted)
+        return [Resource(Thing.IMAGE, each.id, _short(each.id), each.extra) for each in found]
 
     def _create(self, request: MachineRequest, image: str | Refusal) -> Resource | Refusal:
         if isinstance(image, Refusal):
@@ -232,7 +245,7 @@ class ContainerProvider:
         if self.section.subnet is None:
             return
         wanted = ip_network(self.section.subnet)
-        for name, _, ranges in self.driver.ex_list_networks(all_of_them=True):
+        for name, _, ranges in self.driver.ex_list_networks(None):
             for each in ranges:
                 taken = ip_network(each)
                 if name not in own and taken.version == wanted.version and taken.overlaps(wanted):

@@ -127,10 +127,10 @@ class ContainerNodeDriver(NodeDriver):
         self.engine.call("stop", "-t", "30", _id(node))
         return True
 
-    def list_images(self, location: object = None) -> list[NodeImage]:
+    def list_images(self, location: object = None, *, ex_labels: Mapping[str, str] | None = None) -> list[NodeImage]:
         """Return the images that were made of nodes; one whose name another took has its id for a name."""
         del location
-        ids = self.engine.call("images", "-q", "--filter", f"label={LABELS}").split()
+        ids = self.engine.call("images", "-q", *_filters(ex_labels or {})).split()
         found = self._inspect("image", sorted(set(ids)))
         tags = [(tag, each) for each in found for tag in each.get("RepoTags") or [each["Id"]]]
         return [NodeImage(tag, tag, self, _own(_labels(each))) for tag, each in tags]
@@ -170,9 +170,10 @@ class ContainerNodeDriver(NodeDriver):
         self.engine.call("volume", "create", *label_options(ex_labels or {}), name)
         return self._volume(name, dict(ex_labels or {}))
 
-    def list_volumes(self) -> list[StorageVolume]:
+    def list_volumes(self, ex_labels: Mapping[str, str] | None = None) -> list[StorageVolume]:
         """Return the volumes that carry labels."""
-        return [self._volume(each["Name"], _own(_labels(each))) for each in self._listed("volume")]
+        found = self._listed("volume", _filters(ex_labels or {}))
+        return [self._volume(each["Name"], _own(_labels(each))) for each in found]
 
     def destroy_volume(self, volume: StorageVolume) -> bool:
         """Delete a volume; that it is gone is no error."""
@@ -183,9 +184,9 @@ class ContainerNodeDriver(NodeDriver):
         """Make a network whose containers find each other by name."""
         self.engine.call("network", "create", *label_options(labels), *(["--subnet", subnet] if subnet else []), name)
 
-    def ex_list_networks(self, *, all_of_them: bool = False) -> list[tuple[str, dict[str, str], list[str]]]:
-        """Return name, labels and address ranges of the networks that carry labels, or of all."""
-        found = self._listed("network", *([] if all_of_them else [f"label={LABELS}"]))
+    def ex_list_networks(self, labels: Mapping[str, str] | None) -> list[tuple[str, dict[str, str], list[str]]]:
+        """Return name, labels and address ranges of the networks that carry labels; None: of all, whoever made them."""
+        found = self._listed("network", [] if labels is None else _filters(labels))
         return [(_field(each, "Name"), _own(_labels(each)), _ranges(each)) for each in found]
 
     def ex_destroy_network(self, name: str) -> None:
@@ -199,10 +200,8 @@ class ContainerNodeDriver(NodeDriver):
     def _volume(self, name: str, labels: dict[str, str]) -> StorageVolume:
         return StorageVolume(name, name, 0, self, extra={"labels": labels})
 
-    def _listed(self, thing: str, *filters: str) -> list[Any]:
-        filters = filters or ((f"label={LABELS}",) if thing == "volume" else ())
-        words = [word for each in filters for word in ("--filter", each)]
-        return self._inspect(thing, self.engine.call(thing, "ls", "-q", *words).split())
+    def _listed(self, thing: str, filters: Sequence[str]) -> list[Any]:
+        return self._inspect(thing, self.engine.call(thing, "ls", "-q", *filters).split())
 
     def _inspect(self, thing: str, ids: Sequence[str]) -> list[Any]:
         """Return what the engine says of each that is there; what was deleted in the meantime is left out."""

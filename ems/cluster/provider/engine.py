@@ -8,6 +8,7 @@ what kind and minikube do to boot systemd in it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -22,6 +23,8 @@ from ems.cluster.provider import namespace
 from ems.errors import ProviderError
 
 TIMEOUT_S = 600
+# A refusal of the runtime, which other flags may cure; not of the image, the disk or the network
+_LACKING = re.compile(r"OCI|crun|runc|cgroup|rlimit", re.IGNORECASE)
 _GONE = re.compile(r"no such|not found|does not exist|no container with|unable to find|not known", re.IGNORECASE)
 _HINTS = (
     (r"no space left|disk quota", "free some space, e.g. by the engine's own `image prune`"),
@@ -141,8 +144,10 @@ class Engine:
                 refused = self._try(image, flags)
                 if not refused:
                     return flags
-            if self.name != "podman":
+            if self.name != "podman" or not _LACKING.search(refused):
                 raise _error(self.name, refused)
+            if os.geteuid() != 0:
+                raise ProviderError(_error(self.name, refused).message, "try it as root: sudo -E ems …")
             namespace.make()
         self._needs_namespace = True
         self.has_limits = False

@@ -29,8 +29,8 @@ mount --make-shared /run/netns
 
 
 def is_there() -> bool:
-    """Whether podman's namespace has been made on this machine, by whomever."""
-    return _is_mounted(_FILE)
+    """Whether podman's namespace has been made on this machine; it is root's, other users have podmans of their own."""
+    return os.geteuid() == 0 and _is_mounted(_FILE)
 
 
 def _is_mounted(path: Path) -> bool:
@@ -51,8 +51,6 @@ def make() -> None:
     ProviderError
         If this machine does not let us.
     """
-    if os.geteuid() != 0:
-        raise ProviderError("podman cannot start containers here for a user that is not root", "try it as root")
     with _lock(fcntl.LOCK_EX):
         if _is_mounted(_FILE):
             return
