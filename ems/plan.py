@@ -19,6 +19,7 @@ from ems.errors import ScriptError, UsageError
 from ems.executor.base import Limits, Submission
 from ems.model import Axis, Experiment, LoopRef, Params, PassAs, Point, Resources, Run
 from ems.node import argv, records
+from ems.registry import RemoteTarget
 from ems.remote.executor import RemoteExecutor
 from ems.space import sweep
 from ems.store import Store
@@ -181,7 +182,7 @@ def _work_out(
         snapshot=frozen,
         chunks=tuple(submission.plan_chunks(experiment, range(experiment.n_runs), limits())),
         skipped=skipped,
-        warnings=points.warnings,
+        warnings=(*points.warnings, *_say_unseen(request, project, experiment)),
         project=project,
         _points=points,
         _code_key=code_key,
@@ -342,6 +343,7 @@ def _describe(
 ) -> Experiment:
     by_loops = points.source == "loops"
     cwd = Path(os.path.realpath(request.cwd))
+    datasets = request.target.datasets()
     return Experiment(
         id=submission.new_id(request.target.root),
         name=_name(request.name, (swept.name if swept else None) or script.stem),
@@ -362,8 +364,8 @@ def _describe(
         python=python,
         setup=request.setup,
         container=request.container,
-        data=_find_data(request, project),
-        datasets=request.target.datasets(),
+        data=_find_data(request, project, datasets),
+        datasets=datasets,
         pack=request.pack,
         workers=request.workers,
         max_parallel=request.max_parallel,
@@ -378,9 +380,9 @@ def _describe(
     )
 
 
-def _find_data(request: Request, project: Path) -> dict[str, str]:
+def _find_data(request: Request, project: Path, datasets: Mapping[str, str]) -> dict[str, str]:
     if request.target.remote is not None:
-        return _find_remote_data(request, request.target.remote)
+        return _find_remote_data(request, project, datasets, request.target.remote.agent.target)
     paths = request.data if request.data is not None else tuple(snapshot.ignored_top_level(project))
     missing = [path for path in paths if not (project / path).exists()]
     if missing and request.data is not None:
@@ -390,21 +392,39 @@ def _find_data(request: Request, project: Path) -> dict[str, str]:
     return {path.rstrip("/"): str((project / path).resolve()) for path in paths}
 
 
-def _find_remote_data(request: Request, remote: RemoteExecutor) -> dict[str, str]:
-    """Return where the folders are that git ignores and runs need; those of this machine are not seen there.
+def _find_remote_data(
+    request: Request, project: Path, datasets: Mapping[str, str], there: RemoteTarget
+) -> dict[str, str]:
+    """Return where the folders are that git ignores and runs need: data sets of the same name on the other machine.
 
     Raises
     ------
     UsageError
         If one that is named is not there.
     """
-    if not request.data:
-        return {}
-    name = remote.agent.target.name
-    raise UsageError(
-        f"`data:` names {request.data[0]}, which {name} does not see",
-        f"ems data push {request.data[0]} NAME brings it there, and runs find it in $EMS_DATA/NAME; "
-        f"set `data: []` under `targets.{name}`",
+    folders = request.data if request.data is not None else tuple(snapshot.ignored_top_level(project))
+    names = {folder.rstrip("/"): PurePosixPath(folder).name for folder in folders}
+    missing = next((folder for folder, name in names.items() if name not in datasets), None)
+    if missing is not None and request.data is not None:
+        raise UsageError(
+            f"`data:` names {missing}, which {there.name} does not see",
+            f"bring it there: ems data push {shlex.quote(missing)} {shlex.quote(names[missing])} --on {there.name}",
+        )
+    place = PurePosixPath(there.root, "data")
+    return {folder: str(place / datasets[name]) for folder, name in names.items() if name in datasets}
+
+
+def _say_unseen(request: Request, project: Path, experiment: Experiment) -> tuple[str, ...]:
+    """Say which folders of data stay behind: a script that reads one would find nothing there."""
+    if request.target.remote is None or request.data is not None:
+        return ()
+    left = [folder.rstrip("/") for folder in snapshot.ignored_top_level(project) if not folder.startswith(".")]
+    left = [folder for folder in left if folder not in experiment.data]
+    there = request.target.name
+    return tuple(
+        f"git ignores {folder}, so that {there} does not see it; where runs read it: "
+        f"ems data push {shlex.quote(folder)} {shlex.quote(PurePosixPath(folder).name)} --on {there}"
+        for folder in left
     )
 
 

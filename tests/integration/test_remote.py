@@ -424,3 +424,16 @@ def test_of_a_cluster_that_is_gone_everything_that_came_back_can_be_seen(far: An
     assert "removed train" in ems("rm", "last", "--yes").stdout
     registry.save(far.target)
     (far.root / "gate").touch()
+
+
+def test_a_folder_that_git_ignores_is_the_data_set_of_its_name_there(far: Any, project: Path, ems: Ems) -> None:
+    (project / ".gitignore").write_text("corpus/\n")
+    (project / "corpus").mkdir()
+    (project / "corpus" / "words.txt").write_text("one two")
+    (project / "train.py").write_text("print(open('corpus/words.txt').read())\n")
+    said = ems("run", "train.py", "--on", "far", "--dry-run").stderr
+    assert "warning: git ignores corpus" in said
+    assert "ems data push corpus corpus --on far" in said
+    ems("data", "push", "corpus", "corpus", "--on", "far")
+    assert "corpus" not in ems("run", "train.py", "--on", "far", "--wait").stderr
+    assert ems("logs", "last").stdout == "one two\n"
