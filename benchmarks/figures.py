@@ -1,4 +1,4 @@
-"""The figures (a) to (g). Each function measures one and yields its rows."""
+"""The figures (a) to (i). Each function measures one and yields its rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from benchmarks import over_ssh
 from benchmarks.harness import EMS, Figure, median, project, run, timed
 
 Environment = Mapping[str, str]
@@ -286,4 +287,6 @@ FIGURES: dict[str, tuple[Callable[[Environment], Iterator[Figure]], bool]] = {
     "e": (reporting, False),
     "f": (starting, False),
     "g": (scheduler_calls, True),
+    "h": (over_ssh.harvesting, False),
+    "i": (over_ssh.pushing, False),
 }
