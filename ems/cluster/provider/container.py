@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from libcloud.compute.base import Node, NodeImage, NodeSize, StorageVolume
 from libcloud.compute.types import NodeState
 
-from ems import registry
 from ems.cluster.provider.base import (
     CLUSTER,
     INCARNATION,
@@ -231,8 +228,7 @@ class ContainerProvider:
             if request.image not in DISTRIBUTIONS:
                 self._check_image(request.image)
                 return request.image
-            with _one_at_a_time(request.image):
-                return base_image(self.driver.engine, request.image, self.notify)
+            return base_image(self.driver.engine, request.image, self.notify)
         except ProviderError as error:
             return Refusal(request.name, error.message, error.hint)
 
@@ -322,13 +318,3 @@ def _by_role(machines: Sequence[Resource]) -> list[list[Resource]]:
 def _side_by_side(do: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(do, things))
-
-
-@contextmanager
-def _one_at_a_time(what: str) -> Iterator[None]:
-    """Keep other processes of this user from making the same image meanwhile."""
-    folder = registry.state_dir() / "locks"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / re.sub(r"[^a-z0-9]+", "-", what)).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,7 @@ certificate authorities that this machine was told to trust, and use its proxies
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +101,17 @@ def base_image(engine: Engine, distribution: str, notify: Callable[[str], None])
     name = image_name(distribution)
     if has_image(engine, name):
         return name
-    notify(f"making the image of {distribution}, once for all clusters on this computer")
-    root = _root_image(engine, distribution)
-    builder = f"{name.partition('/')[2].replace(':', '-')}-{os.getpid()}"
+    with _one_at_a_time(name):
+        if not has_image(engine, name):
+            notify(f"making the image of {distribution}, once for all clusters on this computer")
+            _build(engine, _root_image(engine, distribution), name)
+            _forget_former(engine, name)
+    return name
+
+
+def _build(engine: Engine, root: str, name: str) -> None:
+    builder = name.partition("/")[2].replace(":", "-") + "-build"
+    engine.forget(*engine.dialect.remove, builder)  # of one that was killed
     try:
         flags = [flag for flag in engine.adapt(root) if not flag.startswith("--systemd")]
         engine.call("create", "--name", builder, "--network=host", *flags, root, "sh", "-c", _INSTALL)
@@ -111,8 +120,16 @@ def base_image(engine: Engine, distribution: str, notify: Callable[[str], None])
         engine.call("commit", "--change", 'CMD ["/sbin/init"]', builder, name)
     finally:
         engine.forget(*engine.dialect.remove, builder)
-    _forget_former(engine, name)
-    return name
+
+
+@contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Keep other processes of this user from making the same image meanwhile."""
+    folder = Path(tempfile.gettempdir()) / f"ems-{os.getuid()}" / "images"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / re.sub(r"[^a-z0-9]+", "-", name)).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _forget_former(engine: Engine, name: str) -> None:
@@ -120,7 +137,7 @@ def _forget_former(engine: Engine, name: str) -> None:
     repository = name.rpartition(":")[0]
     for each in engine.call("images", "--format", "{{.Repository}}:{{.Tag}}", repository).split():
         if each.startswith(f"{repository}:") and each != name:
-            with contextlib.suppress(ProviderError):
+            with suppress(ProviderError):
                 engine.forget("image", "rm", each)
 
 
