@@ -186,6 +186,22 @@ def test_a_submission_that_breaks_at_any_frame_is_neither_lost_nor_doubled(
     assert frames > 15
 
 
+@pytest.mark.parametrize("frames", [7, 11, 12, 13, 14, 15])
+def test_a_rerun_that_breaks_is_neither_lost_nor_doubled(far: Any, train: Path, ems: Ems, frames: int) -> None:
+    ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far", "--wait")
+    argv = [sys.executable, "-c", BROKEN_AT, "killed", str(frames), "rerun", "last", "--all"]
+    done = subprocess.run(argv, cwd=train, capture_output=True, text=True)
+    queued = list((train / ".ems" / "remote").glob("far/experiments/*/chunks/2.json"))
+    if not queued:
+        assert done.returncode == -signal.SIGKILL
+        ems("rerun", "last", "--all")
+    ems("status")
+    wait_until(lambda: attempts(far) == ["0/1 COMPLETED", "0/2 COMPLETED"], f"{frames}: {attempts(far)}")
+    ems("status")
+    assert attempts(far) == ["0/1 COMPLETED", "0/2 COMPLETED"]
+    assert len(list(far.root.glob("experiments/*/chunks/*.job"))) == 2
+
+
 # ------------------------------------------------------------------------------------------------ every command
 
 GATED = """\
