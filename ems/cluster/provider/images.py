@@ -73,6 +73,13 @@ class Distribution:
     components: str
     keyring: Path
     script: str
+    updates: tuple[str, ...]
+
+    def sources(self) -> str:
+        """Return what apt reads: as in the images of a hub, security updates too."""
+        parts = self.components.replace(",", " ")
+        lines = [f"deb {self.mirror} {self.suite} {parts}", *(f"deb {each} {parts}" for each in self.updates)]
+        return "".join(f"{line}\n" for line in lines)
 
 
 _DEBIAN = (
@@ -83,11 +90,18 @@ _DEBIAN = (
 )
 # Ubuntu's archive key of 2018, of which Debian has no package: F6EC B376 2474 EDA9 D21B 7022 8719 20D1 991B C93C
 _UBUNTU = ("http://archive.ubuntu.com/ubuntu", "main,universe", Path(__file__).with_name("ubuntu-archive.gpg"), "gutsy")
-DISTRIBUTIONS = {
-    "debian:12": Distribution("bookworm", *_DEBIAN),
-    "debian:13": Distribution("trixie", *_DEBIAN),
-    "ubuntu:24.04": Distribution("noble", *_UBUNTU),
-}
+
+
+def _debian(suite: str) -> Distribution:
+    updates = (f"{_DEBIAN[0]} {suite}-updates", f"{_DEBIAN[0]}-security {suite}-security")
+    return Distribution(suite, *_DEBIAN, updates)
+
+
+def _ubuntu(suite: str) -> Distribution:
+    return Distribution(suite, *_UBUNTU, (f"{_UBUNTU[0]} {suite}-updates", f"{_UBUNTU[0]} {suite}-security"))
+
+
+DISTRIBUTIONS = {"debian:12": _debian("bookworm"), "debian:13": _debian("trixie"), "ubuntu:24.04": _ubuntu("noble")}
 
 
 def base_image(engine: Engine, distribution: str, notify: Callable[[str], None]) -> str:
@@ -143,7 +157,7 @@ def _forget_former(engine: Engine, name: str) -> None:
 
 def image_name(distribution: str) -> str:
     """Return the name of a distribution's image: another one for whatever is put into it."""
-    made_of = repr((_INSTALL, distribution, sorted(_extras().items()))).encode()
+    made_of = repr((_INSTALL, distribution, DISTRIBUTIONS[distribution].sources(), sorted(_extras().items()))).encode()
     return f"localhost/ems-{distribution.replace(':', '-')}:{hashlib.sha256(made_of).hexdigest()[:12]}"
 
 
@@ -154,7 +168,7 @@ def has_image(engine: Engine, name: str) -> bool:
 
 def _root_image(engine: Engine, distribution: str) -> str:
     """Return an image of nothing but the distribution."""
-    local = f"localhost/ems-root-{distribution.replace(':', '-')}:1"
+    local = f"localhost/ems-root-{distribution.replace(':', '-')}:2"
     pulled = f"docker.io/library/{distribution}"
     for name in (pulled, local):
         if has_image(engine, name):
@@ -190,6 +204,7 @@ def _debootstrap(engine: Engine, distribution: str, name: str) -> None:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             hint = f"check that {made_of.mirror} can be reached"
             raise ProviderError(f"debootstrap {made_of.suite}: {' '.join(said)}", hint)
+        (Path(folder) / "root/etc/apt/sources.list").write_text(made_of.sources())
         packed = Path(folder) / "root.tar"
         subprocess.run(["tar", "-C", f"{folder}/root", "-cf", str(packed), "."], check=True)
         engine.call("import", str(packed), name)
