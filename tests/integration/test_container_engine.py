@@ -193,6 +193,13 @@ def test_what_docker_refuses_comes_in_its_words_with_what_mends_it(docker: Docke
     assert hint in refused.hint
 
 
+def test_machines_have_no_limits_where_none_were_delegated(docker: Docker) -> None:
+    docker.answer("run --rm --network=none --memory", 126, "", "controller `cpu` is not available")
+    (machine,) = connect(ContainerSection()).create([_request()])
+    assert isinstance(machine, Resource)
+    assert not [word for word in docker.calls("create")[0] if word.startswith(("--cpus", "--memory"))]
+
+
 def test_a_machine_that_does_not_start_here_by_docker_is_refused_in_its_words(docker: Docker) -> None:
     docker.answer("run", 126, "", "docker: Error response from daemon: cgroups: cannot enter cgroupv2")
     (refused,) = connect(ContainerSection()).create([_request()])

@@ -23,6 +23,7 @@ from ems.cluster.provider import namespace
 from ems.errors import ProviderError
 
 TIMEOUT_S = 600
+_SOME_LIMITS = ("--memory=256m", "--cpus=0.5")
 # A refusal of the runtime, which other flags may cure; not of the image, the disk or the network
 _LACKING = re.compile(r"OCI|crun|runc|cgroup|rlimit", re.IGNORECASE)
 _GONE = re.compile(r"no such|not found|does not exist|no container with|unable to find|not known", re.IGNORECASE)
@@ -140,9 +141,11 @@ class Engine:
     def _probe(self, image: str) -> tuple[str, ...]:
         plain, own_limits = self.dialect.boot, (*self.dialect.boot, *_own_limits())
         if not self._is_inside():
-            for flags in (plain, own_limits):
-                refused = self._try(image, flags)
+            # a user's own podman may have been delegated no processors and memory to share out
+            for flags, has_limits in ((plain, True), (plain, False), (own_limits, True), (own_limits, False)):
+                refused = self._try(image, (*_SOME_LIMITS, *flags) if has_limits else flags)
                 if not refused:
+                    self.has_limits = has_limits
                     return flags
             if self.name != "podman" or not _LACKING.search(refused):
                 raise _error(self.name, refused)
