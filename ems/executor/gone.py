@@ -57,7 +57,7 @@ class GoneExecutor:
 
     def submit(self, experiment: Experiment, files: ExperimentFiles) -> Submission:  # noqa: ARG002  # the Protocol's
         """See :meth:`Executor.submit`."""
-        return self.refuse() if feed.waiting(files) else Submission()
+        return self.refuse() if feed.waiting(files) else Submission([])
 
     def refresh(self, jobs: Iterable[str]) -> dict[str, JobInfo]:
         """See :meth:`Executor.refresh`."""

@@ -59,7 +59,7 @@ class RemoteExecutor:
         """See :meth:`Executor.submit`; asks nothing where nothing waits."""
         chunks = [records.read_json(files.chunk(number)) for number in feed.waiting(files)]
         if not chunks:
-            return Submission()
+            return Submission([])
         answer: dict[str, Any] = {"lacks": ""}
         sent: set[str] = set()
         while "lacks" in answer:

@@ -113,4 +113,5 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-_THIS_SIDE_ONLY = ("cli/", "cluster/", "report/", "study/")
+# what the far side never runs, and what a wheel has beside the modules
+_THIS_SIDE_ONLY = ("cli/", "cluster/", "report/", "study/", "templates/", "cluster_definitions/")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,8 @@ from ems.executor.here import HereExecutor
 from ems.model import Experiment, Resources, State
 from ems.node import checkout, records
 from ems.node.records import ExperimentFiles, Record
+from ems.remote.client import Agent
+from ems.remote.executor import RemoteExecutor
 
 SCRIPT = """\
 import os, pathlib, time
@@ -346,3 +349,20 @@ def lab(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 class TestHere(Contract):
     """The contract on this machine."""
+
+
+class TestOverSSH(Contract):
+    """The contract on a machine that is reached over SSH; its root and the mirror are one folder that both can see."""
+
+    test_killed_at_every_step_of_submission = None  # its own: see test_remote.py
+
+    @pytest.fixture
+    def lab(self, far: Any, project: Path) -> Iterator[Lab]:
+        """A root of its own, whose workers wait for no other test's."""
+        (project / "train.py").write_text(SCRIPT)
+        far.root.mkdir()
+        agent = Agent(far.target)
+        made = Lab(far.root, RemoteExecutor(agent, far.root), project)
+        yield made
+        made.close()
+        agent.close()
