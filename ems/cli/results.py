@@ -103,7 +103,9 @@ def say(reports: Sequence[HarvestReport]) -> None:
         if len(report.problems) > _MAX_PROBLEMS:
             render.note(f"… {len(report.problems) - _MAX_PROBLEMS:,} more; --json lists all")
         if report.trouble is not None:
-            render.note(f"{report.trouble.message}; states are as the workers recorded them")
+            is_away = isinstance(report.trouble, ConnectionFailedError)
+            known = "this is what came of it before" if is_away else "states are as the workers recorded them"
+            render.note(f"{report.trouble.message}; {known}")
     if not any(report.experiments for report in reports):
         render.say(f"nothing new in {render.duration(sum(report.seconds for report in reports))}")
 

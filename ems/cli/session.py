@@ -105,13 +105,16 @@ class Session:
         from ems.outputs import RunFolder
 
         try:
-            files = self.target(experiment.target).run_files(experiment, index)
-            files.exists()
+            target = self.target(experiment.target)
+            files = target.run_files(experiment, index)
+            if target.is_gone and files.exists():
+                _say_kept(f"the cluster {target.name} is gone")
+            files.exists()  # or it is out of reach
         except (ConnectionFailedError, TargetError) as error:
             here = RunFolder(Path(self._kept(experiment, error).run(index)))
             if not here.exists():
                 raise
-            _say_kept(error)
+            _say_kept(error.message)
             return here
         return files
 
@@ -131,9 +134,11 @@ class Session:
                 target = self.target(experiment.target)
                 root = stack.enter_context(target.fetched(experiment, range(experiment.n_runs), scope))
                 is_fetched = target.remote is not None
+                if target.is_gone:
+                    _say_kept(f"the cluster {target.name} is gone")
             except (ConnectionFailedError, TargetError) as error:
                 root, is_fetched = Path(self._kept(experiment, error).root), False
-                _say_kept(error)
+                _say_kept(error.message)
             yield root, is_fetched
 
     def _kept(self, experiment: Experiment, error: EmsError) -> ExperimentFiles:
@@ -384,10 +389,10 @@ class _Reached:
     is_away: bool = False  # the machine, not its scheduler
 
 
-def _say_kept(error: EmsError) -> None:
+def _say_kept(why: str) -> None:
     from ems.cli import render
 
-    render.note(f"{error.message}; this is what was harvested before")
+    render.note(f"{why}; this is what was harvested before")
 
 
 def _failing(trouble: EmsError | None) -> Refresh:

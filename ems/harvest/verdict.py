@@ -78,7 +78,7 @@ def decide(
             return Verdict(info.state, info.slurm_state, _reason(info))
         return Verdict(state, info.slurm_state if info is not None and info.state == state else "", reason)
     if not by_slurm:
-        return _on_this_machine(record, state, reason)
+        return _by_its_worker(record, state, reason, info)
     return _cut_off(record, state, reason, infos, before)
 
 
@@ -115,9 +115,13 @@ def _not_started(place: Place, infos: Mapping[str, JobInfo] | None, before: Verd
     return Verdict(info.state, info.slurm_state, _reason(info))
 
 
-def _on_this_machine(record: Record, state: State, reason: str) -> Verdict:
-    if state is not State.RUNNING or record.get("host") != os.uname().nodename:
+def _by_its_worker(record: Record, state: State, reason: str, info: JobInfo | None) -> Verdict:
+    """Decide on an attempt without SLURM: it runs while its worker is alive, there or on this machine."""
+    if state is not State.RUNNING:
         return Verdict(state, "", reason)
+    if record.get("host") != os.uname().nodename:
+        is_lost = info is not None and info.state not in (State.RUNNING, State.PENDING)
+        return Verdict(State.FAILED, "", "worker lost") if is_lost else Verdict(state, "", reason)
     if record.get("boot_id") != _boot_id():
         return Verdict(State.FAILED, "", "worker lost: the machine was restarted")
     if not is_alive(int(record.get("pid") or 0), int(record.get("pid_start") or 0)):

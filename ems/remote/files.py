@@ -40,10 +40,14 @@ def _pull(site: Site, _: dict[str, Any], data: bytes) -> None:
         site.send(*pack)
 
 
-def _listing(site: Site, args: dict[str, Any], _: bytes) -> list[Written] | None:
-    """Return what a run has written; None where it has no folder."""
-    folder = _folder(site, args)
-    return folder.written() if folder.exists() else None
+def _exists(site: Site, args: dict[str, Any], _: bytes) -> bool:
+    """Whether a run has a folder."""
+    return _folder(site, args).exists()
+
+
+def _listing(site: Site, args: dict[str, Any], _: bytes) -> list[Written]:
+    """Return what a run has written."""
+    return _folder(site, args).written()
 
 
 def _find(site: Site, args: dict[str, Any], _: bytes) -> list[str | None]:
@@ -68,7 +72,7 @@ def _folder(site: Site, args: dict[str, Any]) -> outputs.RunFolder:
     return outputs.RunFolder(Path(site.files(args["experiment"]).run(int(args["index"]))))
 
 
-TABLE: dict[str, Operation] = {"pull": _pull, "listing": _listing, "find": _find, "read": _read}
+TABLE: dict[str, Operation] = {"pull": _pull, "exists": _exists, "listing": _listing, "find": _find, "read": _read}
 
 
 # ------------------------------------------------------------------------------------------ here
@@ -100,18 +104,14 @@ class RemoteRun:
         self._agent = agent
         self._aside = aside
         self._run: dict[str, Any] = {"experiment": exp_id, "index": index}
-        self._written: list[Written] | None = None
 
     def exists(self) -> bool:
         """Whether the run has a folder."""
-        self._written = self._agent.call("listing", **self._run)
-        return self._written is not None
+        return bool(self._agent.call("exists", **self._run))
 
     def written(self) -> list[Written]:
         """Return path, size in bytes and time of what the run has written."""
-        if self._written is None:
-            self.exists()
-        return [(path, size, at) for path, size, at in self._written or ()]
+        return [(path, size, at) for path, size, at in self._agent.call("listing", **self._run)]
 
     def find(self, names: Sequence[str], cwd: str = ".") -> list[str | None]:
         """Return the paths below the run's folder of what a person calls ``names``; a folder's ends with ``/``."""

@@ -88,12 +88,17 @@ class Mirror:
         with writing_to(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with records.locked(self.root / _LOCK):
-                for _ in range(_ROUNDS):
-                    work = _Work(self.root, left, pulled)
-                    work.apply(call(self._request(left, scope, mistaken)))
+                for left_rounds in reversed(range(_ROUNDS)):
+                    work, came = _Work(self.root, left, pulled), pulled.n_bytes
+                    try:
+                        work.apply(call(self._request(left, scope, mistaken)))
+                    except ConnectionFailedError:
+                        if pulled.n_bytes == came or not left_rounds:
+                            raise
+                        continue  # something came: it goes on from there
                     left, mistaken = work.again, frozenset(work.mistaken)
                     if not left:
-                        break
+                        return pulled
         return pulled
 
     def _request(self, runs: Mapping[str, Collection[int]], scope: Scope, mistaken: Collection[str]) -> Frame:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ems import harvest
+from ems.errors import ConnectionFailedError
+from ems.model import State
+from ems.node.records import UNTOUCHED_AT
 from ems.remote import mirror as mirrors
 from ems.remote import pull, stream
 from ems.remote.mirror import Mirror
 from ems.remote.pull import METRICS, STATES, Scope
+from ems.store import Store
 
 EXP = "7f3a9c21"
 N_RUNS = 2
@@ -200,3 +205,156 @@ def test_whatever_happened_a_whole_pull_ends_in_the_same_content(farm: Any, hist
 
 def _has_ended(world: World, run: int, number: int) -> bool:
     return json.loads(Path(world.farm.files.attempt(run, number)).read_text())["state"] == "COMPLETED"
+
+
+# -- single properties
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    return tmp_path / "mirror"
+
+
+def here(mirror: Path, name: str, run: int = 0) -> Path:
+    return mirror / "experiments" / EXP / "runs" / str(run) / name
+
+
+def test_a_file_that_grows_is_sent_from_where_it_was(farm: Any, mirror: Path) -> None:
+    past = Past()
+    for size in (1, 200_000, 300_000, 5_000_000):
+        past.stamp(farm.write(0, "stdout.log", os.urandom(size), append=True))
+        farm.attempt(0, state="RUNNING")
+        came = pulled(farm.root, mirror).n_bytes
+        assert size <= came < size + 1000
+        assert here(mirror, "stdout.log").read_bytes() == Path(farm.files.run(0, "stdout.log")).read_bytes()
+
+
+@pytest.mark.parametrize("place", [0, 100_000, 2_000_000])
+def test_one_that_was_written_anew_is_sent_as_a_whole(farm: Any, mirror: Path, place: int) -> None:
+    old = os.urandom(2_000_001)
+    past, path = Past(), farm.write(0, "files/x.csv", old)
+    past.stamp(path)
+    pulled(farm.root, mirror)
+    new = bytearray(old + b"more")
+    new[place] ^= 1
+    path.write_bytes(new)
+    past.stamp(path)
+    pulled(farm.root, mirror)
+    assert here(mirror, "files/x.csv").read_bytes() == bytes(new)
+
+
+def test_what_changes_again_within_the_same_tick_is_seen(farm: Any, mirror: Path) -> None:
+    path = farm.write(0, "files/results.json", '{"a": 1}')
+    facts = path.stat()
+    pulled(farm.root, mirror)
+    path.write_text('{"a": 2}')
+    os.utime(path, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
+    pulled(farm.root, mirror)
+    assert here(mirror, "files/results.json").read_text() == '{"a": 2}'
+
+
+def test_the_projects_own_files_and_large_tables_stay_there(
+    farm: Any, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ems.outputs.MAX_CSV_BYTES", 10)
+    os.utime(farm.write(0, "files/seen.csv", "a,b\n1,2\n"), (UNTOUCHED_AT, UNTOUCHED_AT))
+    farm.write(0, "files/model.bin", "weights")
+    farm.write(0, "files/large.csv", "a,b\n" + "1,2\n" * 9)
+    farm.write(0, "checkpoint/last.csv", "x")
+    brought = pulled(farm.root, mirror)
+    assert brought.left_out == [f"{EXP}/0/large.csv"]
+    assert not here(mirror, "files").exists()
+    named = Scope(metrics=True, globs=("large.csv",))
+    assert not pulled(farm.root, mirror, named).left_out
+    assert here(mirror, "files/large.csv").exists()
+
+
+def test_a_run_is_fetched_by_pattern_and_path_without_its_attempts(farm: Any, mirror: Path) -> None:
+    for name in ("files/out/a.png", "checkpoint/b.png", "stdout.log"):
+        farm.write(0, name, name)
+    farm.attempt(0)
+    pulled(farm.root, mirror, Scope(pattern="*.png", attempts=False))
+    assert sorted(path.name for path in mirror.rglob("*") if path.is_file() and "runs" in path.parts) == [
+        "a.png",
+        "b.png",
+    ]
+    pulled(farm.root, mirror, Scope(paths=("stdout.log", "../1/stdout.log", "/etc/passwd", "."), attempts=False))
+    assert here(mirror, "stdout.log").read_text() == "stdout.log"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../x",
+        "/tmp/x",
+        "runs/0/../../../x",
+        "runs/7/x",
+        "spec.json",
+        "runs/0/",
+        "runs/0/a\0b",
+        "chunks/../spec.json",
+    ],
+)
+def test_the_other_machine_cannot_write_where_it_was_not_asked_to(mirror: Path, name: str) -> None:
+    def call(_: Any) -> Any:
+        return stream.packed(
+            [({"experiment": EXP}, b""), ({"file": name, "whole": True, "mtime": 1}, b"evil"), ({"gone": name}, b"")]
+        )
+
+    with pytest.raises(ConnectionFailedError, match="was not asked for"):
+        Mirror(mirror).pull(call, {EXP: [0]}, METRICS)
+    assert [path.name for path in mirror.rglob("*") if path.is_file()] == ["pull.lock"]
+
+
+def test_a_connection_that_breaks_again_and_again_brings_all_in_the_end(farm: Any, mirror: Path) -> None:
+    past = Past()
+    for run in range(2):
+        for number in range(6):
+            past.stamp(farm.write(run, f"files/{number}.csv", os.urandom(200_000)))
+    answer = call_of(farm.root, METRICS)
+    breaks = iter([2, 4, 1])
+
+    def call(request: Any) -> Iterator[Any]:
+        left = next(breaks, 1000)
+        for pack in answer(request):
+            left -= 1
+            if left < 0:
+                raise ConnectionFailedError("the connection broke")
+            yield pack
+
+    Mirror(mirror).pull(call, {EXP: range(2)}, METRICS)
+    assert content(mirror) == content(farm.root)
+
+    def dead(_: Any) -> Iterator[Any]:
+        raise ConnectionFailedError("no route")
+        yield
+
+    with pytest.raises(ConnectionFailedError, match="no route"):
+        Mirror(mirror).pull(dead, {EXP: range(2)}, METRICS)
+
+
+def test_of_a_mirror_only_what_came_whole_is_settled(farm: Any, mirror: Path, tmp_path: Path) -> None:
+    """Another command may bring the end of a run into the mirror between the pull and the reading of this one."""
+    for path in (farm.files.spec, farm.files.runs, farm.files.offsets):
+        place = mirror / Path(path).relative_to(farm.root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(Path(path).read_bytes())
+    for index in range(3):
+        farm.attempt(index, state="RUNNING")
+        farm.log(index, 0, loss=1.0)
+    with Store(tmp_path / "ems.db") as store:
+        harvest.adopt(store, mirror)
+        first = pulled(farm.root, mirror, runs=range(3))
+        for index in range(3):
+            farm.log(index, 1, loss=0.5)
+            farm.attempt(index)
+        pulled(farm.root, mirror, STATES, runs=range(3))  # of the other command
+        harvest.harvest(store, mirror, {}, complete=first.complete)
+        assert {state for _, state in store.states(EXP)} == {State.COMPLETED}
+        assert store.unsettled_runs(EXP) == [0, 1, 2]
+        harvest.harvest(store, mirror, {}, complete={})  # the machine is away
+        assert store.unsettled_runs(EXP) == [0, 1, 2]
+        whole = pulled(farm.root, mirror, runs=range(3))
+        harvest.harvest(store, mirror, {}, complete=whole.complete)
+        assert store.unsettled_runs(EXP) == []
+        assert len(list(store.curves([EXP], "loss"))) == 6

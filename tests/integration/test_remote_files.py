@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ems import registry
 from ems.store import Store
 
 Ems = Callable[..., CompletedProcess[str]]
@@ -214,3 +215,18 @@ def test_a_log_is_followed_through_a_broken_connection(far: Any, train: Path, em
         assert process.stdout.readline() == "line 2\n"
         (gate / "2").touch()
         assert process.wait(60) == 0
+
+
+def test_a_cluster_that_is_no_more_leaves_what_was_harvested(far: Any, train: Path, ems: Ems, swept: str) -> None:
+    ems("harvest")
+    harvested = results(train, swept)
+    registry.forget("far")
+    assert "the cluster far is gone; this is what was harvested before" in (shown := ems("logs", f"{swept}/2")).stderr
+    assert "step 4 acc: 4.3" in shown.stdout
+    assert json.loads(ems("cat", f"{swept}/2/results.json").stdout) == {"final": 0.3}
+    assert "stdout.log" in ems("ls", f"{swept}/2").stdout
+    assert len(ems("reduce", swept, "curve.csv").stdout.splitlines()) == 13
+    assert json.loads(ems("report", "--json").stdout)
+    assert swept in ems("status", swept).stdout
+    ems("harvest")
+    assert results(train, swept) == harvested

@@ -113,6 +113,11 @@ def test_a_worker_on_this_machine_that_is_gone_has_lost_its_run() -> None:
     assert restarted.state is State.FAILED
     elsewhere = decide(record("RUNNING", **(later | {"host": "other"})), pool, {}, PENDING, False)
     assert elsewhere.state is State.RUNNING
+    gone = {"here-5-1": JobInfo("here-5-1", State.UNKNOWN, "", "its workers are gone")}
+    there = record("RUNNING", **(later | {"host": "other", "job": "here-5-1"}))
+    assert decide(there, pool, gone, PENDING, False) == Verdict(State.FAILED, "", "worker lost")
+    alive = {"here-5-1": JobInfo("here-5-1", State.RUNNING, "")}
+    assert decide(there, pool, alive, PENDING, False) == Verdict(State.RUNNING)
     assert not is_alive(0, 0)
 
 
