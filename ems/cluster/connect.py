@@ -164,7 +164,7 @@ def upgrade(name: str, report: Report) -> RemoteTarget:
         fresh = _target(name, target.host, found, Installer(target.host, found, report).install())
         target = replace(target, ems=fresh.ems, facts={**target.facts, **fresh.facts})
     else:
-        install_on_share(target.host, report)
+        install_on_share(target, report)
     _greet(target)
     if target.cluster is None:
         registry.save(target)

@@ -11,24 +11,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ems import wheel
 from ems.errors import ClusterError
+from ems.registry import RemoteTarget
 from ems.ssh import Host
 
 Report = Callable[[str], None]
 
 _PIP = ("--disable-pip-version-check", "--no-input")
-_SHARE = "/opt/ems"
 _INSTALL_S = 1800.0
 # A transfer that breaks leaves no file that looks whole.
 _SAVE = 'mkdir -p -- "$1" && cat >"$1/.part-$2" && mv -- "$1/.part-$2" "$1/$2"'
+# Root's, as the set-up of the cluster left it; its own script knows how to bring ems up to date there.
 _ON_SHARE = f"""
 set -e
-{_SAVE.replace('"$1', f'"{_SHARE}/dist')}
-exec sh {_SHARE}/templates/roles/ems/files/install-ems "{_SHARE}/dist/$2" {_SHARE}/venv
+share=$3
+{_SAVE}
+exec sh "$share/templates/roles/ems/files/install-ems" "$1/$2" "$share/venv"
 """
 
 
@@ -150,7 +152,7 @@ class Installer:
         return self._host.run(words, check=False, timeout_s=_INSTALL_S)
 
 
-def install_on_share(host: Host, report: Report) -> None:
+def install_on_share(target: RemoteTarget, report: Report) -> None:
     """Put this ``ems`` on the share of a cluster that ``ems`` made, as its set-up does.
 
     Raises
@@ -158,10 +160,14 @@ def install_on_share(host: Host, report: Report) -> None:
     ConnectionFailedError
         If the controller cannot be reached, or it fails there, in its own words.
     """
+    share = str(PurePosixPath(target.ems[0]).parents[2])  # SHARE/venv/bin/python
+    host = target.host
     with tempfile.TemporaryDirectory(prefix="ems-wheel-") as aside:
         own = wheel.pack(Path(aside))
-        report(f"{host.destination}: installs ems")
-        host.run(["sudo", "-n", "sh", "-c", _ON_SHARE, "sh", "", own.name], data=own.read_bytes(), timeout_s=_INSTALL_S)
+        report(f"{target.name}: installs ems")
+        is_ours = host.run(["test", "-w", f"{share}/venv"], check=False).returncode == 0
+        words = [*([] if is_ours else ["sudo", "-n"]), "sh", "-c", _ON_SHARE, "sh", f"{share}/dist", own.name, share]
+        host.run(words, data=own.read_bytes(), timeout_s=_INSTALL_S)
 
 
 def platforms(found: Mapping[str, Any]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from ems import registry
 from ems.cluster import connect as connecting
+from ems.cluster import shipped
 from ems.cluster.install import Installer
 from ems.errors import ClusterError
 from ems.ssh import Host
@@ -148,6 +151,22 @@ def test_a_python_without_ensurepip_gets_the_pip_that_is_sent(login: Login, tmp_
     crippled.chmod(0o755)
     python = Installer(host, {**found, "python": str(crippled)}, lambda _: None).install()
     assert host.run([python, "-m", "ems", "--version"]).stdout.startswith(b"ems ")
+
+
+def test_the_share_of_a_cluster_that_ems_made_is_upgraded_by_its_own_script(login: Login, ems: Ems) -> None:
+    share = login.far.folder / "opt ems"
+    shutil.copytree(shipped.templates(), share / "templates")
+    old = share / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", share / "venv"], check=True)
+    made = replace(login.far.target, name="made", ems=(str(old), "-m", "ems"), cluster="an incarnation")
+    registry.save(made)
+    assert "hint: ems cluster upgrade made" in ems("doctor", "--on", "made", code=1).stderr
+    ems("cluster", "upgrade", "made", timeout=280)
+    ems("doctor", "--on", "made")
+    (wheel,) = (share / "dist").iterdir()
+    key = (share / "venv" / ".wheel").read_text().split()[0]
+    assert key == hashlib.sha256(wheel.read_bytes()).hexdigest(), "the next set-up changes nothing"
+    assert registry.get("made") == made
 
 
 def test_a_machine_without_a_new_python_is_said_and_what_would_help(login: Login, tmp_path: Path) -> None:
