@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -212,8 +211,7 @@ def ems(
 def load() -> Any:
     """Import every command; return the whole as one click command."""
     for module in _MODULES:
-        if importlib.util.find_spec(f"ems.cli.{module}") is not None:
-            importlib.import_module(f"ems.cli.{module}")
+        importlib.import_module(f"ems.cli.{module}")
     # in this order, whatever was imported first
     places = {f"ems.cli.{module}": place for place, module in enumerate(_MODULES)}
     for each in (app, *(info.typer_instance for info in app.registered_groups)):
