@@ -115,9 +115,10 @@ def remove(executor: Executor, files: ExperimentFiles) -> int:
     TargetError
         If a file cannot be deleted.
     """
+    before = _size(files.dir)
     if Path(files.dir).exists():
         _cancel(executor, files)
-    return delete(files)
+    return before - _size(files.dir) + delete(files)  # on a full disk, cancelling deletes too
 
 
 def delete(files: ExperimentFiles) -> int:

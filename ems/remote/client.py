@@ -103,16 +103,23 @@ class Agent:
         if self._connection is None:
             try:
                 self._connection = _Connection(self.target)
-            except _BrokenError:
+            except _BrokenError as error:
                 if not self.target.host.control_path().exists():
-                    raise
+                    raise error.for_good() from None
                 self.target.host.renew()  # the shared connection may be one that a sleeping laptop has lost
-                self._connection = _Connection(self.target)
+                try:
+                    self._connection = _Connection(self.target)
+                except _BrokenError as again:
+                    raise again.for_good() from None
         return self._connection
 
 
 class _BrokenError(ConnectionFailedError):
-    """The wire broke, or was never there: asking again may help."""
+    """The wire broke: asking again may help."""
+
+    def for_good(self) -> ConnectionFailedError:
+        """Return the error of one that has been asked often enough."""
+        return ConnectionFailedError(self.message, self.hint)
 
 
 class _Connection:
