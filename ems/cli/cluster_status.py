@@ -17,6 +17,7 @@ from ems.errors import ConnectionFailedError, TargetError, UsageError
 if TYPE_CHECKING:
     from ems.cluster.fleet import Fleet
     from ems.cluster.overview import NodeView, Overview
+    from ems.ssh import Host
 
 OptionalName = Annotated[
     str | None, typer.Argument(metavar="[NAME]", help="Default: the current cluster.", show_default=False)
@@ -95,13 +96,27 @@ def _fleet(name: str | None) -> Fleet:
     TargetError
         If none is named and none is current.
     """
+    from ems.cluster.fleet import known
+
+    return known(_chosen(name))
+
+
+def _host(name: str | None) -> Host:
+    """Return the controller of a cluster or, of one that was connected, its login node."""
     from ems import registry
     from ems.cluster.fleet import known
+
+    target = registry.load(_chosen(name))
+    return target.host if target is not None and target.cluster is None else known(_chosen(name)).host()
+
+
+def _chosen(name: str | None) -> str:
+    from ems import registry
 
     chosen = name or registry.current()
     if chosen is None:
         raise TargetError("no cluster is current", "name one, or choose it: ems cluster use NAME")
-    return known(chosen)
+    return chosen
 
 
 @command(REACH, "ems cluster ssh", "ems cluster ssh gpu-001", "ems cluster ssh -- squeue --me")
@@ -113,8 +128,7 @@ def ssh(
     on: On = None,
 ) -> None:
     """Log in, or run the command that follows `--`."""
-    fleet = _fleet(on)
-    host = fleet.node_host(node or fleet.record.controller)
+    host = _host(on) if node is None else _fleet(on).node_host(node)
     words = list(ctx.obj["script_args"])
     argv = host.argv(words, tty=bool(words) and os.isatty(0) and os.isatty(1))
     os.execvp(argv[0], argv)  # noqa: S606 - the user's own login, without a shell
@@ -126,12 +140,12 @@ def put(
     on: On = None,
 ) -> None:
     """Copy files to the cluster's share by rsync; default: the login user's home."""
-    fleet = _fleet(on)
+    host = _host(on)
     *sources, dest = paths if len(paths) > 1 else [*paths, ""]
     for source in sources:
         if not Path(source).exists():
             raise UsageError(f"there is no {source}", "check the path: it is relative to where you are")
-    _rsync(fleet, [_local(each) for each in sources], _remote(fleet, dest))
+    _rsync(host, [_local(each) for each in sources], _remote(host, dest))
 
 
 @command(REACH, "ems cluster get results.csv", "ems cluster get models/best.pt .")
@@ -140,9 +154,9 @@ def get(
     on: On = None,
 ) -> None:
     """Copy files from the cluster's share by rsync; default: to here."""
-    fleet = _fleet(on)
+    host = _host(on)
     *sources, dest = paths if len(paths) > 1 else [*paths, "."]
-    _rsync(fleet, [_remote(fleet, each) for each in sources], _local(dest))
+    _rsync(host, [_remote(host, each) for each in sources], _local(dest))
 
 
 def _local(path: str) -> str:
@@ -150,15 +164,15 @@ def _local(path: str) -> str:
     return path if path.startswith("/") else f"./{path}"
 
 
-def _remote(fleet: Fleet, path: str) -> str:
-    return f"{fleet.host().destination}:{path if path.startswith('/') else f'./{path}'}"
+def _remote(host: Host, path: str) -> str:
+    return f"{host.destination}:{path if path.startswith('/') else f'./{path}'}"
 
 
-def _rsync(fleet: Fleet, sources: list[str], dest: str) -> None:
+def _rsync(host: Host, sources: list[str], dest: str) -> None:
     # --protect-args: names reach the other side as they are, never through a shell
     words = ["rsync", "-a", "--partial", "--protect-args", "--info=progress2" if os.isatty(2) else "--info=stats0"]
     try:
-        done = subprocess.run([*words, "-e", fleet.host().remote_shell(), "--", *sources, dest], check=False)
+        done = subprocess.run([*words, "-e", host.remote_shell(), "--", *sources, dest], check=False)
     except FileNotFoundError:
         raise ConnectionFailedError("there is no rsync on this machine", "install rsync") from None
     if done.returncode:

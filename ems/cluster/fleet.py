@@ -203,9 +203,16 @@ def known(name: str, report: Report = quiet) -> Fleet:
     ------
     NotFoundError
         If it knows none of that name.
+    ClusterError
+        If it is one that was connected, whose machines are not for ems to change.
     """
     files = Files(name)
     record = files.load()
+    if record is None and registry.load(name) is not None:
+        raise ClusterError(
+            f"{name} was connected, not made by ems: its machines are those of others",
+            f"ems doctor --on {name} looks at it, ems cluster forget {name} forgets it",
+        )
     if record is None:
         raise NotFoundError(
             f"this machine knows no cluster `{name}`",

@@ -212,6 +212,23 @@ def test_the_name_of_a_cluster_that_ems_made_is_taken(login: Login, ems: Ems) ->
     assert registry.load("uni") == made
 
 
+def test_one_logs_in_to_a_connected_cluster_and_copies_files_but_its_machines_are_not_ours(
+    login: Login, ems: Ems, project: Path
+) -> None:
+    name = "a b $(touch pwned).csv"
+    (project / name).write_text("1,2\n")
+    assert ems("cluster", "ssh", "--on", "far", "--", "printf", "%s", "a  b").stdout == "a  b"
+    ems("cluster", "put", name, f"{login.home}/", "--on", "far")
+    (project / name).unlink()
+    ems("cluster", "get", f"{login.home}/{name}", ".", "--on", "far")
+    assert (project / name).read_text() == "1,2\n"
+    assert not [*project.glob("pwned"), *login.home.glob("pwned")]
+    for words in (["status", "far"], ["resize", "far", "2"], ["stop", "far", "--yes"]):
+        refused = ems("cluster", *words, code=1).stderr
+        assert "far was connected, not made by ems" in refused
+        assert "ems cluster forget far" in refused
+
+
 def test_a_shell_that_talks_and_a_slurm_that_only_a_login_shell_finds(login: Login, tmp_path: Path) -> None:
     """Many sites set PATH by /etc/profile.d; `ssh login command` does not read it."""
     tools = tmp_path / "slurm" / "bin"
