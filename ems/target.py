@@ -116,15 +116,19 @@ class Target:
 
         return ask
 
-    def pull(self, runs: Mapping[str, Collection[int]], scope: Scope) -> Pulled | None:
+    def pull(
+        self, runs: Mapping[str, Collection[int]], scope: Scope, progress: Callable[[int], None] | None = None
+    ) -> Pulled | None:
         """Bring what is new of some runs, by experiment, from the other machine; None where there is none.
+
+        ``progress`` is called with the number of bytes that have come.
 
         Raises
         ------
         ConnectionFailedError
             If it cannot be reached, or the connection broke; what came before stays.
         """
-        return self._pull_into(self.root, runs, scope)
+        return self._pull_into(self.root, runs, scope, progress)
 
     @contextmanager
     def fetched(self, experiment: Experiment, indices: Collection[int], scope: Scope) -> Iterator[Path]:
@@ -145,13 +149,19 @@ class Target:
         yield aside
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _pull_into(self, folder: Path, runs: Mapping[str, Collection[int]], scope: Scope) -> Pulled | None:
+    def _pull_into(
+        self,
+        folder: Path,
+        runs: Mapping[str, Collection[int]],
+        scope: Scope,
+        progress: Callable[[int], None] | None = None,
+    ) -> Pulled | None:
         if self.remote is None:
             return None
         from ems.remote.files import pull_by  # noqa: PLC0415  # what is local imports nothing of this
         from ems.remote.mirror import Mirror  # noqa: PLC0415
 
-        return Mirror(folder).pull(pull_by(self.remote.agent), runs, scope)
+        return Mirror(folder).pull(pull_by(self.remote.agent), runs, scope, progress)
 
     def run_files(self, experiment: Experiment, index: int) -> RunFiles:
         """Return the files of a run, wherever they lie."""

@@ -71,13 +71,18 @@ def _harvest(session: Session, chosen: Sequence[Experiment] | None, globs: Seque
     with render.progress() as show:
         said = time.monotonic()
 
-        def tell(done: int, total: int) -> None:
+        def tell(words: str) -> None:
             nonlocal said
             if time.monotonic() - said > _PROGRESS_S:  # a short harvest needs no progress, a log file not every step
                 said = time.monotonic()
-                show(f"harvesting {done:,} of {total:,} runs")
+                show(words)
 
-        return session.harvest(chosen, globs, tell)
+        return session.harvest(
+            chosen,
+            globs,
+            lambda done, total: tell(f"harvesting {done:,} of {total:,} runs"),
+            lambda came: tell(f"fetching: {render.size(came)}"),
+        )
 
 
 def _unfinished(session: Session, chosen: Sequence[Experiment] | None) -> list[Experiment]:

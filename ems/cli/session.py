@@ -228,11 +228,13 @@ class Session:
         experiments: Sequence[Experiment] | None = None,
         metric_globs: Sequence[str] = (),
         progress: Callable[[int, int], None] | None = None,
+        fetching: Callable[[int], None] | None = None,
     ) -> list[HarvestReport]:
         """Bring states and results of some experiments (None: of all, unknown ones included) into the store.
 
         A report for each root that experiments lie under. Of all, one whose target or files are gone is a problem in
-        the last report.
+        the last report. ``progress`` is called with the number of runs done and of all, ``fetching`` with the number of
+        bytes that came from another machine.
 
         Raises
         ------
@@ -245,7 +247,7 @@ class Session:
         within, trouble = self._within_reach(self._to_harvest(metric_globs) if experiments is None else experiments)
         if experiments is not None and trouble is not None:
             raise trouble
-        reached = self._catch_up(within, metric_globs, with_metrics=True)
+        reached = self._catch_up(within, metric_globs, with_metrics=True, progress=fetching)
         roots = self._by_root(reached)
         if experiments is None:
             roots.setdefault(self.target("here").root, {})
@@ -278,7 +280,11 @@ class Session:
         return [each for each in experiments if not why[each.id]], trouble
 
     def _catch_up(
-        self, experiments: Iterable[Experiment], globs: Sequence[str] = (), with_metrics: bool = False
+        self,
+        experiments: Iterable[Experiment],
+        globs: Sequence[str] = (),
+        with_metrics: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> list[_Reached]:
         """Hand over what could not be before, and bring what is new from other machines; one pull for each."""
         from ems.remote.pull import Scope
@@ -294,7 +300,9 @@ class Session:
                 reached.trouble = self._feed(reached.target, group)
                 runs = {each.id: self._to_pull(each, again=bool(globs)) for each in group}
                 reached.runs = {exp_id: indices for exp_id, indices in runs.items() if indices}
-                reached.pulled = reached.target.pull(reached.runs, Scope(metrics=with_metrics, globs=tuple(globs)))
+                reached.pulled = reached.target.pull(
+                    reached.runs, Scope(metrics=with_metrics, globs=tuple(globs)), progress
+                )
             except (ConnectionFailedError, TargetError) as error:
                 reached.trouble, reached.is_away = error, True
         return found

@@ -65,7 +65,13 @@ class Mirror:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def pull(self, call: Call, runs: Mapping[str, Collection[int]], scope: Scope = STATES) -> Pulled:
+    def pull(
+        self,
+        call: Call,
+        runs: Mapping[str, Collection[int]],
+        scope: Scope = STATES,
+        progress: Callable[[int], None] | None = None,
+    ) -> Pulled:
         """Bring what is new of some runs; waits for another pull into this mirror.
 
         Parameters
@@ -77,6 +83,8 @@ class Mirror:
             By experiment, which runs; those that have not started cost nothing.
         scope
             Which of their files.
+        progress
+            Called with the number of bytes that have come.
 
         Raises
         ------
@@ -85,13 +93,15 @@ class Mirror:
         """
         pulled = Pulled()
         left, mistaken = runs, frozenset[str]()
+        if not runs:
+            return pulled
         with writing_to(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with records.locked(self.root / _LOCK):
                 for left_rounds in reversed(range(_ROUNDS)):
                     work, came = _Work(self.root, left, pulled), pulled.n_bytes
                     try:
-                        work.apply(call(self._request(left, scope, mistaken)))
+                        work.apply(call(self._request(left, scope, mistaken)), progress)
                     except ConnectionFailedError:
                         if pulled.n_bytes == came or not left_rounds:
                             raise
@@ -151,7 +161,7 @@ class _Work:
         self._place = root  # where the open file belongs; it is aside if it is to replace what is there
         self._is_aside = False
 
-    def apply(self, packs: Iterable[tuple[Frame, bytes]]) -> None:
+    def apply(self, packs: Iterable[tuple[Frame, bytes]], progress: Callable[[int], None] | None = None) -> None:
         """Take all frames in order.
 
         Raises
@@ -162,6 +172,8 @@ class _Work:
         try:
             for header, data in unpacked(packs):
                 self._take(header, data)
+                if progress is not None and data:
+                    progress(self._pulled.n_bytes)
             self._close_experiment()
         except BrokenWireError as error:
             raise ConnectionFailedError(f"the answer of the other machine is damaged: {error}", "try again") from error

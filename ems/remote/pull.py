@@ -15,6 +15,7 @@ something else there, it asks again for all of it.
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import stat
@@ -105,12 +106,18 @@ def _is_plain(name: str) -> bool:
 
 def _started(files: ExperimentFiles, spans: Iterable[Sequence[int]]) -> list[int]:
     """Return the runs within ``spans`` that have a directory, ascending."""
-    wanted = [range(start, stop) for start, stop in spans]
+    wanted = sorted(map(tuple, spans))
+    starts = [start for start, _ in wanted]
     try:
         there = [int(name) for name in os.listdir(os.path.join(files.dir, "runs")) if name.isdigit()]  # noqa: PTH118, PTH208  # a hundred thousand names
     except FileNotFoundError:
         return []
-    return sorted(index for index in there if any(index in span for span in wanted))
+
+    def is_wanted(index: int) -> bool:
+        place = bisect.bisect_right(starts, index)
+        return place > 0 and index < wanted[place - 1][1]
+
+    return sorted(filter(is_wanted, there))
 
 
 def _by_run(have: Mapping[str, Facts]) -> dict[int, dict[str, Facts]]:

@@ -123,7 +123,9 @@ def test_watching_says_news_only_and_ends_with_the_runs(
 def test_a_log_file_gets_a_line_a_second_of_a_long_harvest(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def harvest(chosen: object, globs: object, tell: Callable[[int, int], None]) -> list[HarvestReport]:
+    def harvest(
+        chosen: object, globs: object, tell: Callable[[int, int], None], fetching: object
+    ) -> list[HarvestReport]:
         for done in range(100):
             tell(done, 100)
         return []
