@@ -43,13 +43,15 @@ _STATES = {
     NodeState.PAUSED: MachineState.STOPPED,
     NodeState.ERROR: MachineState.FAILED,
 }
-# What is of one machine only must not be in an image: its keys, its name, what cloud-init did and was told
+# What is of one machine only must not be in an image: its keys, its name, what cloud-init did and was told; nor its
+# users, since cloud-init makes no home for one who is there already
 _CLEAN = """set -e
 cloud-init clean --logs --seed
 mkdir -p -m 700 /var/lib/cloud/seed/nocloud
 rm -rf /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /root/.ssh /root/.ansible /tmp/.[!.]* /tmp/*
 : >/etc/machine-id
 find /var/log -type f -exec truncate --size 0 {} +
+awk -F: '$3 >= 2000 && $3 <= 60000 { print $1 }' /etc/passwd | xargs --no-run-if-empty --max-args=1 userdel --force
 """
 
 T = TypeVar("T")
