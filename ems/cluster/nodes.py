@@ -12,8 +12,9 @@ from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, Res
 from ems.cluster.scheduler import Boot, NodeState, Scheduler, busy
 from ems.errors import ClusterError, ConnectionFailedError
 
-_SILENT_S = 300  # a node that has said nothing of its boot
-_STAGE_S = 1800  # a stage of its boot: installing CUDA takes many minutes
+_SILENT_S = 240  # a node that says nothing new of its boot
+_STAGE_S = 1800  # but where it installs something: CUDA takes many minutes
+_LONG = ("installs", "runs")  # with what the names of such stages begin
 _LOOK_S = 0.3
 _LIST_S = 5.0
 _LOST = (MachineState.STOPPED, MachineState.STOPPING, MachineState.FAILED)
@@ -203,7 +204,7 @@ class _Wait:
         passed_s = time.monotonic() - self.since
         if machine is None and passed_s > _LIST_S * 2:
             return "its machine is gone"
-        if passed_s < (_STAGE_S if stage else _SILENT_S):
+        if passed_s < (_STAGE_S if stage.startswith(_LONG) else _SILENT_S):
             return ""
         last = f"since then it is at `{stage}`" if stage else "it has said nothing of its boot"
         slurm = f"; SLURM says {state.state}" + (f" ({state.reason})" if state.reason else "") if state else ""
