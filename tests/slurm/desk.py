@@ -68,6 +68,8 @@ class Desk:
         self, *args: str, code: int | None = 0, timeout: float = 280, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run ``ems ARGS…`` in the project, errors with their traceback; ``code=None`` accepts any exit status."""
+        if "PYTHONPATH" in env and "PYTHONPATH" in self.env:
+            env["PYTHONPATH"] += os.pathsep + self.env["PYTHONPATH"]
         done = subprocess.run(
             [sys.executable, "-m", "ems", "--debug", *args],
             cwd=self.project,
