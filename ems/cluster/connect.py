@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ems import registry
-from ems.cluster import probe, record
+from ems.cluster import catalog, probe, record
 from ems.cluster.install import Installer, install_on_share
 from ems.errors import ClusterError, UsageError
 from ems.executor.base import Check
@@ -126,7 +126,7 @@ def connect(name: str, host: Host, report: Report, *, root: str = DEFAULT_ROOT, 
     ConnectionFailedError
         If the machine cannot be reached.
     UsageError
-        If the name is taken by a cluster that ``ems`` made.
+        If the name is taken by a cluster that ``ems`` made, or could make.
     """
     _check_name(name)
     report(f"{host.destination}: looks for Python")
@@ -250,6 +250,9 @@ def _check_name(name: str) -> None:
         raise UsageError(
             f"{name} is a cluster that ems made", f"connect this one by another name, or ems cluster stop {name}"
         )
+    defined = next((each.path for each in catalog.entries(Path.cwd()) if each.name == name), None)
+    if defined is not None:
+        raise UsageError(f"`{name}` is what {defined} defines", "connect this cluster by another name")
 
 
 def _find_python(name: str, host: Host, named: str | None) -> str:

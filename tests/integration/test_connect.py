@@ -85,6 +85,8 @@ def test_a_machine_over_ssh_becomes_the_current_target_and_is_upgraded(login: Lo
     (project / "train.py").write_text(SCRIPT)
     ems("parrun", "train.py", "--wait")
     assert len([*root.glob("experiments/*/runs/*/metrics.jsonl")]) == 2, "they ran there"
+    logins = (login.far.folder / "sshd.log").read_text().count("Accepted publickey")
+    assert logins == 1, "a one-time password is asked for once"
 
     (code,) = root.glob("venv/lib/python*/site-packages/ems/model.py")
     code.write_text(code.read_text() + "\n# of another version\n")
@@ -210,6 +212,9 @@ def test_the_name_of_a_cluster_that_ems_made_is_taken(login: Login, ems: Ems) ->
     assert "uni is a cluster that ems made" in login.connect(code=2)
     assert "ems cluster stop uni" in ems("cluster", "forget", "uni", code=2).stderr
     assert registry.load("uni") == made
+    done = ems("cluster", "connect", "local", "me@login", code=2)
+    assert "`local` is what" in done.stderr
+    assert "by another name" in done.stderr
 
 
 def test_one_logs_in_to_a_connected_cluster_and_copies_files_but_its_machines_are_not_ours(
