@@ -98,13 +98,17 @@ def _finish(folder: Path, root: Path, env: Mapping[str, str], runs: int, points:
     exp_id = str(json.loads(run([*argv, "--json"], folder, env))["experiment"])
     for index in range(runs):
         place = root / "experiments" / exp_id / "runs" / str(index)
-        attempt = place / "attempts" / "1.json"
-        while not (attempt.exists() and json.loads(attempt.read_text()).get("ended_at")):
-            time.sleep(0.01)
+        _wait_for_end(place)
         numbers = random.Random(index)
         lines = [{"step": step, "loss": numbers.random(), "_t": 1.7e9 + step, "_a": 1} for step in range(points)]
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         (place / "metrics.jsonl").write_text(text)
+
+
+def _wait_for_end(run_folder: Path) -> None:
+    attempt = run_folder / "attempts" / "1.json"
+    while not (attempt.exists() and json.loads(attempt.read_text()).get("ended_at")):
+        time.sleep(0.01)
 
 
 PUSH = """
@@ -124,7 +128,7 @@ chosen.close()
 def pushing(_: Mapping[str, str]) -> Iterator[Figure]:
     """(i) Freezing and pushing an unchanged project of 5,000 files over SSH, and submitting a run of it."""
     count = 5_000
-    with far() as (_root, env), project() as folder:
+    with far() as (root, env), project() as folder:
         for index in range(count - 1):
             place = folder / f"package{index // 100}"
             place.mkdir(exist_ok=True)
@@ -133,6 +137,8 @@ def pushing(_: Mapping[str, str]) -> Iterator[Figure]:
         run(submit, folder, env)
         push_s = min(float(run([sys.executable, "-c", PUSH], folder, env)) for _ in range(3))
         whole_s = median(lambda: run(submit, folder, env), repeats=3, warm_up=0)
+        for experiment in (root / "experiments").iterdir():
+            _wait_for_end(experiment / "runs" / "0")
     what = f"push of an unchanged project of {count:,} files over SSH: start the agent, freeze, find nothing to send"
     yield Figure("i", what, f"{push_s:.2f} s", "at most 1.5 s", push_s <= 1.5)
     yield Figure("i", "`ems run` of it, the whole process until it is submitted", f"{whole_s:.2f} s")
