@@ -17,6 +17,7 @@ from typing import Any
 
 from ems import registry
 from ems.registry import RemoteTarget
+from ems.remote import wire
 from ems.ssh import Host
 
 SSHD = "/usr/sbin/sshd"
@@ -56,6 +57,7 @@ class Far:
         self.environment |= environment or {}
         self.root = folder / "home" / "ems"
         self._sshd: subprocess.Popen[bytes] | None = None
+        wire.code_digest.cache_clear()  # a module may have been edited since the tests began
         self._make_keys()
         self.start()
         self.target = RemoteTarget(
