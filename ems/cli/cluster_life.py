@@ -51,7 +51,7 @@ def start(
     counts = parse_counts(nodes, list(definition.nodes))
     with Files(name).locked():
         fleet = lifecycle.begin(name, definition, counts)
-        render.note(*_plan_lines(fleet))
+        render.note(*_plan_lines(fleet), *_changed_lines(fleet, definition))
         _confirm(yes, f"start {name}?")
         with live(fleet):
             outcome = lifecycle.start(fleet, setup=not no_setup)
@@ -73,6 +73,12 @@ def _plan_lines(fleet: Fleet) -> list[str]:
     cost = "" if price is None else "   free of charge" if not price else f"   about {price * total:.2f} an hour"
     machines = render.plural(total, "machine")
     return [f"{fleet.name}   {machines}: controller, {listed}   {definition.image} by {definition.provider.kind}{cost}"]
+
+
+def _changed_lines(fleet: Fleet, definition: Definition) -> list[str]:
+    if definition.digest == fleet.record.digest:
+        return []
+    return [f"its definition has changed since; {fleet.name} stays as it was made: stop it first to have the new one"]
 
 
 def _say_ready(fleet: Fleet, outcome: Outcome, *, as_json: bool, verb: str = "is ready") -> None:

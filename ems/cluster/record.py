@@ -162,7 +162,8 @@ class Files:
 
     def make(self) -> None:
         """Make the folder; nobody else may look into it."""
-        self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.dir.mkdir(mode=0o700, exist_ok=True)
         self.dir.chmod(0o700)
 
     def delete(self) -> None:
