@@ -37,7 +37,7 @@ class _Killer:
         if not (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
             return
         self.seen += 1
-        if (self.when == "before" and self.seen == self.line) or (self.when != "before" and self.seen == self.line + 1):
+        if self.line and self.seen == self.line + (self.when != "before"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def started(self, args: tuple) -> None:
