@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ems.cluster.fleet import Fleet
     from ems.cluster.record import Record
 
+_FROM_SHARE = {"ems-node", "install-python"}  # scripts that are run from the share, not from an image
 _LONGEST = 600  # characters of an error that are shown
 
 
@@ -159,7 +160,7 @@ def _files_of(group: str) -> Iterator[tuple[str, bytes]]:
     roles = [role for play in plays if play["hosts"] == group for role in play["roles"]]
     folders = [templates / "roles" / role for role in roles]
     paths = [templates / "site.yml", *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if path.name not in _FROM_SHARE):
         yield str(path.relative_to(templates)), path.read_bytes()
 
 
