@@ -316,10 +316,19 @@ def live(fleet: Fleet) -> Iterator[None]:
 
 
 def _definition(name: str) -> Definition:
+    """Return a definition; of a cluster that is there and is defined nowhere (any more), its own."""
     from ems.cli.setup import project_here
     from ems.cluster import catalog
+    from ems.cluster.fleet import verified
+    from ems.cluster.record import Files
 
-    return catalog.load(name, project_here())
+    try:
+        return catalog.load(name, project_here())
+    except NotFoundError:
+        record = Files(name).load()
+        if record is None:
+            raise
+        return verified(record)
 
 
 def _confirm(yes: bool, question: str) -> None:

@@ -78,12 +78,13 @@ def _row(node: NodeView) -> list[str]:
 
 def _adopted(name: str | None) -> Fleet:
     from ems.cli.board import board
+    from ems.cli.setup import project_here
     from ems.cluster import catalog, handover
     from ems.cluster.record import Files
 
     if name is None:
         raise UsageError("which cluster?", "ems cluster status NAME --adopt")
-    definition = catalog.load(name, Path.cwd())
+    definition = catalog.load(name, project_here())
     with Files(name).locked(), board() as report:
         return handover.adopt(name, definition, report)
 
