@@ -52,9 +52,10 @@ slurm: $(VENV)/.dev  ## a real SLURM cluster on this machine
 	@bash tests/slurm/install.sh
 	$(BIN)/pytest tests/slurm $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff
+lint: $(VENV)/.dev  ## ruff, and ansible-lint on the templates
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd templates && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production --quiet .
 
 types: $(VENV)/.dev  ## mypy --strict
 	$(BIN)/mypy
