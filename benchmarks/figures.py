@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from benchmarks import over_ssh
+from benchmarks import clusters, over_ssh
 from benchmarks.harness import EMS, Figure, median, project, run, timed
 
 Environment = Mapping[str, str]
@@ -289,4 +289,5 @@ FIGURES: dict[str, tuple[Callable[[Environment], Iterator[Figure]], bool]] = {
     "g": (scheduler_calls, True),
     "h": (over_ssh.harvesting, False),
     "i": (over_ssh.pushing, False),
+    "j": (clusters.starting, False),
 }
