@@ -209,7 +209,6 @@ def stop(
     What this project has there is harvested first; what else is on its disks is lost.
     """
     from ems.cli import render
-    from ems.cluster import images as library
     from ems.cluster import lifecycle
     from ems.cluster.record import Files
 
@@ -221,10 +220,8 @@ def stop(
         if not no_harvest:
             _harvest(name)
         with live(fleet):
-            discarded = library.discard(fleet, every=True) if images else 0
-            count = lifecycle.stop(fleet)
-    kept = f" and {render.plural(discarded, 'image')}" if discarded else ""
-    render.say(f"{name} is gone: {render.plural(count, 'resource')}{kept} deleted")
+            count = lifecycle.stop(fleet, with_images=images)
+    render.say(f"{name} is gone: {render.plural(count, 'resource')} deleted")
 
 
 def _to_stop(name: str) -> Fleet:

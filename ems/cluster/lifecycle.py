@@ -372,8 +372,13 @@ def _wait_scheduler(fleet: Fleet) -> None:
     fleet.report("slurmctld", "answers")
 
 
-def stop(fleet: Fleet) -> int:
-    """Delete everything but images, look until nothing is left twice, then forget the cluster; returns how much it was.
+def stop(fleet: Fleet, *, with_images: bool = False) -> int:
+    """Delete everything, look until nothing is left twice, then forget the cluster; returns how much it was.
+
+    Parameters
+    ----------
+    with_images
+        Delete its baked images as well; else they are kept for the next start.
 
     Raises
     ------
@@ -387,9 +392,10 @@ def stop(fleet: Fleet) -> int:
         fleet.host(controller).close()
     with fleet.journal.step("stop", [each.name for each in things]):
         _destroy_until_empty(fleet, things)
+    discarded = images.discard(fleet, every=True) if with_images else 0
     registry.forget(fleet.name)
     fleet.files.delete()
-    return len(things)
+    return len(things) + discarded
 
 
 def _destroy_until_empty(fleet: Fleet, things: list[Resource]) -> None:

@@ -85,9 +85,9 @@ def _parrun(desk: Any, *words: str) -> str:
 
 
 def _counts(desk: Any, experiment: str) -> dict[str, int]:
-    found = json.loads(desk.ems("status", experiment, "--json").stdout)
-    [each] = found if isinstance(found, list) else [found]
-    return {state: count for state, count in each["runs"].items() if count}
+    [found] = json.loads(desk.ems("status", experiment, "--json").stdout)
+    words = ("pending", "running", "completed", "failed", "cancelled", "unknown")
+    return {word: found[word] for word in words if found[word]}
 
 
 def test_a_started_cluster_is_healthy(desk: Any) -> None:
