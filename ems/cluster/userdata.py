@@ -152,6 +152,7 @@ def _base(definition: Definition, name: str, host_key: HostKey, authorized_keys:
         "hostname": name,
         "manage_etc_hosts": False,
         "disable_root": True,
+        "apt": {"preserve_sources_list": True},  # else Ubuntu without lsb-release gets sources of no release
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
         "users": [user],
     }
