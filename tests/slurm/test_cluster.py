@@ -81,7 +81,7 @@ def whole(desk: Any, desks: ModuleType) -> Iterator[Callable[..., Any]]:
 
 
 def _parrun(desk: Any, *words: str) -> str:
-    return str(json.loads(desk.ems("parrun", *words, "--json").stdout)["experiment"])
+    return str(json.loads(desk.ems("parrun", *words, "--again", "--json").stdout)["experiment"])
 
 
 def _counts(desk: Any, experiment: str) -> dict[str, int]:
