@@ -349,6 +349,8 @@ def resume(fleet: Fleet) -> Outcome:
         fleet.provider.start([controller])
         reach(fleet)
         _wait_scheduler(fleet)
+        asleep = [name for name, each in machines.items() if each.state is MachineState.STOPPED]
+        nodes.forget(fleet.scheduler, [name for name in asleep if fleet.kind(name)], "paused by ems")
         computes = [machines[name] for name in fleet.record.wanted if name in machines]
         fleet.provider.start(computes)
     fleet.update(phase=Phase.MAKING)

@@ -135,9 +135,16 @@ def _clear_traces(fleet: Fleet, names: Iterable[str]) -> None:
     scheduler = _scheduler_if_up(fleet)
     if scheduler is None or not lost:
         return
-    known = scheduler.look()[0]
-    scheduler.down([name for name in lost if name in known], "its machine is gone")
-    scheduler.forget_boot(lost)
+    forget(scheduler, lost, "its machine is gone")
+
+
+def forget(scheduler: Scheduler, names: Sequence[str], reason: str) -> None:
+    """Make SLURM forget nodes that are not running: it would go on calling them at the addresses that they had.
+
+    What they ran goes back into the queue; they register themselves anew.
+    """
+    scheduler.down(names, reason)
+    _forget(scheduler, names)
 
 
 def _scheduler_if_up(fleet: Fleet) -> Scheduler | None:
@@ -275,7 +282,8 @@ def _wait_idle(fleet: Fleet, scheduler: Scheduler, names: Sequence[str]) -> None
 
 def _forget(scheduler: Scheduler, names: Sequence[str]) -> None:
     """Make SLURM forget nodes, as soon as the last job has left them; one it keeps is only down, and does no harm."""
-    for name in names:
+    known = scheduler.look()[0]
+    for name in (each for each in names if each in known):
         for _ in range(20):
             try:
                 scheduler.delete([name])
