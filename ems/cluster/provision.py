@@ -264,6 +264,8 @@ class _Run:
         inventory = {self.group: {"hosts": {self.name: machine}}}
         _write(self.folder / "inventory" / "hosts.json", json.dumps(inventory))
         _write(self.folder / "env" / "extravars", json.dumps(self.variables))
+        plays = [{"name": Path(path).name, "import_playbook": path} for path in self._playbooks()]
+        _write(self.folder / "project" / "main.yml", json.dumps(plays))
 
     def _playbooks(self) -> list[str]:
         before = [str(path) for name, path in sorted(self.hooks.items()) if name.startswith("before-")]
@@ -292,11 +294,9 @@ class _Run:
             return False  # write no file of it
 
         def work() -> None:
-            *first, last = self._playbooks()
             result = runner.run(
                 private_data_dir=str(self.folder),
-                playbook=last,
-                cmdline=" ".join(map(_quoted, first)) or None,
+                playbook="main.yml",
                 envvars=self._environ(),
                 settings={"pexpect_timeout": 1, "suppress_ansible_output": True},
                 event_handler=handle,
