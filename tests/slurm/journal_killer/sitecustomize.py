@@ -48,8 +48,7 @@ class _Killer:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.line and self.seen == self.line and self.when == "amid" and not self.is_armed:
             self.is_armed = True
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process at once, and nothing can catch it
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # its signal ends the process at once; nothing catches it
 
 
 # taken out of the environment, so that children live
