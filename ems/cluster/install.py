@@ -23,14 +23,17 @@ Report = Callable[[str], None]
 
 _PIP = ("--disable-pip-version-check", "--no-input")
 _INSTALL_S = 1800.0
-# A transfer that breaks leaves no file that looks whole.
-_SAVE = 'mkdir -p -- "$1" && cat >"$1/.part-$2" && mv -- "$1/.part-$2" "$1/$2"'
-# Root's, as the set-up of the cluster left it; its own script knows how to bring ems up to date there.
-_ON_SHARE = f"""
+# A transfer that breaks leaves no file that looks whole: to `cat` a connection that is gone is the end of the file.
+_SAVE = """
 set -e
-share=$3
-{_SAVE}
-exec sh "$share/templates/roles/ems/files/install-ems" "$1/$2" "$share/venv"
+mkdir -p -- "$1"
+cat >"$1/.part-$2"
+test "$(wc -c <"$1/.part-$2")" -eq "$3"
+mv -- "$1/.part-$2" "$1/$2"
+"""
+# Root's, as the set-up of the cluster left it; its own script knows how to bring ems up to date there.
+_ON_SHARE = f"""{_SAVE}
+exec sh "$4/templates/roles/ems/files/install-ems" "$1/$2" "$4/venv"
 """
 
 
@@ -146,7 +149,8 @@ class Installer:
         return sorted(path for path in folder.iterdir() if path.name != own.name)
 
     def _send(self, path: Path) -> None:
-        self._host.run(["sh", "-c", _SAVE, "sh", self._wheels, path.name], data=path.read_bytes())
+        data = path.read_bytes()
+        self._host.run(["sh", "-c", _SAVE, "sh", self._wheels, path.name, str(len(data))], data=data)
 
     def _run(self, words: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
         return self._host.run(words, check=False, timeout_s=_INSTALL_S)
@@ -164,10 +168,11 @@ def install_on_share(target: RemoteTarget, report: Report) -> None:
     host = target.host
     with tempfile.TemporaryDirectory(prefix="ems-wheel-") as aside:
         own = wheel.pack(Path(aside))
+        data = own.read_bytes()
         report(f"{target.name}: installs ems")
         is_ours = host.run(["test", "-w", f"{share}/venv"], check=False).returncode == 0
-        words = [*([] if is_ours else ["sudo", "-n"]), "sh", "-c", _ON_SHARE, "sh", f"{share}/dist", own.name, share]
-        host.run(words, data=own.read_bytes(), timeout_s=_INSTALL_S)
+        words = [*([] if is_ours else ["sudo", "-n"]), "sh", "-c", _ON_SHARE, "sh"]
+        host.run([*words, f"{share}/dist", own.name, str(len(data)), share], data=data, timeout_s=_INSTALL_S)
 
 
 def platforms(found: Mapping[str, Any]) -> list[str]:

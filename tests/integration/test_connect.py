@@ -17,6 +17,7 @@ import pytest
 
 from ems import registry
 from ems.cluster import connect as connecting
+from ems.cluster import install as installing
 from ems.cluster import shipped
 from ems.cluster.install import Installer
 from ems.errors import ClusterError
@@ -141,6 +142,17 @@ def test_without_an_index_there_the_wheels_are_sent_from_here_and_a_broken_line_
     assert any("has no package index" in step for step in steps)
     assert [check for check in done.checks if not check.ok] == []
     assert done.target.root == f"{login.home}/ems"
+
+
+@pytest.mark.parametrize("size", ["4", "6"])
+def test_a_wheel_of_which_the_end_did_not_come_does_not_look_whole(tmp_path: Path, size: str) -> None:
+    """To what reads it, a connection that is gone is the end of the file."""
+    words = ["sh", "-c", installing._SAVE, "sh", str(tmp_path / "it's\na $folder"), "-x.whl", size]
+    done = subprocess.run(words, input=b"wheel", check=False)
+    assert done.returncode != 0
+    assert not (tmp_path / "it's\na $folder" / "-x.whl").exists()
+    subprocess.run([*words[:-1], "5"], input=b"wheel", check=True)
+    assert (tmp_path / "it's\na $folder" / "-x.whl").read_bytes() == b"wheel"
 
 
 def test_a_python_without_ensurepip_gets_the_pip_that_is_sent(login: Login, tmp_path: Path) -> None:
