@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{40}")
 _BLOCK = 1 << 20
 
-Facts = tuple[int, int, int]  # size, time of modification in nanoseconds, inode
+_RACY_NS = 2_000_000_000  # a file changed so recently may change again without its time telling
+
+# size, time of the last change in nanoseconds, inode; the time of modification can be set back by whoever writes
+Facts = tuple[int, int, int]
 
 
 def check_name(name: str) -> str:
@@ -73,27 +77,28 @@ def names(root: Path) -> dict[str, str]:
 
 
 def settle(root: Path, content: str, name: str) -> None:
-    """Take in what has come together, and let ``name`` mean it from now on. Safe to repeat.
+    """Take in what has come together, and let ``name`` mean it from now on. Safe to repeat, and beside others.
 
     Raises
     ------
     TargetError
         If what came is not what was sent.
+    UsageError
+        If it cannot be the name of a data set.
     """
-    final, part = place(root, content), arrival(root, content)
-    if not final.exists():
-        came = digest(part)
-        if came != content:
-            raise TargetError(
-                f"what came of the data set {name} is not what was sent: it was changed meanwhile", "push it again"
-            )
-        _protect(part)
-        with suppress(FileExistsError):
+    final, part, link = place(root, content), arrival(root, content), place(root, content).with_name(check_name(name))
+    with locked(root / "data.lock"):  # asked once more after a break, the first one may still be at it
+        if not final.exists():
+            if digest(part) != content:
+                raise TargetError(
+                    f"what came of the data set {name} is not what was sent: it was changed meanwhile", "push it again"
+                )
+            _protect(part)
             part.rename(final)
-    aside = final.with_name(f".{name}.{os.getpid()}.aside")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(content)
-    aside.replace(final.with_name(check_name(name)))
+        aside = final.with_name(f".{name}.aside")
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(content)
+        aside.replace(link)
 
 
 def _protect(folder: Path) -> None:
@@ -105,15 +110,19 @@ def _protect(folder: Path) -> None:
 
 
 def copy(source: Path, into: Path) -> None:
-    """Copy a folder, links followed, over what a copy that was broken off has left."""
+    """Copy a folder, links followed; what a copy that was broken off has left is gone on from."""
     into.mkdir(parents=True, exist_ok=True)
-    wanted = {path for path, _ in files(source)}
-    for path, _ in list(files(into)):
-        if path not in wanted:
+    for folder, _, _ in os.walk(into):
+        Path(folder).chmod(0o755)  # it may have been broken off when all was there and protected
+    wanted = {path: (facts.st_size, facts.st_mtime_ns) for path, facts in files(source)}
+    there = {path: (facts.st_size, facts.st_mtime_ns) for path, facts in files(into)}
+    for path, facts in there.items():
+        if facts != wanted.get(path):
             (into / path).unlink()
-    for path in wanted:
-        (into / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source / path, into / path)
+    for path, facts in wanted.items():
+        if facts != there.get(path):
+            (into / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / path, into / path)
 
 
 def files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -153,19 +162,20 @@ def digest(folder: Path, cache: Path | None = None, progress: Callable[[int], No
     Parameters
     ----------
     cache
-        A file that remembers the hash of each file by size, time and inode, so that the second look at a large data
-        set takes no longer than listing it.
+        A file that remembers the hash of each file by size, time of its last change, and inode, so that the second
+        look at a large data set takes no longer than listing it.
     progress
         Called with the number of bytes read so far.
     """
     found = list(files(folder))
     known = _load(cache)
+    sure_before = time.time_ns() - _RACY_NS
     n_read = 0
 
     def of(each: tuple[str, os.stat_result]) -> tuple[str, Facts, str]:
         nonlocal n_read
         path, facts = each
-        key = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        key = (facts.st_size, facts.st_ctime_ns, facts.st_ino)
         had = known.get(path)
         if had is not None and had[0] == key:
             return path, key, had[1]
@@ -177,7 +187,7 @@ def digest(folder: Path, cache: Path | None = None, progress: Callable[[int], No
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter
         entries = list(pool.map(of, found))
-    _save(cache, entries)
+    _save(cache, [entry for entry in entries if entry[1][1] < sure_before])
     total = hashlib.blake2b(b"ems data 1\n", digest_size=20)
     for (path, facts), (_, _, seen) in zip(found, entries, strict=True):
         is_program = "x" if facts.st_mode & 0o100 else "-"

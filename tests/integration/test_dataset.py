@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -105,7 +106,46 @@ def test_what_came_is_checked(tmp_path: Path, folder: Path) -> None:
     assert (stored(tmp_path, "numbers") / "a.txt").stat().st_mode & 0o222 == 0
 
 
-def test_the_hash_tells_names_contents_and_programs(tmp_path: Path, folder: Path) -> None:
+def test_two_who_take_in_the_same_content_do_not_hinder_each_other(tmp_path: Path, folder: Path) -> None:
+    """As when the connection broke, and the question is asked again while the first one is being answered."""
+    content = dataset.digest(folder)
+    dataset.copy(folder, dataset.arrival(tmp_path, content))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: dataset.settle(tmp_path, content, name), "abcd"))
+    assert dataset.names(tmp_path) == dict.fromkeys("abcd", content)
+    with pytest.raises(UsageError, match="cannot be the name"):
+        dataset.settle(tmp_path, content, "../x")
+
+
+def test_a_copy_that_was_broken_off_is_gone_on_from(tmp_path: Path, folder: Path) -> None:
+    into = tmp_path / "copy"
+    (folder / "a.txt").chmod(0o444)
+    dataset.copy(folder, into)
+    kept = (into / "a.txt").stat().st_ino
+    (into / "sub" / "-x\n.bin").write_bytes(b"torn")
+    (into / "left over").touch()
+    dataset._protect(into)
+    dataset.copy(folder, into)
+    assert content(into) == content(folder)
+    assert (into / "a.txt").stat().st_ino == kept
+
+
+def test_a_file_that_may_change_again_within_the_tick_is_read_again(tmp_path: Path, folder: Path) -> None:
+    cache = tmp_path / "cache.json"
+    dataset.digest(folder, cache)
+    read: list[int] = []
+    dataset.digest(folder, cache, read.append)
+    assert read
+    facts = (folder / "a.txt").stat()
+    (folder / "a.txt").write_text("uno")
+    os.utime(folder / "a.txt", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert dataset.digest(folder, cache) == dataset.digest(folder)
+
+
+def test_the_hash_tells_names_contents_and_programs(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_RACY_NS", 0)
     cache = tmp_path / "cache.json"
     seen = {dataset.digest(folder, cache)}
     read: list[int] = []
