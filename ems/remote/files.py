@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ems import outputs
-from ems.errors import NotFoundError
+from ems.errors import ConnectionFailedError, NotFoundError
 from ems.node.records import ExperimentFiles
 from ems.outputs import Written
 from ems.remote import pull, stream
@@ -111,11 +111,12 @@ class RemoteRun:
 
     def written(self) -> list[Written]:
         """Return path, size in bytes and time of what the run has written."""
-        return [(path, size, at) for path, size, at in self._agent.call("listing", **self._run)]
+        return [(_inside(path), size, at) for path, size, at in self._agent.call("listing", **self._run)]
 
     def find(self, names: Sequence[str], cwd: str = ".") -> list[str | None]:
         """Return the paths below the run's folder of what a person calls ``names``; a folder's ends with ``/``."""
-        return list(self._agent.call("find", names=list(names), cwd=cwd, **self._run))
+        found = self._agent.call("find", names=list(names), cwd=cwd, **self._run)
+        return [path if path is None else _inside(path) for path in found]
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading.
@@ -142,6 +143,19 @@ class RemoteRun:
                 with self.open(path) as file, place.open("wb") as copy:
                     shutil.copyfileobj(file, copy)
         shutil.rmtree(self._aside, ignore_errors=True)
+
+
+def _inside(path: str) -> str:
+    """Return a path that the other machine named; where a file is copied to follows from it.
+
+    Raises
+    ------
+    ConnectionFailedError
+        If it leads out of the folder of its run.
+    """
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise ConnectionFailedError(f"the other machine names {path!r}, which is no file of a run", "ems doctor")
+    return path
 
 
 class _RemoteFile(io.RawIOBase):

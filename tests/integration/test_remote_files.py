@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ems import registry
+from ems.errors import ConnectionFailedError
+from ems.remote.client import Agent
+from ems.remote.files import RemoteRun
 from ems.store import Store
 
 Ems = Callable[..., CompletedProcess[str]]
@@ -147,6 +150,25 @@ def test_files_are_listed_printed_copied_and_joined(far: Any, train: Path, ems: 
     assert not list(train.rglob("pwned"))
     assert not list(far.folder.rglob("pwned"))
     assert not any((train / ".ems" / "remote" / "far" / "fetched").iterdir())
+
+
+class Liar:
+    """An agent on a machine that somebody else has taken over."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def call(self, do: str, **_: Any) -> Any:
+        return {"listing": [[self._path, 1, 0.0]], "find": [self._path]}[do]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../x", "files/../../../x", "a\0b"])
+def test_a_machine_cannot_name_files_outside_of_a_run(path: str, tmp_path: Path) -> None:
+    run = RemoteRun(cast("Agent", Liar(path)), "7f3a9c21", 0, tmp_path)
+    with pytest.raises(ConnectionFailedError, match="no file of a run"):
+        run.written()
+    with pytest.raises(ConnectionFailedError, match="no file of a run"):
+        run.find(["x"])
 
 
 def test_a_target_that_is_away_still_reports_what_was_harvested(far: Any, train: Path, ems: Ems, swept: str) -> None:
