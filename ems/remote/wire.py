@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import zlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -25,6 +26,7 @@ PROTOCOL = 1
 #: The agent's first words. What a login shell prints before them (a message of the day in ``.bashrc``) is passed over.
 GREETING = b"\x01ems agent\n"
 MAX_HEADER = 64 << 20  # bytes; a million runs' params travel as data, not in a header
+MAX_DATA = 1 << 30  # bytes; no side can make the other one hold more than that
 
 Frame: TypeAlias = "dict[str, Any]"
 
@@ -58,10 +60,30 @@ def receive(stream: BinaryIO) -> tuple[Frame, bytes]:
         size = int(header.get("bytes", 0))
     except (ValueError, AttributeError):
         raise BrokenWireError(line.decode(errors="replace").strip()) from None
+    if not 0 <= size <= MAX_DATA:
+        raise BrokenWireError(f"{size} bytes in one frame")
     data = stream.read(size) if size else b""
     if len(data) != size:
         raise BrokenWireError("")
     return header, data
+
+
+def inflated(data: bytes) -> bytes:
+    """Return what was compressed by zlib.
+
+    Raises
+    ------
+    BrokenWireError
+        If it is damaged, or larger than any frame may be.
+    """
+    inflating = zlib.decompressobj()
+    try:
+        content = inflating.decompress(data, MAX_DATA)
+    except zlib.error as error:
+        raise BrokenWireError(str(error)) from None
+    if not inflating.eof:
+        raise BrokenWireError("compressed data that is cut off, or too large")
+    return content
 
 
 def answers(stream: BinaryIO) -> Generator[tuple[Frame, bytes], None, Any]:

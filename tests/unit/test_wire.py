@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from typing import Any
 
 import pytest
@@ -41,7 +42,10 @@ def test_a_stream_that_ends_anywhere_in_a_frame_is_broken() -> None:
             wire.receive(io.BytesIO(whole.getvalue()[:size]))
 
 
-@pytest.mark.parametrize("line", [b"Welcome to far\n", b"[1, 2]\n", b"\xff\xfe\n", b'{"bytes": "x"}\n', b"7\n"])
+NO_FRAMES = [b"Welcome to far\n", b"[1, 2]\n", b"\xff\xfe\n", b'{"bytes": "x"}\n', b"7\n"]
+
+
+@pytest.mark.parametrize("line", [*NO_FRAMES, b'{"bytes": -1}\nrest', b'{"bytes": %d}\n' % (wire.MAX_DATA + 1)])
 def test_what_is_no_frame_is_broken(line: bytes) -> None:
     with pytest.raises(wire.BrokenWireError):
         wire.receive(io.BytesIO(line))
@@ -57,6 +61,14 @@ def test_an_error_is_of_the_same_kind_on_the_other_side() -> None:
 def test_an_error_of_no_kind_that_we_know_is_one_all_the_same(kind: Any) -> None:
     error = wire.as_error({"kind": kind, "message": "what"})
     assert (type(error), error.message, error.hint) == (errors.EmsError, "what", "")
+
+
+def test_what_grows_beyond_all_measure_or_is_cut_off_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_DATA", 1 << 20)
+    assert wire.inflated(zlib.compress(bytes(1 << 19))) == bytes(1 << 19)
+    for bad in (zlib.compress(bytes(1 << 21)), zlib.compress(b"x" * 99)[:-1], b"no zlib", b""):
+        with pytest.raises(wire.BrokenWireError):
+            wire.inflated(bad)
 
 
 def test_answers_are_parts_and_then_the_rest() -> None:
