@@ -228,7 +228,7 @@ class _Work:
     def _path(self, name: str) -> Path:
         """Return where a path belongs; what the other machine says must not reach beyond what was asked for."""
         parts = name.split("/")
-        is_run = len(parts) > 2 and parts[0] == "runs" and parts[1].isdigit()
+        is_run = len(parts) > 2 and parts[0] == "runs" and parts[1].isdecimal()
         is_own = name == "hold" or (len(parts) == 2 and parts[0] == "chunks")
         is_asked = is_own or (is_run and int(parts[1]) in self._asked[self._exp_id])
         if not is_asked or any(part in ("", ".", "..") for part in parts) or "\0" in name:
@@ -241,7 +241,7 @@ class _Work:
         self._place = self._path(name)
         self._is_aside = not offset and bool(header.get("whole") or self._place.exists())
         if offset:
-            self._file = _known(self._place, offset, header["seen"])
+            self._file = _known(self._place, offset, header["seen"], is_appended=header["appended"])
             if self._file is None:
                 self.mistaken.add(f"{self._exp_id}/{name}")
                 self._skips = True
@@ -270,13 +270,14 @@ class _Work:
                 return
 
 
-def _known(path: Path, size: int, seen: str) -> BinaryIO | None:
+def _known(path: Path, size: int, seen: str, *, is_appended: bool) -> BinaryIO | None:
     """Open a file at its end, to append to it; None where it is not the beginning of the other machine's."""
     try:
         file = path.open("r+b", buffering=0)
     except FileNotFoundError:
         return None
-    if file.seek(0, os.SEEK_END) == size and fingerprint(file.fileno(), size) == seen:
+    is_whole = file.seek(0, os.SEEK_END) == size
+    if is_whole and fingerprint(file.fileno(), size, is_appended=is_appended) == seen:
         return file
     file.close()
     return None

@@ -239,14 +239,14 @@ class _Run:
         if _is_same(had, facts):
             return True
         size = facts[0]
-        by_parts = name.endswith(_APPENDED) or "tfevents" in name or size > _WHOLE_BYTES
+        is_appended = name.endswith(_APPENDED) or "tfevents" in name
         try:
             with Path(self._folder, name).open("rb", buffering=0) as file:
-                if not by_parts:
+                if not is_appended and size <= _WHOLE_BYTES:
                     yield from _whole(self._prefix + name, os.pread(file.fileno(), size, 0), facts)
                     return True
                 offset = had[0] if had is not None and 0 <= had[0] <= size else 0
-                yield from _parts(self._prefix + name, file.fileno(), offset, facts)
+                yield from _parts(self._prefix + name, file.fileno(), offset, facts, is_appended=is_appended)
         except OSError:  # moved away, or of another user: the next pull will see
             return False
         return True
@@ -284,12 +284,12 @@ def _whole(path: str, data: bytes, facts: Facts) -> Frames:
     yield {"file": path, "whole": True, "mtime": _told(facts)}, data
 
 
-def _parts(path: str, handle: int, offset: int, facts: Facts) -> Frames:
+def _parts(path: str, handle: int, offset: int, facts: Facts, *, is_appended: bool) -> Frames:
     """Yield a file from ``offset`` to where it ended when it was looked at."""
     size, told = facts[0], _told(facts)
     header: Frame = {"file": path, "at": offset}
     if offset:
-        header["seen"] = fingerprint(handle, offset)
+        header |= {"seen": fingerprint(handle, offset, is_appended=is_appended), "appended": is_appended}
     while True:
         data = os.pread(handle, min(BLOCK, size - offset), offset)
         offset += len(data)

@@ -52,23 +52,24 @@ def unpacked(packs: Iterable[tuple[Frame, bytes]]) -> Iterator[tuple[Frame, byte
         If a pack is damaged.
     """
     for header, data in packs:
-        try:
-            content = data if header.get("raw") else zlib.decompress(data)
-        except zlib.error as error:
-            raise wire.BrokenWireError(str(error)) from None
+        content = data if header.get("raw") else wire.inflated(data)
         stream = io.BytesIO(content)
         while stream.tell() < len(content):
             yield wire.receive(stream)
 
 
-def fingerprint(handle: int, size: int) -> str:
+def fingerprint(handle: int, size: int, *, is_appended: bool) -> str:
     """Return by what the first ``size`` bytes of an open file are known again.
 
-    All of them up to 256 KiB. Of a longer beginning its first and last 128 KiB, so that looking at a log of gigabytes
-    that grows by a line costs no more than that line is worth.
+    All of them; but of a long beginning of a file that ``is_appended`` to its first and last 128 KiB, so that looking
+    at a log of gigabytes that grows by a line costs no more than that line is worth.
     """
     seen = hashlib.blake2b(b"%d " % size, digest_size=16)
-    seen.update(os.pread(handle, min(size, _EDGE), 0))
-    rest = min(max(0, size - _EDGE), _EDGE)
-    seen.update(os.pread(handle, rest, size - rest))
+    at = 0
+    while at < size:
+        if is_appended and at == _EDGE:
+            at = max(at, size - _EDGE)
+        block = os.pread(handle, min(_EDGE, size - at), at)
+        seen.update(block)
+        at += len(block) or size  # cut off meanwhile: then it is another
     return seen.hexdigest()

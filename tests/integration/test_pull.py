@@ -243,6 +243,18 @@ def test_one_that_was_written_anew_is_sent_as_a_whole(farm: Any, mirror: Path, p
     assert here(mirror, "files/x.csv").read_bytes() == bytes(new)
 
 
+def test_in_a_large_file_that_is_written_in_place_a_change_in_the_middle_is_seen(farm: Any, mirror: Path) -> None:
+    values = [0.25] * 400_000
+    past, path = Past(), farm.write(0, "files/results.json", json.dumps(values))
+    past.stamp(path)
+    pulled(farm.root, mirror)
+    values[200_000] = 0.75
+    path.write_text(json.dumps(values))
+    past.stamp(path)
+    pulled(farm.root, mirror)
+    assert json.loads(here(mirror, "files/results.json").read_text()) == values
+
+
 def test_what_changes_again_within_the_same_tick_is_seen(farm: Any, mirror: Path) -> None:
     path = farm.write(0, "files/results.json", '{"a": 1}')
     facts = path.stat()
@@ -293,6 +305,7 @@ def test_a_run_is_fetched_by_pattern_and_path_without_its_attempts(farm: Any, mi
         "runs/0/",
         "runs/0/a\0b",
         "chunks/../spec.json",
+        "runs/²/x",
     ],
 )
 def test_the_other_machine_cannot_write_where_it_was_not_asked_to(mirror: Path, name: str) -> None:
