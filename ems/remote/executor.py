@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ems import root
-from ems.errors import EmsError
+from ems.errors import EmsError, NotFoundError
 from ems.executor.base import Check, Limits, Submission, writing_to
 from ems.model import Experiment, JobInfo, Json, Resources, State
 from ems.node import feed, records
@@ -55,17 +55,15 @@ class RemoteExecutor:
         """See :meth:`Executor.script`."""
         return str(self.agent.call("script", experiment=asdict(experiment), chunk=chunk))
 
-    def submit(self, experiment: Experiment, files: ExperimentFiles) -> Submission:
+    def submit(self, experiment: Experiment, files: ExperimentFiles) -> Submission:  # noqa: ARG002  # the Protocol's
         """See :meth:`Executor.submit`; asks nothing where nothing waits."""
         chunks = [records.read_json(files.chunk(number)) for number in feed.waiting(files)]
         if not chunks:
             return Submission([])
-        answer: dict[str, Any] = {"lacks": ""}
-        sent: set[str] = set()
-        while "lacks" in answer:
-            answer = self.agent.call("submit", id=experiment.id, chunks=chunks)
-            self._send(answer.get("lacks"), experiment, files, sent)
+        answer = self._ask("submit", files, chunks=chunks)
         with writing_to(self.mirror):
+            if "instead" in answer:
+                _replace_chunks(files, answer["instead"])
             self._keep_jobs(files, answer["jobs"])
         if "error" in answer:
             raise wire.as_error(answer["error"])
@@ -95,7 +93,7 @@ class RemoteExecutor:
 
     def cancel_runs(self, files: ExperimentFiles, indices: Collection[int] | None = None) -> None:
         """Cancel an experiment, or some of its runs; see :func:`ems.executor.control.cancel`."""
-        answer = self.agent.call("cancel", id=files.id, indices=None if indices is None else sorted(indices))
+        answer = self._ask("cancel", files, indices=None if indices is None else sorted(indices))
         with writing_to(self.mirror):
             self._keep_jobs(files, answer["jobs"])
             if indices is None:
@@ -104,7 +102,7 @@ class RemoteExecutor:
     def hold_runs(self, files: ExperimentFiles, indices: Collection[int] | None = None, release: bool = False) -> None:
         """Hold or release an experiment, or some of its runs; see :func:`ems.executor.control.hold`."""
         chosen = None if indices is None else sorted(indices)
-        self.agent.call("hold", id=files.id, indices=chosen, release=release)
+        self._ask("hold", files, indices=chosen, release=release)
         mark = Path(feed.hold_path(files))
         if chosen is None and release:
             mark.unlink(missing_ok=True)
@@ -141,14 +139,25 @@ class RemoteExecutor:
         if self.agent.call("lacks", snapshots=[snapshot]):
             push(self.mirror / "snapshots.git", self.agent.target, snapshot)
 
-    def _send(self, lacking: str | None, experiment: Experiment, files: ExperimentFiles, sent: set[str]) -> None:
-        """Send what the other side said that it lacks."""
-        if lacking is None:
-            return
-        if lacking in sent:
-            raise EmsError(f"{self.agent.target.name} loses what it is sent: the {lacking} of {files.id}", "ems doctor")
-        sent.add(lacking)
-        self.push(experiment.snapshot)
+    def _ask(self, do: str, files: ExperimentFiles, **args: Any) -> dict[str, Any]:
+        """Have something done with an experiment, having sent what the other side says that it lacks for it."""
+        sent: set[str] = set()
+        while True:
+            answer: dict[str, Any] = self.agent.call(do, id=files.id, **args)
+            lacking = answer.get("lacks")
+            if lacking is None:
+                return answer
+            if lacking in sent:
+                name = self.agent.target.name
+                raise EmsError(f"{name} loses what it is sent: the {lacking} of {files.id}", "ems doctor")
+            sent.add(lacking)
+            self._send(lacking, files)
+
+    def _send(self, lacking: str, files: ExperimentFiles) -> None:
+        spec = records.read_json(files.spec)
+        if spec is None:
+            raise NotFoundError(f"the files of {files.id} are neither here nor on {self.agent.target.name}")
+        self.push(spec["snapshot"])
         if lacking == "experiment":
             content = root.pack(files)
             sizes = [(name, len(data)) for name, data in content.items()]
@@ -160,3 +169,12 @@ class RemoteExecutor:
             path = files.chunk(int(number), "job")
             if records.read_json(path) != record:
                 records.write_atomic(path, records.dump(record))
+
+
+def _replace_chunks(files: ExperimentFiles, others: dict[str, Record]) -> None:
+    """Forget what was queued here while ``others`` were queued there, from whose first number on the two differ."""
+    for number in feed.waiting(files):
+        if number >= min(map(int, others)):
+            Path(files.chunk(number)).unlink(missing_ok=True)
+    for name, chunk in others.items():
+        records.write_atomic(files.chunk(int(name)), records.dump(chunk))

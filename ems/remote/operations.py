@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ems import environment, provenance, root, snapshot
-from ems.errors import EmsError, SnapshotError, TargetError, UsageError
+from ems.errors import EmsError, ExecutorError, SnapshotError, TargetError
 from ems.executor import control
 from ems.executor.base import writing_to
 from ems.model import Experiment, Resources
@@ -105,8 +105,8 @@ def submit(site: Site, args: Args, _: bytes) -> dict[str, Any]:
     Parameters
     ----------
     args
-        ``id``, and ``chunks``: number -> record of each that has no job over there. Those that are not here yet are
-        written down.
+        ``id``, and ``chunks``: the record of each that has no job over there, ascending. Those that are not here yet
+        are written down. Where another laptop was faster, ``instead`` are those that it queued by their numbers.
     """
     files = site.files(args["id"])
     spec = records.read_json(files.spec)
@@ -114,8 +114,15 @@ def submit(site: Site, args: Args, _: bytes) -> dict[str, Any]:
         return {"lacks": "experiment"}
     experiment = Experiment.load(spec)
     with writing_to(site.root):
-        for chunk in args["chunks"]:
-            _add_chunk(files, chunk)
+        taken = next((chunk["chunk"] for chunk in args["chunks"] if not _add_chunk(files, chunk)), None)
+    if taken is not None:
+        error = ExecutorError(
+            f"runs of {files.id} were queued by another laptop meanwhile, and none of this one's",
+            f"see what is left to do: ems status {files.id}",
+        )
+        theirs = {number: records.read_json(files.chunk(number)) for number in files.chunk_numbers() if number >= taken}
+        jobs = _jobs(files, [*args["chunks"], *({"chunk": number} for number in theirs)])
+        return {"jobs": jobs, "instead": theirs, "error": wire.as_record(error)}
     if feed.waiting(files):
         try:
             root.prepare(site.root, experiment.snapshot)
@@ -146,19 +153,24 @@ def hold_jobs(site: Site, args: Args, _: bytes) -> None:
 
 
 def cancel(site: Site, args: Args, _: bytes) -> dict[str, Any]:
-    """Cancel an experiment or some of its runs; return the jobs of the chunks that are here."""
+    """Cancel an experiment or some of its runs; return the jobs of the chunks that are here.
+
+    Of one that is not here all is cancelled by never sending it; that some of its runs are has to be noted here.
+    """
     files = site.files(args["id"])
     if not Path(files.spec).exists():
-        return {"jobs": {}}
+        return {"jobs": {}} if args["indices"] is None else {"lacks": "experiment"}
     control.cancel(site.executor, files, args["indices"])
     return {"jobs": _jobs(files, [{"chunk": number} for number in files.chunk_numbers()])}
 
 
-def hold(site: Site, args: Args, _: bytes) -> None:
-    """Hold or release an experiment or some of its runs."""
+def hold(site: Site, args: Args, _: bytes) -> dict[str, Any]:
+    """Hold or release an experiment or some of its runs, or say that it has to be sent first."""
     files = site.files(args["id"])
-    if Path(files.spec).exists():
-        control.hold(site.executor, files, args["indices"], args["release"])
+    if not Path(files.spec).exists():
+        return {"lacks": "experiment"}
+    control.hold(site.executor, files, args["indices"], args["release"])
+    return {}
 
 
 def remove(site: Site, args: Args, _: bytes) -> int:
@@ -166,11 +178,10 @@ def remove(site: Site, args: Args, _: bytes) -> int:
     return root.remove(site.executor, site.files(args["id"]))
 
 
-def _add_chunk(files: ExperimentFiles, chunk: records.Record) -> None:
-    """Write a chunk down unless it is there already; another one of that number is another laptop's rerun."""
+def _add_chunk(files: ExperimentFiles, chunk: records.Record) -> bool:
+    """Write a chunk down unless it is there; return whether it is this one: another is another laptop's rerun."""
     path = files.chunk(int(chunk["chunk"]))
-    if not records.create_exclusive(path, records.dump(chunk)) and records.read_json(path) != chunk:
-        raise UsageError(f"runs of {files.id} are being queued by another command", "repeat this one")
+    return records.create_exclusive(path, records.dump(chunk)) or records.read_json(path) == chunk
 
 
 def _jobs(files: ExperimentFiles, chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ import pytest
 
 from ems import registry, snapshot
 from ems.errors import ConnectionFailedError, SnapshotError, TargetError, UsageError
+from ems.model import Experiment
+from ems.node.records import ExperimentFiles
 from ems.remote.client import Agent
 from ems.remote.executor import RemoteExecutor
 from ems.remote.push import push
@@ -263,6 +265,42 @@ def test_cancelled_as_a_whole_while_it_runs(far: Any, project: Path, ems: Ems) -
     wait_until(lambda: counts(ems) == {"cancelled": 2}, "it does not end")
     again = ems("cancel", "last").stdout
     assert "has ended already" in again
+
+
+def test_what_is_held_or_cancelled_before_it_was_sent_does_not_start(
+    far: Any, train: Path, ems: Ems, executor: RemoteExecutor
+) -> None:
+    done = ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "here", "--wait", "--json")
+    files = ExperimentFiles(executor.mirror, json.loads(done.stdout)["experiment"])
+    shutil.copytree(train / ".ems" / "snapshots.git", executor.mirror / "snapshots.git")
+    shutil.copytree(train / ".ems" / "experiments" / files.id, files.dir)
+    shutil.rmtree(Path(files.dir, "runs"))
+    Path(files.chunk(1, "job")).unlink()  # as the laptop has it before the other side hears of it
+    experiment = Experiment.load(json.loads(Path(files.spec).read_text()))
+    executor.hold_runs(files)
+    assert executor.submit(experiment, files).submitted == []
+    executor.cancel_runs(files, [0])
+    executor.hold_runs(files, release=True)
+    executor.submit(experiment, files)
+    wait_until(lambda: attempts(far) == ["0/1 CANCELLED", "1/1 COMPLETED"], "the other one does not end")
+
+
+def test_where_another_laptop_queued_runs_first_its_runs_count_and_this_one_goes_on(
+    far: Any, train: Path, ems: Ems
+) -> None:
+    ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--wait")
+    [there] = far.root.glob("experiments/*/chunks")
+    [here] = (train / ".ems" / "remote" / "far").glob("experiments/*/chunks")
+    first = json.loads((here / "1.json").read_text())
+    (there / "2.json").write_text(json.dumps({**first, "chunk": 2, "start": 1, "stop": 2, "tasks": 1}))
+    for number in (2, 3):
+        (here / f"{number}.json").write_text(json.dumps({**first, "chunk": number}))
+    assert "queued by another laptop" in (shown := ems("status", "last", code=None)).stdout + shown.stderr
+    assert json.loads((here / "2.json").read_text()) == json.loads((there / "2.json").read_text())
+    assert not (here / "3.json").exists()
+    ems("status", "last")
+    wait_until(lambda: attempts(far) == ["0/1 COMPLETED", "1/1 COMPLETED", "1/2 COMPLETED"], str(attempts(far)))
+    assert "2 runs again" in ems("rerun", "last", "--all").stdout
 
 
 def test_a_run_is_reproduced_there(far: Any, train: Path, ems: Ems) -> None:
