@@ -133,9 +133,9 @@ def _failure_line(found: ExperimentHarvest, group: FailureGroup) -> str:
 
     params = "".join(f" {name}={render.value_text(value)}" for name, value in group.example_params.items())
     cause = f"{group.count:,} failed: {render.clean(group.cause)}, e.g. {found.exp_id}/{group.example}{params}"
-    rerun = f"rerun: {group.rerun_command}"
+    then = group.advice or f"rerun: {group.rerun_command}"
     room = render.width() or 200
-    return f"{cause}    {rerun}" if len(cause) + len(rerun) + 4 <= room else f"{cause}\n    {rerun}"
+    return f"{cause}    {then}" if len(cause) + len(then) + 4 <= room else f"{cause}\n    {then}"
 
 
 def _json(reports: Sequence[HarvestReport]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class FailureGroup:
     example_params: Params
     indices: tuple[int, ...]
     rerun_command: str
+    advice: str = ""  # what helps where to run again does not
 
 
 def group(
@@ -67,7 +68,15 @@ def _group(members: list[Failure], exp_id: str, resources: Resources, is_all: bo
     cause = Counter(_reason(failure) for failure in members).most_common(1)[0][0]
     which = f"{exp_id} --failed" if is_all else _addresses(exp_id, indices)
     more = _more(first, resources)
-    return FailureGroup(cause, len(members), first.index, first.params, indices, f"ems rerun {which}{more}")
+    rerun = f"ems rerun {which}{more}"
+    return FailureGroup(cause, len(members), first.index, first.params, indices, rerun, _advice(first))
+
+
+def _advice(failure: Failure) -> str:
+    """Return what helps where to run again does not: a package that is missing stays missing in that Python."""
+    if failure.error and failure.error.get("type") == "ModuleNotFoundError":
+        return "submit it with a Python that has it: --python PATH, or --env auto to build the project's environment"
+    return ""
 
 
 def _addresses(exp_id: str, indices: tuple[int, ...]) -> str:

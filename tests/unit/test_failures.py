@@ -80,3 +80,11 @@ def test_without_reason_something_is_still_said() -> None:
 
 def test_normalize_keeps_words() -> None:
     assert normalize("rank 3 of job 0x7f00 at /a/b/c.py lost 1e-5") == "rank # of job … at c.py lost #"
+
+
+def test_a_missing_package_is_not_mended_by_running_again() -> None:
+    missing = error("No module named 'sklearn'", kind="ModuleNotFoundError")
+    [found] = group([Failure(0, {}, "ModuleNotFoundError", "FAILED", missing)], "abc")
+    assert "--env auto" in found.advice
+    [other] = group([Failure(0, {}, "ValueError", "FAILED", error("x", kind="ValueError"))], "abc")
+    assert other.advice == ""
