@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_AT_REST = frozenset({"there", "set up", "idle", "passed", "gone", "answers"})  # the clock of such a line stands still
+
+
 class Board:
     """Lines on stderr: subject, time, what is done now. On a terminal redrawn in place, else printed as they change."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._lines: dict[str, tuple[str, float]] = {}
+        self._lines: dict[str, tuple[str, float, float]] = {}  # text, since when it is so, when the subject began
         self._lock = threading.Lock()
         self.is_terminal = sys.stderr.isatty()
 
@@ -31,7 +34,7 @@ class Board:
             before = self._lines.get(subject)
             if before is not None and before[0] == text:
                 return
-            self._lines[subject] = (text, now)
+            self._lines[subject] = (text, now, before[2] if before else now)
             if not self.is_terminal:
                 render.note(f"{now - self._began:6.1f} s  {subject}: {text}")
 
@@ -45,8 +48,9 @@ class Board:
         table.add_column(justify="left", no_wrap=True, overflow="ellipsis")
         now = time.monotonic()
         with self._lock:
-            for subject, (text, since) in self._lines.items():
-                table.add_row(render.clean(subject), f"{now - since:.0f} s", render.clean(text))
+            for subject, (text, since, began) in self._lines.items():
+                took = (since if text in _AT_REST else now) - began
+                table.add_row(render.clean(subject), f"{took:.0f} s", render.clean(text))
         table.add_row("", f"{now - self._began:.0f} s", "in all")
         return table
 

@@ -166,7 +166,9 @@ def configure(fleet: Fleet) -> int:
     """Run the templates on the controller; returns how much they changed."""
     reach(fleet)
     with fleet.journal.step("setup", [fleet.record.controller]):
-        return provision.configure(fleet).changed
+        changed = provision.configure(fleet).changed
+    fleet.report(fleet.record.controller, "set up")
+    return changed
 
 
 def reach(fleet: Fleet) -> None:
