@@ -78,7 +78,7 @@ def decide(
             return Verdict(info.state, info.slurm_state, _reason(info))
         return Verdict(state, info.slurm_state if info is not None and info.state == state else "", reason)
     if not by_slurm:
-        return _by_its_worker(record, state, reason, info)
+        return _by_its_worker(record, state, reason, infos)
     return _cut_off(record, state, reason, infos, before)
 
 
@@ -115,18 +115,22 @@ def _not_started(place: Place, infos: Mapping[str, JobInfo] | None, before: Verd
     return Verdict(info.state, info.slurm_state, _reason(info))
 
 
-def _by_its_worker(record: Record, state: State, reason: str, info: JobInfo | None) -> Verdict:
-    """Decide on an attempt without SLURM: it runs while its worker is alive, there or on this machine."""
+def _by_its_worker(record: Record, state: State, reason: str, infos: Mapping[str, JobInfo] | None) -> Verdict:
+    """Decide on an attempt without SLURM: it runs while its worker is alive, on this machine or on another.
+
+    Many machines have the same name; the id of its boot tells whether it is this one.
+    """
     if state is not State.RUNNING:
         return Verdict(state, "", reason)
-    if record.get("host") != os.uname().nodename:
-        is_lost = info is not None and info.state not in (State.RUNNING, State.PENDING)
-        return Verdict(State.FAILED, "", "worker lost") if is_lost else Verdict(state, "", reason)
-    if record.get("boot_id") != _boot_id():
-        return Verdict(State.FAILED, "", "worker lost: the machine was restarted")
-    if not is_alive(int(record.get("pid") or 0), int(record.get("pid_start") or 0)):
-        return Verdict(State.FAILED, "", "worker lost")
-    return Verdict(State.RUNNING)
+    is_namesake = record.get("host") == os.uname().nodename
+    if is_namesake and record.get("boot_id") == _boot_id():
+        is_running = is_alive(int(record.get("pid") or 0), int(record.get("pid_start") or 0))
+        return Verdict(State.RUNNING) if is_running else Verdict(State.FAILED, "", "worker lost")
+    info = (infos or {}).get(str(record.get("job", "")))
+    is_going = info is not None and info.state in (State.RUNNING, State.PENDING)
+    if infos is None or is_going or (info is None and not is_namesake):
+        return Verdict(state, "", reason)
+    return Verdict(State.FAILED, "", "worker lost: the machine was restarted" if is_namesake else "worker lost")
 
 
 def is_alive(pid: int, start: int) -> bool:

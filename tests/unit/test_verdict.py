@@ -118,6 +118,10 @@ def test_a_worker_on_this_machine_that_is_gone_has_lost_its_run() -> None:
     assert decide(there, pool, gone, PENDING, False) == Verdict(State.FAILED, "", "worker lost")
     alive = {"here-5-1": JobInfo("here-5-1", State.RUNNING, "")}
     assert decide(there, pool, alive, PENDING, False) == Verdict(State.RUNNING)
+    namesake = record("RUNNING", **(here | {"boot_id": "that of another machine", "job": "here-5-1"}))
+    for said in (alive, None):
+        assert decide(namesake, pool, said, PENDING, False) == Verdict(State.RUNNING)
+    assert decide(namesake, pool, gone, PENDING, False).state is State.FAILED
     assert not is_alive(0, 0)
 
 
