@@ -97,8 +97,12 @@ def host_of(destination: str, options: tuple[str, ...] = ()) -> Host:
     UsageError
         If it cannot be a destination, or an option cannot be read.
     """
-    if not destination or destination.startswith("-") or destination.split() != [destination]:
-        raise UsageError(f"`{destination}` is no login node", "name it as you do for ssh: user@login.example.org")
+    if destination.startswith("-") or destination.split() != [destination] or {"/", ":"}.intersection(destination):
+        raise UsageError(
+            f"`{destination}` is no login node",
+            "name it as you do for ssh: user@login.example.org, or by its name in ~/.ssh/config, where an IPv6 address "
+            "has to stand; a port is `--ssh-option Port=2222`",
+        )
     words: list[str] = []
     for option in options:
         try:

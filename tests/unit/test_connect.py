@@ -48,7 +48,10 @@ def test_ssh_options_are_what_ssh_takes() -> None:
     assert "BatchMode=yes" not in host.argv(["true"]), "ssh may ask for a password"
 
 
-@pytest.mark.parametrize("destination", ["", "-oProxyCommand=touch pwned", "me@a b", "me@a\nb"])
+@pytest.mark.parametrize(
+    "destination",
+    ["", "-oProxyCommand=touch pwned", "me@a b", "me@a\nb", "ssh://me@a:22", "me@a:22", "me@::1", "me@a/b"],
+)
 def test_what_is_no_destination_is_refused(destination: str) -> None:
     with pytest.raises(UsageError, match="is no login node"):
         host_of(destination)
