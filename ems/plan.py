@@ -13,18 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from ems import counting, environment, provenance, root, snapshot, space, submission, unroll
 from ems.errors import ScriptError, UsageError
 from ems.executor.base import Limits, Submission
 from ems.model import Axis, Experiment, LoopRef, Params, PassAs, Point, Resources, Run
 from ems.node import argv, records
-from ems.registry import RemoteTarget
-from ems.remote.executor import RemoteExecutor
 from ems.space import sweep
 from ems.store import Store
 from ems.target import Target
 from ems.unroll import loops
+
+if TYPE_CHECKING:
+    from ems.registry import RemoteTarget
+    from ems.remote.executor import RemoteExecutor
 
 
 @dataclass(frozen=True, slots=True)

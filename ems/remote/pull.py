@@ -90,7 +90,7 @@ def frames(root: Path, experiments: Mapping[str, Any], scope: Scope) -> Frames:
     """
     for exp_id, asked in experiments.items():
         files = ExperimentFiles(root, exp_id)
-        spec = records.read_json(files.spec) if _is_plain(exp_id) else None
+        spec = records.read_json(files.spec)
         yield {"experiment": exp_id, "missing": spec is None}, b""
         if spec is not None:
             have: Mapping[str, Facts] = asked["have"]
@@ -98,10 +98,6 @@ def frames(root: Path, experiments: Mapping[str, Any], scope: Scope) -> Frames:
             by_run = _by_run(have)
             for index in _started(files, asked["runs"]):
                 yield from _Run(files, spec, index, by_run.get(index, {}), scope).frames()
-
-
-def _is_plain(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _started(files: ExperimentFiles, spans: Iterable[Sequence[int]]) -> list[int]:
