@@ -263,7 +263,8 @@ class Session:
             for report, root in zip(reports, roots, strict=True)
         ]
         left_out = [f"{path}: {TOO_LARGE}" for pulled in brought.values() if pulled for path in pulled.left_out]
-        problems = (*left_out, *((trouble.message,) if trouble is not None else ()))
+        lost = [line for each in reached for line in _lost(each)]
+        problems = (*left_out, *lost, *((trouble.message,) if trouble is not None else ()))
         return [*reports, harvest.HarvestReport((), 0.0, problems)] if problems else reports
 
     def _to_harvest(self, metric_globs: Sequence[str]) -> list[Experiment]:
@@ -395,6 +396,15 @@ class _Reached:
     pulled: Pulled | None = None
     trouble: EmsError | None = None
     is_away: bool = False  # the machine, not its scheduler
+
+
+def _lost(reached: _Reached) -> Iterator[str]:
+    """Name the experiments that a machine has had and has no more, as when a site clears its scratch folders."""
+    from ems.executor import control
+
+    for exp_id in reached.pulled.missing if reached.pulled is not None else ():
+        if control.jobs(reached.target.files(exp_id)):
+            yield f"{exp_id}: {reached.target} no longer has its files; what was harvested of it is kept"
 
 
 def _say_kept(why: str) -> None:

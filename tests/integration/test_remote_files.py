@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -237,6 +238,21 @@ def test_a_log_is_followed_through_a_broken_connection(far: Any, train: Path, em
         assert process.stdout.readline() == "line 2\n"
         (gate / "2").touch()
         assert process.wait(60) == 0
+
+
+def test_files_that_are_gone_there_are_said_and_what_came_before_is_kept(far: Any, train: Path, ems: Ems) -> None:
+    (train / "train.py").write_text(
+        "import os, time\nprint('loss: 1')\ntime.sleep(600 * (os.environ['EMS_INDEX'] == '1'))\n"
+    )
+    done = ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--pass-as", "none", "--on", "far", "--json")
+    exp_id = json.loads(done.stdout)["experiment"]
+    wait_until(lambda: ended(far, exp_id) == 1)
+    ems("harvest")
+    harvested = results(train, exp_id)[1]
+    shutil.rmtree(far.root / "experiments" / exp_id)  # as a site does with scratch folders
+    done = ems("harvest", code=None)
+    assert f"{exp_id}: far no longer has its files" in done.stdout + done.stderr
+    assert results(train, exp_id)[1] == harvested
 
 
 def test_a_cluster_that_is_no_more_leaves_what_was_harvested(far: Any, train: Path, ems: Ems, swept: str) -> None:
