@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ems.cluster.definition import IMAGES, Definition, Machine
+from ems.cluster.slurmwords import PARAMETERS, PARTITION_WORDS
 from ems.cluster.userdata import LOGIN_UID
 from ems.document import Location, did_you_mean
 from ems.model import Json
@@ -55,6 +57,8 @@ def problems(definition: Definition) -> Iterator[Problem]:
     for key in definition.slurm:
         if key.lower() in _OWN_LINES:
             yield Problem(("slurm", key), f"`slurm.{key}` is for ems to say", "leave the line out")
+        elif hint := _meant(key, PARAMETERS):
+            yield Problem(("slurm", key), f"SLURM has no parameter `{key}`", hint)
     for number, mount in enumerate(definition.mounts):
         if re.match(r"/(home|opt/ems|etc|usr|var|proc|sys|dev|run)(/|$)", mount.path):
             message = f"`mounts` cannot put {mount.source} at {mount.path}, which is the machine's own"
@@ -94,10 +98,21 @@ def _wrong_partitions(definition: Definition) -> Iterator[Problem]:
                 yield Problem(
                     ("partitions", name, "options", word), f"`partitions.{name}.options.{word}` is for ems to say", hint
                 )
+            elif hint := _meant(word, PARTITION_WORDS):
+                yield Problem(("partitions", name, "options", word), f"SLURM's partitions have no word `{word}`", hint)
         for kind in partition.nodes:
             if kind not in kinds:
                 message = f"`partitions.{name}` speaks of nodes of the kind `{kind}`, which are not there"
                 yield Problem(("partitions", name, "nodes"), message, did_you_mean(kind, kinds, "kinds are"))
+
+
+def _meant(word: str, known: Collection[str]) -> str:
+    """Return what helps somebody who wrote a word that slurm.conf does not have; empty where it has."""
+    spelled = {each.lower(): each for each in known}
+    if word.lower() in spelled:
+        return ""
+    close = difflib.get_close_matches(word.lower(), spelled, 1, 0.6)
+    return f"did you mean `{spelled[close[0]]}`?" if close else "`man slurm.conf` lists what there is"
 
 
 def _wrong_users(definition: Definition) -> Iterator[Problem]:
