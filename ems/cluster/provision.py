@@ -13,6 +13,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -89,7 +91,8 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
         If a task fails; names machine, task and message, and the command that continues.
     """
     record, definition = fleet.record, fleet.definition
-    for stale in fleet.files.dir.glob("ansible-*"):
+    for stale in fleet.files.dir.glob("ansible-*"):  # of a command that was killed
+        _end_all(stale)
         shutil.rmtree(stale, ignore_errors=True)
     hooks = _hooks(definition)
     with _folder(fleet.files.dir) as folder:
@@ -311,7 +314,10 @@ class _Run:
             thread.join()
         except BaseException:
             cancelled.set()
-            thread.join()
+            try:
+                thread.join()
+            finally:
+                _end_all(self.folder)
             raise
         return ended[0] if ended else "failed"
 
@@ -346,6 +352,20 @@ _STATUS = {
     "runner_on_failed": "failed",
     "runner_on_unreachable": "unreachable",
 }
+
+
+def _end_all(folder: Path) -> None:
+    """End what is left of a run; its folder is on the command line of each process of Ansible's, and of no other.
+
+    Workers are in sessions of their own: they outlive the process that runner kills.
+    """
+    words = ["ps", "-A", "-ww", "-o", "pid=,args="]
+    with contextlib.suppress(OSError):
+        listed = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False).stdout
+        for line in listed.splitlines():
+            if str(folder) in line:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(line.split()[0]), signal.SIGKILL)
 
 
 def _message(result: Mapping[str, Any]) -> str:
