@@ -213,3 +213,13 @@ def test_an_image_that_is_nowhere_is_no_reason_to_try_other_flags(docker: Docker
     assert isinstance(refused, Refusal)
     assert "localhost/baked:1" in refused.reason
     assert not any(json.loads(line)[0] == "run" for line in (docker.folder / "calls.jsonl").read_text().splitlines())
+
+
+def test_an_image_that_runs_elsewhere_stays(docker: Docker) -> None:
+    provider = connect(ContainerSection(kind="container"))
+    image = Resource(Thing.IMAGE, "localhost/a:1", "localhost/a:1", _LABELS)
+    docker.answer("image rm", 1, err="Error response: conflict: image is being used by running container 1f")
+    provider.destroy([image])
+    docker.answer("image rm", 1, err="permission denied")
+    with pytest.raises(ProviderError, match="permission denied"):
+        provider.destroy([image])

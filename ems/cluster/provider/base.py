@@ -112,6 +112,8 @@ class Traits:
     has_images: bool
     stop_keeps_address: bool
     price_per_hour: float | None  # of any machine, where all cost the same; None: unknown
+    has_names: bool  # machines find each other by name; else by the controller's address, which has to stay
+    network: str = ""  # the private address range of the machines, which NFS is exported to; empty: nobody asks for it
 
 
 class Provider(Protocol):
@@ -151,7 +153,10 @@ class Provider(Protocol):
         ...
 
     def destroy(self, resources: Sequence[Resource]) -> None:
-        """Delete resources, machines first; those that are gone already are no error."""
+        """Delete resources, machines first; those that are gone already are no error.
+
+        An image that a machine of another cluster runs from may stay.
+        """
         ...
 
     def start(self, machines: Sequence[Resource]) -> None:

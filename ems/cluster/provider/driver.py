@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from ems.cluster.provider.engine import Engine, find
 LABELS = "ems-labels"
 _SEED = "var/lib/cloud/seed/nocloud"
 _SSH = "22/tcp"
+_IN_USE = re.compile(r"in use by|is being used by")  # podman's words, docker's words
 _STATES = {
     "configured": NodeState.PENDING,
     "created": NodeState.PENDING,
@@ -152,9 +154,8 @@ class ContainerNodeDriver(NodeDriver):
         return NodeImage(reference, reference, self, dict(ex_labels or {}))
 
     def delete_image(self, node_image: NodeImage) -> bool:
-        """Delete an image; that it is gone is no error."""
-        self.engine.forget("image", "rm", node_image.id or node_image.name)
-        return True
+        """Delete an image; one that is gone, or that a container runs from, is no error: the latter stays."""
+        return self.engine.forget("image", "rm", node_image.id or node_image.name, unless=_IN_USE)
 
     def create_volume(
         self,

@@ -121,12 +121,24 @@ class Engine:
             raise _error(self.name, said)
         return json.loads(done.stdout or b"[]") or []
 
-    def forget(self, *words: str) -> None:
-        """Run a command that deletes something; that it is gone already is no error."""
+    def forget(self, *words: str, unless: re.Pattern[str] = _GONE) -> bool:
+        """Run a command that deletes something; that it is gone already is no error.
+
+        Parameters
+        ----------
+        unless
+            What else the engine may say without its being an error.
+
+        Returns
+        -------
+        bool
+            Whether it was deleted by this.
+        """
         done = self._run(words, None, TIMEOUT_S)
         said = done.stderr.decode(errors="replace")
-        if done.returncode and not _GONE.search(said):
+        if done.returncode and not _GONE.search(said) and not unless.search(said):
             raise _error(self.name, said)
+        return not done.returncode
 
     def adapt(self, image: str) -> tuple[str, ...]:
         """Return the options with which a container that boots systemd starts on this machine.
