@@ -23,6 +23,7 @@ from typing import BinaryIO, cast
 from ems.errors import ConnectionFailedError
 
 CONNECT_TIMEOUT_S = 15
+_OTHER_KEY = "HOST IDENTIFICATION HAS CHANGED"
 _UNREACHABLE = 255  # ssh's own exit status; what the remote command says is 0 to 254
 
 
@@ -118,7 +119,7 @@ class Host:
             done = subprocess.run(self.argv(command), input=data, capture_output=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:
             raise ConnectionFailedError(
-                f"{self.destination} did not answer within {timeout_s:g} s", f"try `ssh {self.destination}`"
+                f"{self.destination} did not answer within {timeout_s:g} s", f"try `{self.typed()}`"
             ) from None
         except FileNotFoundError:
             raise ConnectionFailedError("there is no ssh on this machine", "install openssh-client") from None
@@ -130,8 +131,21 @@ class Host:
         """Return an error in the words of what failed."""
         said = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
         if done.returncode == _UNREACHABLE:
-            return ConnectionFailedError(f"{self.destination} cannot be reached: {said}", _hint_of(said, self))
+            return ConnectionFailedError(
+                f"{self.destination} cannot be reached: {_in_short(said)}", _hint_of(said, self)
+            )
         return ConnectionFailedError(f"on {self.destination}: {said}")
+
+    def typed(self) -> str:
+        """Return what a person types to log in, the options that they gave or a cluster needs among it."""
+        words = ["ssh", *(["-p", str(self.port)] if self.port is not None else [])]
+        if self.identity is not None:
+            words += ["-i", str(self.identity)]
+        if self.known_hosts is not None:
+            words += ["-o", f"UserKnownHostsFile={_value(self.known_hosts)}"]
+        if self.host_key_alias is not None:
+            words += ["-o", f"HostKeyAlias={self.host_key_alias}"]
+        return shlex.join([*words, *self.options, self.destination])
 
     def remote_shell(self) -> str:
         """Return what rsync's ``-e`` and git's ``GIT_SSH_COMMAND`` take."""
@@ -170,7 +184,7 @@ class Host:
             lacks = b"rsync: command not found" in done.stderr or b"rsync: not found" in done.stderr
             raise ConnectionFailedError(
                 f"{folder} was not sent: {self.failure(done).message}",
-                f"install rsync on {self.destination}" if lacks else "type the command again: it carries on",
+                f"install rsync on {self.destination}" if lacks else hint_of_break(done.stderr, self),
             )
 
     def renew(self) -> None:
@@ -190,12 +204,38 @@ def _value(path: Path) -> str:
     return text if not re.search(r"[\s\"'\\#]", text) else '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
+def hint_of_break(said: bytes, host: Host) -> str:
+    """Return what mends a transfer by git or rsync that has ended with these words."""
+    if b"protocol error: bad line length" in said or b"is your shell clean" in said:
+        return (
+            f"the login shell on {host.destination} prints something where nobody looks: begin its ~/.bashrc with "
+            "`[[ $- == *i* ]] || return`, then type the command again"
+        )
+    return "type the command again: it carries on"
+
+
+def _in_short(said: str) -> str:
+    """Leave the wall of warnings out that ssh puts up before it says that a host shows another key."""
+    if _OTHER_KEY not in said:
+        return said
+    shown = re.search(r"(\w+) key sent by the remote host is (SHA256:[\w+/]+)", said)
+    return "it shows another host key than the one known" + (f": {shown[1]} {shown[2]}" if shown else "")
+
+
 def _hint_of(said: str, host: Host) -> str:
-    if "Host key verification failed" in said or "HOST IDENTIFICATION HAS CHANGED" in said:
-        return "the host shows another key than the one known; if that is not expected, somebody may be in between"
+    if _OTHER_KEY in said:
+        forget = re.search(r"ssh-keygen -f \S+ -R \S+", said)
+        mend = f" if it is, {forget[0]} forgets the one known" if forget and host.known_hosts is None else ""
+        return f"if that is not expected, somebody may be in between;{mend}".rstrip(";")
+    if "Host key verification failed" in said:
+        return f"its host key is not known here: log in once, compare it, and accept it: {host.typed()}"
+    if "Bad configuration option" in said or "command-line" in said:
+        return "see what follows --ssh-option: `man ssh_config` has the options"
+    if "Could not resolve hostname" in said:
+        return f"see how it is spelt, and that you are online: {host.typed()}"
     if "Permission denied" in said:
-        return f"see that `ssh {host.destination}` lets you in"
-    return f"see that the machine is up: ssh {host.destination}"
+        return f"see that this lets you in: {host.typed()}"
+    return f"see that the machine is up: {host.typed()}"
 
 
 def make_key(path: Path, comment: str = "") -> str:

@@ -52,8 +52,12 @@ def list_(as_json: o.AsJson = False) -> None:
     columns = [render.Column("cluster", keep=True), render.Column("state", keep=True), render.Column("nodes")]
     columns += [render.Column("provider"), render.Column("defined in"), render.Column("", cut=True)]
     render.print_table(columns, [_cells(row) for row in rows], paged=False)
-    there = [row.name for row in rows if row.state]
-    render.note("", f"next: ems cluster {'status ' + there[0] if there else 'start ' + _startable(rows)}")
+    there = next((row for row in rows if row.state), None)
+    if there is None:
+        render.note("", f"next: ems cluster start {_startable(rows)}")
+    else:
+        looks = "ems doctor --on" if there.state == "connected" else "ems cluster status"
+        render.note("", f"next: {looks} {there.name}")
 
 
 def _rows() -> list[Row]:

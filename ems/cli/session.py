@@ -112,7 +112,7 @@ class Session:
             files.exists()  # or it is out of reach
         except (ConnectionFailedError, TargetError) as error:
             here = RunFolder(Path(self._kept(experiment, error).run(index)))
-            if not here.exists():
+            if not here.written():
                 raise
             _say_kept(error.message)
             return here
@@ -162,6 +162,18 @@ class Session:
         files = target.files(experiment.id)
         is_there = Path(files.spec).exists() or experiment.id in self.store.removed()
         return "" if is_there else f"its files are not in {files.dir}"
+
+    def _how_to_reach(self, experiment: Experiment) -> str:
+        """Return what mends that nothing new can be learnt of an experiment."""
+        from ems.executor.gone import GoneExecutor
+
+        try:
+            executor = self.target(experiment.target).executor
+        except TargetError as error:
+            return error.hint
+        if isinstance(executor, GoneExecutor):
+            return executor.hint
+        return "set its target (and `root`) in ems.yaml as they were when it was submitted"
 
     def check_kept(self, experiment: Experiment) -> None:
         """Refuse an experiment whose files were removed.
@@ -276,7 +288,7 @@ class Session:
         """Return the experiments of which something can be learnt, and what stands against the others."""
         why = {each.id: self.out_of_reach(each) for each in experiments}
         beyond = [f"{each.name} {each.id}: {why[each.id]}" for each in experiments if why[each.id]]
-        hint = "set its target (and `root`) in ems.yaml as they were when it was submitted"
+        hint = next((self._how_to_reach(each) for each in experiments if why[each.id]), "")
         trouble = TargetError("; ".join(beyond), hint) if beyond else None
         return [each for each in experiments if not why[each.id]], trouble
 

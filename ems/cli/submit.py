@@ -151,7 +151,10 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
         try:
             done = planning.submit(plan, session.store)
         except KeyboardInterrupt:
-            render.note(f"interrupted while submitting; next: ems status · ems rerun {plan.experiment.id} --missing")
+            exp_id = plan.experiment.id
+            is_kept = Path(plan.target.files(exp_id).spec).exists()
+            what = f"next: ems status · ems rerun {exp_id} --missing" if is_kept else "nothing was submitted"
+            render.note(f"interrupted while submitting; {what}")
             raise
         if typed["as_json"]:
             render.print_json({**summary(plan), **describe_submission(done)})

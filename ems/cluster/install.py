@@ -84,7 +84,8 @@ class Installer:
         code = "import os, sys; print(sys.base_prefix, *sys.version_info[:3], os.path.exists(sys.argv[1]))"
         said = self._run([self._python, "-I", "-c", code, self._ready])
         wanted = [self._found["base"], *map(str, self._found["version"]), "True"]
-        if said.returncode == 0 and said.stdout.decode().split() == wanted:
+        told = said.stdout.decode(errors="replace").splitlines()[-1:]  # a login shell may say something before it
+        if said.returncode == 0 and " ".join(told).split() == wanted:
             return
         self._report(f"{self._host.destination}: makes a virtual environment")
         make = [self._found["python"], "-m", "venv", "--clear"]
@@ -111,7 +112,7 @@ class Installer:
         """
         self._report(f"{self._host.destination} has no package index: fetches its packages here")
         found = self._download(own, aside / "wheels")
-        there = set(self._host.run(["ls", "-a", self._wheels]).stdout.decode().split())
+        there = set(self._host.run(["ls", "-a", self._wheels]).stdout.decode(errors="replace").split())
         missing = [path for path in found if path.name not in there]
         for number, path in enumerate(missing, start=1):
             self._report(f"{self._host.destination}: sends {number}/{len(missing)} {path.name}")

@@ -39,8 +39,10 @@ def main() -> None:
 
 def _root(named: str) -> dict[str, object]:
     """Make the root and write to it; a variable or ``~`` that it begins with means what it means there."""
-    told = os.path.expandvars(named) if named.startswith("$") else named
-    root = os.path.abspath(os.path.expanduser(told))  # noqa: PTH100, PTH111
+    told = os.path.expanduser(os.path.expandvars(named) if named.startswith("$") else named)  # noqa: PTH111
+    if told.startswith(("$", "~")):
+        return {"root": named, "trouble": f"nothing there says what {named.partition('/')[0]} is"}
+    root = os.path.abspath(told)  # noqa: PTH100
     try:
         os.makedirs(root, exist_ok=True)  # noqa: PTH103  # modes as the umask there says
         with tempfile.TemporaryFile(dir=root):

@@ -37,10 +37,14 @@ class GoneExecutor:
         TargetError
             Always.
         """
-        raise TargetError(
-            f"the cluster {self.target} is gone",
+        raise TargetError(f"the cluster {self.target} is gone", self.hint)
+
+    @property
+    def hint(self) -> str:
+        """What can still be done."""
+        return (
             f"what was harvested is kept: ems report; it is had again by `ems cluster start {self.target}` or "
-            f"`ems cluster connect {self.target} user@login`",
+            f"`ems cluster connect {self.target} user@login`"
         )
 
     def check(self, resources: Resources) -> None:  # noqa: ARG002  # the Protocol's

@@ -18,6 +18,7 @@ from ems.errors import ConnectionFailedError, SnapshotError
 from ems.node.checkout import clean_environment
 from ems.node.records import locked
 from ems.registry import RemoteTarget
+from ems.ssh import hint_of_break
 
 
 def push(git_dir: Path, target: RemoteTarget, snapshot: str) -> None:
@@ -43,7 +44,7 @@ def push(git_dir: Path, target: RemoteTarget, snapshot: str) -> None:
         if done.returncode != 0:
             words = " ".join(done.stderr.decode(errors="replace").split())[-500:]
             raise ConnectionFailedError(
-                f"the code did not reach {target.name}: {words}", "type the command again: it carries on"
+                f"the code did not reach {target.name}: {words}", hint_of_break(done.stderr, target.host)
             )
         _git(git_dir, "update-ref", line, link)
 

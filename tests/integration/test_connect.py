@@ -209,11 +209,28 @@ def test_hostile_words_run_nothing_there(login: Login, project: Path) -> None:
     assert not [*login.home.rglob("pwned"), *project.rglob("pwned"), *Path.home().rglob("pwned")]
 
 
+def test_a_login_shell_that_prints_is_put_up_with_or_named(login: Login, project: Path, ems: Ems) -> None:
+    (project / "train.py").write_text(SCRIPT)
+    (login.home / ".bashrc").write_text("printf 'Welcome \\377\\376\\n'; echo quota 90% >&2\n")
+    login.connect()
+    venv = (login.home / "ems" / "venv" / "pyvenv.cfg").stat().st_ino
+    login.connect()
+    assert (login.home / "ems" / "venv" / "pyvenv.cfg").stat().st_ino == venv, "what is whole is not made again"
+    for words in (("run", "train.py", "--on", "uni"), ("data", "push", ".", "code", "--on", "uni")):
+        done = ems(*words, code=1)
+        assert f"the login shell on {login.far.host().destination} prints something" in done.stderr, words
+        assert "~/.bashrc" in done.stderr
+
+
 def test_a_root_that_cannot_be_written_and_a_machine_that_is_away(login: Login) -> None:
     (login.home / "file").touch()
     refused = login.connect("--root", "~/file/ems", code=1)
     assert f"{login.home}/file/ems cannot be written: Not a directory" in refused
     assert "--root FOLDER" in refused
+    for root in ("$NOWHERE/ems", "~nobody-of-that-name/ems"):
+        said = login.connect("--root", root, code=1)
+        assert f"{root} cannot be written: nothing there says what {root.partition('/')[0]} is" in said
+    assert "--ssh-option" in login.connect("--ssh-option", "FooBar=1", code=1)
     login.far.stop()
     assert "cannot be reached" in login.connect(code=1)
 

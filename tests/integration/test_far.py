@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,28 @@ def test_it_is_registered_as_it_is_reached(far: Any) -> None:
 
 
 def test_another_host_key_is_not_believed(far: Any) -> None:
-    (far.folder / "known_hosts").write_text((far.folder / "known_hosts").read_text().replace("AAAAI", "AAAAJ", 1))
+    (far.folder / "known_hosts").write_text(f"far {(far.folder / 'key.pub').read_text()}")
     with pytest.raises(ConnectionFailedError) as error:
         far.host(persist_s=1).run(["true"])
+    assert "shows another host key than the one known: ED25519 SHA256:" in error.value.message
+    assert "@@@" not in error.value.message
     assert "somebody may be in between" in error.value.hint
+
+
+def test_a_host_key_that_nobody_knows_is_not_believed_either(far: Any) -> None:
+    (far.folder / "known_hosts").write_text("")
+    with pytest.raises(ConnectionFailedError) as error:
+        far.host(persist_s=1).run(["true"])
+    assert "its host key is not known here: log in once" in error.value.hint
+
+
+def test_the_hint_logs_in_as_ems_does(far: Any) -> None:
+    words = [*shlex.split(far.host().typed()), "echo hi"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "hi\n"
+    far.stop()
+    with pytest.raises(ConnectionFailedError) as error:
+        far.host(persist_s=1).run(["true"])
+    assert far.host().typed() in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["a b", 'it\'s "so"', "50%h", "#x", "back\\slash"])
