@@ -15,7 +15,7 @@ from ems.errors import ClusterError, EmsError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ems.cluster.definition import Definition
-    from ems.cluster.fleet import Fleet
+    from ems.cluster.fleet import Fleet, Report
     from ems.cluster.lifecycle import Outcome
     from ems.cluster.scheduler import Job
 
@@ -276,12 +276,11 @@ def bake(name: Name, as_json: o.AsJson = False) -> None:
     `start` and `resize` use them from then on, as long as they are what would be installed.
     """
     from ems.cli import render
-    from ems.cli.board import board
     from ems.cluster import lifecycle
     from ems.cluster.record import Files
 
     definition = _definition(name)
-    with Files(name).locked(), board() as report:
+    with Files(name).locked(), _shown() as report:
         done = lifecycle.bake(name, definition, report)
     if as_json:
         render.print_json([dataclasses.asdict(each) for each in done])
@@ -305,11 +304,23 @@ def changing(name: str) -> Iterator[Fleet]:
 @contextmanager
 def live(fleet: Fleet) -> Iterator[None]:
     """Show what is done to a cluster, as it is done."""
-    from ems.cli.board import board
-
-    with board() as report:
+    with _shown() as report:
         fleet.report = report
         yield
+
+
+@contextmanager
+def _shown() -> Iterator[Report]:
+    """Show what is done; who interrupts it is told how it goes on."""
+    from ems.cli import render
+    from ems.cli.board import board
+
+    try:
+        with board() as report:
+            yield report
+    except KeyboardInterrupt:
+        render.note("interrupted: the same command goes on from here")
+        raise
 
 
 def _definition(name: str) -> Definition:
