@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -73,6 +74,47 @@ def make_farm(tmp_path: Path) -> Any:
         return Farm(tmp_path / ".ems", **facts)
 
     return make
+
+
+# Before the given call of some functions either the laptop dies or its connection does, and every one made anew.
+_BROKEN_AT = """
+import os, pkgutil, signal, sys
+from pathlib import Path
+from ems.cli import main
+how, left, functions = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(",")
+
+def strike():
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text() == "ssh\\n":
+            os.kill(int(child), signal.SIGKILL)
+
+def striking(function):
+    def call(*args, **more):
+        global left
+        left -= 1
+        if left < 0:
+            strike()
+        return function(*args, **more)
+    return call
+
+for each in functions:
+    place, _, name = each.rpartition(".")
+    holder = pkgutil.resolve_name(f"ems.remote.{place}")
+    setattr(holder, name, striking(getattr(holder, name)))
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+@pytest.fixture
+def broken_at() -> Any:
+    """Return the words that run ``ems`` until it is ``"killed"``, or its connection ``"broken"``, at a frame."""
+
+    def words(how: str, frame: int, *args: str, functions: str = "wire.send,wire.receive") -> list[str]:
+        return [sys.executable, "-c", _BROKEN_AT, how, str(frame), functions, *args]
+
+    return words
 
 
 @pytest.fixture

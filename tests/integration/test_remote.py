@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -116,33 +115,6 @@ def test_the_code_of_somebody_who_does_not_have_it_is_an_error(train: Path, exec
 
 # ------------------------------------------------------------------------------------- what breaks in the middle
 
-# Before the given frame, either the laptop dies or its connection does, and every one that is made anew.
-BROKEN_AT = """
-import os, signal, sys
-from pathlib import Path
-from ems.cli import main
-from ems.remote import wire
-how, left = sys.argv[1], int(sys.argv[2])
-
-def strike():
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        if Path(f"/proc/{child}/comm").read_text() == "ssh\\n":
-            os.kill(int(child), signal.SIGKILL)
-
-def striking(function):
-    def call(*args, **more):
-        global left
-        left -= 1
-        if left < 0:
-            strike()
-        return function(*args, **more)
-    return call
-
-wire.send, wire.receive = striking(wire.send), striking(wire.receive)
-sys.exit(main(sys.argv[3:]))
-"""
 _LIMIT_S = 60
 
 
@@ -162,16 +134,14 @@ def attempts(far: Any) -> list[str]:
 
 @pytest.mark.parametrize("how", ["killed", "broken"])
 def test_a_submission_that_breaks_at_any_frame_is_neither_lost_nor_doubled(
-    how: str, far: Any, train: Path, ems: Ems
+    how: str, far: Any, train: Path, ems: Ems, broken_at: Any
 ) -> None:
     frames, n_known, is_over = 0, 0, False
     while not is_over:
         shutil.rmtree(train / ".ems", ignore_errors=True)
         shutil.rmtree(far.root, ignore_errors=True)
-        argv = [sys.executable, "-c", BROKEN_AT, how, str(frames), "parrun", "train.py"]
-        done = subprocess.run(
-            [*argv, "--set", "lr=0.1,0.2", "--on", "far", "--again"], cwd=train, capture_output=True, text=True
-        )
+        words = ["parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--again"]
+        done = subprocess.run(broken_at(how, frames, *words), cwd=train, capture_output=True, text=True)
         is_over = done.returncode == 0
         assert is_over or done.returncode == (-signal.SIGKILL if how == "killed" else 1), done.stderr
         assert "Traceback" not in done.stderr
@@ -190,10 +160,12 @@ def test_a_submission_that_breaks_at_any_frame_is_neither_lost_nor_doubled(
 
 
 @pytest.mark.parametrize("frames", [7, 11, 12, 13, 14, 15])
-def test_a_rerun_that_breaks_is_neither_lost_nor_doubled(far: Any, train: Path, ems: Ems, frames: int) -> None:
+def test_a_rerun_that_breaks_is_neither_lost_nor_doubled(
+    far: Any, train: Path, ems: Ems, frames: int, broken_at: Any
+) -> None:
     ems("parrun", "train.py", "--set", "lr=0.1", "--on", "far", "--wait")
-    argv = [sys.executable, "-c", BROKEN_AT, "killed", str(frames), "rerun", "last", "--all"]
-    done = subprocess.run(argv, cwd=train, capture_output=True, text=True)
+    words = broken_at("killed", frames, "rerun", "last", "--all")
+    done = subprocess.run(words, cwd=train, capture_output=True, text=True)
     queued = list((train / ".ems" / "remote").glob("far/experiments/*/chunks/2.json"))
     if not queued:
         assert done.returncode == -signal.SIGKILL

@@ -31,6 +31,8 @@ import ems
 parser = argparse.ArgumentParser()
 parser.add_argument("--lr", type=float)
 lr = parser.parse_args().lr
+for _ in range(3000):
+    print(os.urandom(60).hex())  # more than travels at a time
 for step in range(5):
     ems.log(step=step, loss=lr * step)
     print(f"step {step} acc: {lr + step}")
@@ -44,34 +46,6 @@ with open("out/$(touch pwned) it's\\n-x.bin", "wb") as file:
 with open("model.bin", "wb") as file:
     file.write(os.urandom(3_000_000))
 print("that's all", file=sys.stderr)
-"""
-
-# the command, of which the process (or its connection) dies before the given frame
-BROKEN_AT = """
-import os, signal, sys
-from pathlib import Path
-from ems.cli import main
-from ems.remote import mirror, wire
-how, left = sys.argv[1], int(sys.argv[2])
-
-def strike():
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        if Path(f"/proc/{child}/comm").read_text() == "ssh\\n":
-            os.kill(int(child), signal.SIGKILL)
-
-def striking(function):
-    def call(*args, **more):
-        global left
-        left -= 1
-        if left < 0:
-            strike()
-        return function(*args, **more)
-    return call
-
-wire.receive, mirror._Work._take = striking(wire.receive), striking(mirror._Work._take)
-sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -192,13 +166,17 @@ def test_a_target_that_is_away_still_reports_what_was_harvested(far: Any, train:
     assert results(train, swept) == harvested
 
 
-@pytest.mark.parametrize("how", ["killed", "dropped"])
+@pytest.mark.parametrize("how", ["killed", "broken"])
 def test_a_harvest_that_is_broken_off_anywhere_is_gone_on_with(
-    how: str, far: Any, train: Path, ems: Ems, swept: str
+    how: str, far: Any, train: Path, ems: Ems, swept: str, broken_at: Any
 ) -> None:
-    for frame in (*range(1, 30, 4), 40, 60):
-        argv = [sys.executable, "-c", BROKEN_AT, how, str(frame), "harvest"]
-        subprocess.run(argv, cwd=train, capture_output=True, timeout=60)
+    n_broken, is_over = 0, False
+    while not is_over:
+        frame = 1 + n_broken * (5 if how == "killed" else 1)
+        words = broken_at(how, frame, "harvest", functions="wire.receive,mirror._Work._take")
+        is_over = subprocess.run(words, cwd=train, capture_output=True, timeout=60).returncode == 0
+        n_broken += not is_over
+    assert n_broken > 2
     ems("harvest")
     harvested = results(train, swept)
     assert [row[1:] for row in harvested[0]] == [("COMPLETED", 1)] * 3
