@@ -24,6 +24,7 @@ from ems.errors import ConnectionFailedError
 
 CONNECT_TIMEOUT_S = 15
 _OTHER_KEY = "HOST IDENTIFICATION HAS CHANGED"
+_ROOM = "make room on its disk: `df -h` and `quota` there say how much there is"
 _UNREACHABLE = 255  # ssh's own exit status; what the remote command says is 0 to 254
 
 
@@ -134,7 +135,7 @@ class Host:
             return ConnectionFailedError(
                 f"{self.destination} cannot be reached: {_in_short(said)}", _hint_of(said, self)
             )
-        return ConnectionFailedError(f"on {self.destination}: {said}")
+        return ConnectionFailedError(f"on {self.destination}: {said}", _ROOM if _is_full(said) else "")
 
     def typed(self) -> str:
         """Return what a person types to log in, the options that they gave or a cluster needs among it."""
@@ -211,7 +212,12 @@ def hint_of_break(said: bytes, host: Host) -> str:
             f"the login shell on {host.destination} prints something where nobody looks: begin its ~/.bashrc with "
             "`[[ $- == *i* ]] || return`, then type the command again"
         )
-    return "type the command again: it carries on"
+    again = "type the command again: it carries on"
+    return f"{_ROOM}, then {again}" if _is_full(said.decode(errors="replace")) else again
+
+
+def _is_full(said: str) -> bool:
+    return "No space left on device" in said or "quota exceeded" in said.lower()
 
 
 def _in_short(said: str) -> str:

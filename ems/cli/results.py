@@ -14,7 +14,7 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.app import RESULTS, command
-from ems.errors import ConnectionFailedError, NotFoundError, UsageError
+from ems.errors import ConnectionFailedError, NotFoundError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -61,7 +61,7 @@ def harvest(
 
 def _end_as(reports: Sequence[HarvestReport]) -> None:
     """Fail where a machine was not reached: what there is was taken, but nobody knows what is new."""
-    if any(isinstance(report.trouble, ConnectionFailedError) for report in reports):
+    if any(isinstance(report.trouble, ConnectionFailedError | TargetError) for report in reports):
         raise typer.Exit(1)
 
 
@@ -108,9 +108,10 @@ def say(reports: Sequence[HarvestReport]) -> None:
         if len(report.problems) > _MAX_PROBLEMS:
             render.note(f"… {len(report.problems) - _MAX_PROBLEMS:,} more; --json lists all")
         if report.trouble is not None:
-            is_away = isinstance(report.trouble, ConnectionFailedError)
+            is_away = isinstance(report.trouble, ConnectionFailedError | TargetError)
             known = "this is what came of it before" if is_away else "states are as the workers recorded them"
-            render.note(f"{report.trouble.message}; {known}")
+            hint = [f"hint: {report.trouble.hint}"] if report.trouble.hint else []
+            render.note(f"{report.trouble.message}; {known}", *hint)
     if not any(report.experiments for report in reports):
         render.say(f"nothing new in {render.duration(sum(report.seconds for report in reports))}")
 

@@ -65,7 +65,8 @@ def _refresh(session: Session, experiments: Sequence[Experiment]) -> list[str]:
     try:
         session.refresh(experiments)
     except (ExecutorError, TargetError, ConnectionFailedError) as error:
-        return ["", f"{error.message}; this is how it stood before"]
+        hint = [f"hint: {error.hint}"] if error.hint else []
+        return ["", f"{error.message}; this is how it stood before", *hint]
     return []
 
 

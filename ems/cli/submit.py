@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -13,7 +14,7 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.app import SUBMIT, command
-from ems.errors import UsageError
+from ems.errors import EmsError, UsageError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ems.plan import Plan, Request
     from ems.target import Target
 
+_AGAIN = re.compile(r"type the command again(: it carries on|; nothing was submitted)?|try again")
 _SHOWN = 100  # runs that --dry-run lists
 
 Script = Annotated[
@@ -156,6 +158,10 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
             what = f"next: ems status · ems rerun {exp_id} --missing" if is_kept else "nothing was submitted"
             render.note(f"interrupted while submitting; {what}")
             raise
+        except EmsError as error:
+            if Path(plan.target.files(plan.experiment.id).spec).exists():
+                error.hint = _carries_on(error.hint, plan.experiment.id)
+            raise
         if typed["as_json"]:
             render.print_json({**summary(plan), **describe_submission(done)})
         else:
@@ -164,6 +170,13 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
             waiting.until_finished(session, plan.experiment, quiet=typed["as_json"])
         elif not typed["as_json"]:
             _say_next(session)
+
+
+def _carries_on(hint: str, exp_id: str) -> str:
+    """Return a hint for an experiment that is kept: the same command once more would make another one of it."""
+    how = f"`ems rerun {exp_id} --missing` carries on, `ems rm {exp_id}` drops it"
+    said, n_said = _AGAIN.subn(how, hint)
+    return said if n_said else f"{hint}; then {how}" if hint else how
 
 
 def _check_words(ctx: typer.Context, typed: Mapping[str, Any]) -> None:

@@ -74,6 +74,8 @@ class Installer:
             self._report(f"{self._host.destination}: installs ems")
             self._send(own)
             if not self._has_needs(own):
+                if b"No space left on device" in self._said.stderr:
+                    raise self._host.failure(self._said)
                 self._bring_needs(own, Path(aside))
         self._host.run(["rm", "-rf", self._wheels])
         self._host.run(["touch", self._ready])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import zlib
 from collections.abc import Collection, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ class RemoteExecutor:
         """See :meth:`Executor.doctor`; the way there comes first."""
         target = self.agent.target
         way = Check("ssh", True, f"{platform.node()} to {target.host.destination}, ems of the same version there")
-        return [way, *(Check(**each) for each in self.agent.call("doctor"))]
+        found = [Check(**each) for each in self.agent.call("doctor")]
+        hint = f"make room there, or put it elsewhere: ems cluster connect {target.name} … --root FOLDER"
+        return [way, *(replace(each, hint=hint) if each.name == "root" and not each.ok else each for each in found)]
 
     # -- experiments as a whole: what touches their files must be done where these are ------------------------------
 
