@@ -99,7 +99,7 @@ class RemoteExecutor:
         with writing_to(self.mirror):
             self._keep_jobs(files, answer["jobs"])
             if indices is None:
-                feed.cancel_waiting(files)  # what the other side has never heard of
+                _cancel_waiting(files)
 
     def hold_runs(self, files: ExperimentFiles, indices: Collection[int] | None = None, release: bool = False) -> None:
         """Hold or release an experiment, or some of its runs; see :func:`ems.executor.control.hold`."""
@@ -113,6 +113,8 @@ class RemoteExecutor:
 
     def remove(self, files: ExperimentFiles) -> int:
         """Cancel an experiment and delete its files on both sides; return the bytes that were freed there."""
+        with writing_to(self.mirror):
+            _cancel_waiting(files)  # first, so that what is gone there is not sent anew if this breaks off
         freed = int(self.agent.call("remove", id=files.id))
         root.delete(files)
         return freed
@@ -171,6 +173,12 @@ class RemoteExecutor:
             path = files.chunk(int(number), "job")
             if records.read_json(path) != record:
                 records.write_atomic(path, records.dump(record))
+
+
+def _cancel_waiting(files: ExperimentFiles) -> None:
+    """Have nothing sent any more that the other side has never heard of."""
+    for number in feed.waiting(files):
+        feed.record_job(files, number, feed.CANCELLED)
 
 
 def _replace_chunks(files: ExperimentFiles, others: dict[str, Record]) -> None:

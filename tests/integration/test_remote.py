@@ -240,16 +240,36 @@ def test_cancelled_as_a_whole_while_it_runs(far: Any, project: Path, ems: Ems) -
     assert "has ended already" in again
 
 
-def test_what_is_held_or_cancelled_before_it_was_sent_does_not_start(
-    far: Any, train: Path, ems: Ems, executor: RemoteExecutor
-) -> None:
+@pytest.fixture
+def unsent(train: Path, ems: Ems, executor: RemoteExecutor) -> tuple[ExperimentFiles, Experiment]:
+    """Two runs as the laptop has them before the other side hears of them."""
     done = ems("parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "here", "--wait", "--json")
     files = ExperimentFiles(executor.mirror, json.loads(done.stdout)["experiment"])
     shutil.copytree(train / ".ems" / "snapshots.git", executor.mirror / "snapshots.git")
     shutil.copytree(train / ".ems" / "experiments" / files.id, files.dir)
     shutil.rmtree(Path(files.dir, "runs"))
-    Path(files.chunk(1, "job")).unlink()  # as the laptop has it before the other side hears of it
-    experiment = Experiment.load(json.loads(Path(files.spec).read_text()))
+    Path(files.chunk(1, "job")).unlink()
+    return files, Experiment.load(json.loads(Path(files.spec).read_text()))
+
+
+def test_what_is_being_removed_is_not_sent_anew(
+    far: Any, executor: RemoteExecutor, unsent: tuple[ExperimentFiles, Experiment]
+) -> None:
+    files, experiment = unsent
+    far.stop()
+    with pytest.raises(ConnectionFailedError):
+        executor.remove(files)
+    far.start()
+    assert executor.submit(experiment, files).submitted == []
+    assert not list(far.root.glob("experiments/*"))
+    executor.remove(files)
+    assert not Path(files.dir).exists()
+
+
+def test_what_is_held_or_cancelled_before_it_was_sent_does_not_start(
+    far: Any, executor: RemoteExecutor, unsent: tuple[ExperimentFiles, Experiment]
+) -> None:
+    files, experiment = unsent
     executor.hold_runs(files)
     assert executor.submit(experiment, files).submitted == []
     executor.cancel_runs(files, [0])
