@@ -102,6 +102,16 @@ class Fleet:
             raise ClusterError(f"{self.record.controller} {state}", f"ems cluster {verb} {self.name}")
         return found
 
+    def address(self) -> str:
+        """Return the controller's private address where its name does not lead there; empty where it does.
+
+        It is empty, too, as long as the controller has none.
+        """
+        if self.provider.traits.has_names:
+            return ""
+        found = self.machines().get(self.record.controller)
+        return found.address if found else ""
+
     def host(self, controller: Resource | None = None) -> Host:
         """Return how the controller is reached."""
         machine = controller or self.controller()

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 _FROM_SHARE = {"ems-node", "install-python"}  # scripts that are run from the share, not from an image
 _LONGEST = 600  # characters of an error that are shown
+_CLOSED = re.compile(
+    r"^(Shared )?[Cc]onnection to \S+ closed\.\s*$", re.MULTILINE
+)  # ssh's, where a script has a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
             "ems_facts": _facts(record),
             "ems_needs_ansible": bool(hooks) or not _has_all_images(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
+            "ems_network": fleet.provider.traits.network,
+            "ems_address": fleet.address(),
             "ems_munge_key": str(fleet.keys.munge),
             "ems_templates": str(_pack_templates(folder, hooks)),
             "ems_wheel": str(wheel.pack(folder)),
@@ -372,7 +378,8 @@ def _message(result: Mapping[str, Any]) -> str:
     """Return what a task said of its failure, in a line."""
     items = [each for each in result.get("results") or () if each.get("failed")]
     source = items[0] if items else result
-    words = [str(source[word]) for word in ("msg", "stderr", "stdout") if source.get(word)]
+    words = [_CLOSED.sub("", str(source.get(word) or "")).strip() for word in ("msg", "stderr", "stdout")]
+    words = [each for each in words if each]
     if words and words[0] in {"non-zero return code", "All items completed"} and len(words) > 1:
         words = words[1:]
     return _short(words[0] if words else str(source.get("censored") or "it gave no reason"))

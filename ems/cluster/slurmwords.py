@@ -44,7 +44,7 @@ PARAMETERS = frozenset(
     SwitchType TaskEpilog TaskPlugin TaskPluginParam TaskProlog TCPTimeout TLSParameters TLSType TmpFS TopologyParam
     TopologyPlugin TrackWCKey TreeWidth UnkillableStepProgram UnkillableStepTimeout UsePAM VSizeFactor WaitTime
     X11Parameters
-    """.split()
+    """.split()  # noqa: SIM905 - quotes would hide the words
 )
 
 #: Words of a partition's line.
@@ -55,5 +55,5 @@ PARTITION_WORDS = frozenset(
     MaxCPUsPerNode MaxCPUsPerSocket MaxMemPerCPU MaxMemPerNode MaxNodes MaxTime MinNodes Nodes OverSubscribe
     OverTimeLimit PowerDownOnIdle PreemptMode PriorityJobFactor PriorityTier QOS ReqResv ResumeTimeout RootOnly
     SelectTypeParameters Shared State SuspendTime SuspendTimeout TRESBillingWeights
-    """.split()
+    """.split()  # noqa: SIM905 - 231 quotes would hide the words
 )

@@ -112,6 +112,14 @@ def test_ansible_reaches_a_machine_as_strictly_as_ssh_does(tmp_path: Path) -> No
     [
         ({"msg": "no such\n package"}, "no such package"),
         ({"msg": "non-zero return code", "stderr": "slurmctld: fatal"}, "slurmctld: fatal"),
+        (
+            {
+                "msg": "non-zero return code",
+                "stderr": "Shared connection to 10.0.0.1 closed.\r\n",
+                "stdout": "fatal: x",
+            },
+            "fatal: x",
+        ),
         ({"msg": "All items completed", "results": [{"msg": "fine"}, {"failed": True, "msg": "bad"}]}, "bad"),
         ({"censored": "the output has been hidden"}, "the output has been hidden"),
         ({}, "it gave no reason"),
