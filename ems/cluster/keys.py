@@ -134,7 +134,7 @@ class Keys:
     def forget_host(self, machine: str) -> None:
         """Delete the key of a machine that is no more."""
         path = self._host_path(machine)
-        for each in (path.with_name(f"{path.name}.pub"), path):
+        for each in (path.with_name(f"{path.name}.known"), path.with_name(f"{path.name}.pub"), path):
             each.unlink(missing_ok=True)
 
     def munge_key(self) -> bytes:

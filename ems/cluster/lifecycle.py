@@ -157,9 +157,25 @@ def make(fleet: Fleet) -> None:
         with fleet.journal.step("prepare", [f"{record.name}"]):
             fleet.provider.prepare(record.labels())
         fleet.report("network", "there")
+    _wake_controller(fleet, found.get(record.controller))
     surplus = [name for name in found if name != record.controller and name not in record.wanted]
     nodes.remove(fleet, surplus)
-    nodes.create(fleet, requests, found)
+    if fleet.provider.traits.has_names:
+        nodes.create(fleet, requests, found)
+    else:  # the nodes are told the controller's address
+        nodes.create(fleet, requests[:1], found)
+        nodes.create(fleet, nodes.requests(fleet, record.wanted), found)
+
+
+def _wake_controller(fleet: Fleet, controller: Resource | None) -> None:
+    """Start a controller that was stopped; where SLURM was set up it answers before any node is started."""
+    if controller is None or controller.state is not MachineState.STOPPED:
+        return
+    with fleet.journal.step("wake", [controller.name]):
+        fleet.provider.start([controller])
+        reach(fleet)
+        if fleet.record.phase in {Phase.READY, Phase.PAUSED}:
+            _wait_scheduler(fleet)
 
 
 def configure(fleet: Fleet) -> int:
@@ -318,18 +334,26 @@ def pause(fleet: Fleet) -> None:
     controller = machines.get(fleet.record.controller)
     with fleet.journal.step("pause", machines):
         if controller is not None and controller.state is MachineState.RUNNING:
-            fleet.report("jobs", "go back into the queue")
-            fleet.scheduler.down(computes, "paused by ems")
-            _wait_requeued(fleet)
-            fleet.scheduler.forget_boot(computes)
-            fleet.scheduler.host.run(["sudo", "sync"], check=False)
-            fleet.scheduler.host.close()
+            _requeue(fleet, list(computes))
         fleet.report("nodes", "stop")
         fleet.provider.stop([each for each in computes.values() if each.state is not MachineState.STOPPED])
         fleet.report(fleet.record.controller, "stops")
         if controller is not None and controller.state is not MachineState.STOPPED:
             fleet.provider.stop([controller])
         fleet.update(phase=Phase.PAUSED)
+
+
+def _requeue(fleet: Fleet, computes: list[str]) -> None:
+    """Put what runs back into the queue; a SLURM that does not answer is no reason to let machines run."""
+    fleet.report("jobs", "go back into the queue")
+    try:
+        fleet.scheduler.down(computes, "paused by ems")
+        _wait_requeued(fleet)
+        fleet.scheduler.forget_boot(computes)
+        fleet.scheduler.host.run(["sudo", "sync"], check=False)
+        fleet.scheduler.host.close()
+    except ConnectionFailedError as error:
+        fleet.report("jobs", f"could not be put back: {error.message}")
 
 
 def _wait_requeued(fleet: Fleet) -> None:
@@ -343,19 +367,8 @@ def resume(fleet: Fleet) -> Outcome:
     began = time.monotonic()
     if fleet.record.phase is Phase.STOPPING:
         _check_phase(fleet.record.phase, fleet.name)
-    machines = fleet.machines()
-    controller = machines.get(fleet.record.controller)
-    if controller is None:
+    if fleet.record.controller not in fleet.machines():
         raise ClusterError(f"{fleet.record.controller} is gone", f"ems cluster stop {fleet.name} deletes the rest")
-    with fleet.journal.step("resume", machines):
-        fleet.provider.start([controller])
-        reach(fleet)
-        _wait_scheduler(fleet)
-        asleep = [name for name, each in machines.items() if each.state is MachineState.STOPPED]
-        nodes.forget(fleet.scheduler, [name for name in asleep if fleet.kind(name)], "paused by ems")
-        computes = [machines[name] for name in fleet.record.wanted if name in machines]
-        fleet.provider.start(computes)
-    fleet.update(phase=Phase.MAKING)
     make(fleet)
     outcome = settle(fleet)
     fleet.register()

@@ -22,11 +22,11 @@ _LOST = (MachineState.STOPPED, MachineState.STOPPING, MachineState.FAILED)
 
 def requests(fleet: Fleet, names: Sequence[str]) -> list[MachineRequest]:
     """Return what the provider is asked for: the machines of these names."""
-    baked = images.available(fleet)
-    return [_request(fleet, name, baked) for name in names]
+    baked, address = images.available(fleet), fleet.address()
+    return [_request(fleet, name, baked, address) for name in names]
 
 
-def _request(fleet: Fleet, name: str, baked: Mapping[str, str]) -> MachineRequest:
+def _request(fleet: Fleet, name: str, baked: Mapping[str, str], address: str) -> MachineRequest:
     is_controller = name == fleet.record.controller
     kind = "controller" if is_controller else fleet.kind(name)
     spec = fleet.definition.kind(kind)
@@ -41,7 +41,7 @@ def _request(fleet: Fleet, name: str, baked: Mapping[str, str]) -> MachineReques
     return MachineRequest(
         name,
         baked.get(kind) or spec.image or fleet.definition.image,
-        _user_data(fleet, name, kind),
+        _user_data(fleet, name, kind, address),
         fleet.record.labels(**more),
         spec.cpus,
         spec.mem_gb,
@@ -53,7 +53,7 @@ def _request(fleet: Fleet, name: str, baked: Mapping[str, str]) -> MachineReques
     )
 
 
-def _user_data(fleet: Fleet, name: str, kind: str) -> str:
+def _user_data(fleet: Fleet, name: str, kind: str, address: str) -> str:
     """Return what a machine does at its first boot; our key and the user's own ones let in."""
     host_key, logins = fleet.keys.host_key(name), [fleet.keys.public(), *keys.own_public_keys()]
     if kind == "controller":
@@ -66,6 +66,7 @@ def _user_data(fleet: Fleet, name: str, kind: str) -> str:
         logins,
         incarnation=fleet.record.incarnation,
         munge=fleet.record.munge,
+        controller=address,
         is_share_mounted=fleet.provider.traits.has_shared_volume,
     )
 
@@ -82,7 +83,7 @@ def settled_machines(fleet: Fleet) -> dict[str, Resource]:
 
 
 def create(fleet: Fleet, wanted: Sequence[MachineRequest], found: Mapping[str, Resource]) -> None:
-    """Make the machines that are not there; those that are stopped are started, those that failed are made anew.
+    """Make the machines that are not there; nodes that are stopped are started, machines that failed are made anew.
 
     Raises
     ------
@@ -92,11 +93,8 @@ def create(fleet: Fleet, wanted: Sequence[MachineRequest], found: Mapping[str, R
     ruined = [found[each.name] for each in wanted if each.name in found and _is_ruined(found[each.name])]
     _destroy(fleet, ruined)
     gone = {each.name for each in ruined}
-    asleep = [each for each in found.values() if each.state is MachineState.STOPPED and each.name not in gone]
-    asleep = [each for each in asleep if each.name in {request.name for request in wanted}]
-    if asleep:
-        with fleet.journal.step("wake", [each.name for each in asleep]):
-            fleet.provider.start(asleep)
+    nodes = [found[each.name] for each in wanted if each.name in found and fleet.kind(each.name)]
+    _wake(fleet, [each for each in nodes if each.state is MachineState.STOPPED])
     missing = [each for each in wanted if each.name not in found or each.name in gone]
     refused = _create(fleet, missing)
     if refused:
@@ -110,6 +108,16 @@ def create(fleet: Fleet, wanted: Sequence[MachineRequest], found: Mapping[str, R
         leave_out(fleet, name, refusal.reason)
 
 
+def _wake(fleet: Fleet, machines: Sequence[Resource]) -> None:
+    """Start nodes that were stopped; SLURM would go on calling them at the addresses that they had."""
+    if not machines:
+        return
+    names = [each.name for each in machines]
+    with fleet.journal.step("wake", names):
+        _clear_traces(fleet, names, "its machine was stopped")
+        fleet.provider.start(machines)
+
+
 def _is_ruined(machine: Resource) -> bool:
     return machine.state is MachineState.FAILED
 
@@ -118,7 +126,7 @@ def _create(fleet: Fleet, missing: Sequence[MachineRequest]) -> dict[str, Refusa
     if not missing:
         return {}
     names = [each.name for each in missing]
-    _clear_traces(fleet, names)
+    _clear_traces(fleet, names, "its machine is gone")
     for name in names:
         fleet.report(name, "being made")
     with fleet.journal.step("create", names):
@@ -129,22 +137,14 @@ def _create(fleet: Fleet, missing: Sequence[MachineRequest]) -> dict[str, Refusa
     return {each.name: each for each in results if isinstance(each, Refusal)}
 
 
-def _clear_traces(fleet: Fleet, names: Iterable[str]) -> None:
-    """Make SLURM forget nodes that were lost: what they ran is requeued, and what they said of their boot is old."""
+def _clear_traces(fleet: Fleet, names: Iterable[str], why: str) -> None:
+    """Make SLURM forget nodes that do not run: what they ran is requeued, and what they said of their boot is old."""
     lost = [name for name in names if name != fleet.record.controller]
     scheduler = _scheduler_if_up(fleet)
     if scheduler is None or not lost:
         return
-    forget(scheduler, lost, "its machine is gone")
-
-
-def forget(scheduler: Scheduler, names: Sequence[str], reason: str) -> None:
-    """Make SLURM forget nodes that are not running: it would go on calling them at the addresses that they had.
-
-    What they ran goes back into the queue; they register themselves anew.
-    """
-    scheduler.down(names, reason)
-    _forget(scheduler, names)
+    scheduler.down(lost, why)
+    _forget(scheduler, lost)
 
 
 def _scheduler_if_up(fleet: Fleet) -> Scheduler | None:
