@@ -6,14 +6,16 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, Report, known, quiet, verified
 from ems.cluster.keys import Keys
 from ems.cluster.provider import base, connect
-from ems.cluster.provider.base import MachineState, Resource, Thing
+from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
 from ems.cluster.record import Files, Phase, Record
 from ems.errors import ClusterError, ConnectionFailedError, NotFoundError
 from ems.ssh import Host
@@ -21,6 +23,7 @@ from ems.ssh import Host
 DEFINITION_FILE = "/opt/ems/etc/cluster.json"
 MUNGE_FILE = "/opt/ems/etc/secret/munge.key"
 _FILES = ("record.json", "journal.jsonl", "key", "key.pub", "known_hosts", "munge.key")
+_BOOT_S = 180  # of a machine that was stopped, until it lets us in
 _MAX_BYTES = 16 * 1024 * 1024
 
 # adds a public key to those that let in, unless it is there
@@ -80,54 +83,89 @@ def adopt(name: str, definition: Definition, report: Report = quiet) -> Fleet:
     things = found(name, definition)
     machines = [each for each in things if each.thing is Thing.MACHINE and base.HOST_KEY in each.labels]
     controller = next((each for each in machines if each.name == f"{name}-controller"), None)
-    if controller is None or controller.state is not MachineState.RUNNING:
+    if controller is None or controller.state not in {MachineState.RUNNING, MachineState.STOPPED}:
         state = "gone" if controller is None else controller.state
         raise ClusterError(f"the controller of {name} is {state}", f"ems cluster stop {name} deletes what is there")
     files = Files(name)
     files.make()
     keys = Keys(files.dir)
     keys.trust({each.name: each.labels[base.HOST_KEY] for each in machines})
-    report(controller.name, "asked for its definition and keys")
-    record, munge = _ask(controller, _ways_in(controller, definition, keys), keys, machines)
+    with _awake(controller, connect(definition.provider), report):
+        report(controller.name, "asked for its definition and keys")
+        host = _way_in(controller, definition, keys)
+        try:
+            record, munge = _ask(host, controller, keys, machines)
+        finally:
+            host.close()
     keys.take_munge_key(munge, record.munge)
     fleet = Fleet(files, files.save(record), report)
     fleet.trust()
-    fleet.register()
+    if record.phase is Phase.READY:
+        fleet.register()
     return fleet
 
 
-def _ways_in(controller: Resource, definition: Definition, keys: Keys) -> list[Host]:
-    """Return the ways to log in: by this machine's key of the cluster, and by the user's own keys."""
+@contextmanager
+def _awake(controller: Resource, provider: Provider, report: Report) -> Iterator[None]:
+    """Have a controller run that is stopped, as those of paused clusters are; afterwards it is stopped again."""
+    if controller.state is not MachineState.STOPPED:
+        yield
+        return
+    report(controller.name, "starts, to be asked")
+    provider.start([controller])
+    try:
+        yield
+    finally:
+        report(controller.name, "stops again")
+        provider.stop([controller])
+
+
+def _way_in(controller: Resource, definition: Definition, keys: Keys) -> Host:
+    """Return how to log in: by this machine's key of the cluster, or by one of the user's own.
+
+    Raises
+    ------
+    ClusterError
+        If no key lets us in; of a controller that boots, only after a while.
+    """
     identities = [keys.identity, None] if keys.identity.exists() else [None]
-    destination = f"{definition.login_user}@{controller.ssh_address}"
-    alias = controller.name
-    options = ("-o", "BatchMode=yes")
-    return [
-        Host(destination, controller.ssh_port, identity, keys.known_hosts, alias, options) for identity in identities
-    ]
+    deadline = time.monotonic() + (_BOOT_S if controller.state is MachineState.STOPPED else 0)
+    while True:
+        here = next(each for each in found(controller.labels[base.CLUSTER], definition) if each.id == controller.id)
+        destination = f"{definition.login_user}@{here.ssh_address}"
+        for identity in identities:
+            options = ("-o", "BatchMode=yes")
+            host = Host(destination, here.ssh_port, identity, keys.known_hosts, here.name, options)
+            try:
+                host.run(["true"], timeout_s=30)
+            except ConnectionFailedError as error:
+                trouble = error
+            else:
+                return host
+        if time.monotonic() > deadline:
+            raise _not_told(here.name, trouble) from trouble
+        time.sleep(0.5)
 
 
-def _ask(controller: Resource, ways: Iterable[Host], keys: Keys, machines: Iterable[Resource]) -> tuple[Record, bytes]:
-    """Read definition and munge key from the controller, let this machine's key in, and check both by labels."""
-    trouble: ConnectionFailedError | None = None
-    for host in ways:
-        try:
-            text = host.run(["cat", DEFINITION_FILE], timeout_s=30).stdout
-            munge = host.run(["sudo", "cat", MUNGE_FILE], timeout_s=30).stdout
-            host.run(["sh", "-c", _LET_IN, "sh", keys.public()], timeout_s=30)
-            return _record(controller, text, machines), munge
-        except ConnectionFailedError as error:
-            trouble = error
-        finally:
-            host.close()
-    said = trouble.message if trouble else "no key lets us in"
-    raise ClusterError(
-        f"{controller.name} does not hand over its definition: {said}",
+def _not_told(controller: str, error: ConnectionFailedError) -> ClusterError:
+    return ClusterError(
+        f"{controller} does not hand over its definition: {error.message}",
         "log in there with a key of yours in ~/.ssh, or carry it: ems cluster export, ems cluster import",
-    ) from trouble
+    )
 
 
-def _record(controller: Resource, text: bytes, machines: Iterable[Resource]) -> Record:
+def _ask(host: Host, controller: Resource, keys: Keys, machines: Sequence[Resource]) -> tuple[Record, bytes]:
+    """Read definition and munge key from the controller, let this machine's key in, and check both by labels."""
+    try:
+        text = host.run(["cat", DEFINITION_FILE], timeout_s=30).stdout
+        munge = host.run(["sudo", "cat", MUNGE_FILE], timeout_s=30).stdout
+        host.run(["sh", "-c", _LET_IN, "sh", keys.public()], timeout_s=30)
+    except ConnectionFailedError as error:
+        raise _not_told(controller.name, error) from error
+    return _record(controller, text, machines), munge
+
+
+def _record(controller: Resource, text: bytes, machines: Sequence[Resource]) -> Record:
     labels = controller.labels
     name = labels[base.CLUSTER]
     try:
@@ -136,7 +174,9 @@ def _record(controller: Resource, text: bytes, machines: Iterable[Resource]) -> 
         owner = str(content.get("owner") or labels.get(base.OWNER, ""))
     except (ValueError, KeyError, TypeError) as error:
         raise ClusterError(f"{DEFINITION_FILE} on {controller.name} cannot be read: {error}") from error
-    nodes = tuple(sorted(each.name for each in machines if each.labels.get(base.ROLE) == "compute"))
+    nodes = [each for each in machines if each.labels.get(base.ROLE) == "compute"]
+    # the controller may run because whoever paused, resumed or adopted the cluster was killed
+    is_paused = all(each.state is MachineState.STOPPED for each in (nodes or [controller]))
     record = Record(
         name,
         labels[base.INCARNATION],
@@ -144,9 +184,9 @@ def _record(controller: Resource, text: bytes, machines: Iterable[Resource]) -> 
         created,
         definition,
         labels[base.DEFINITION],
-        nodes,
+        tuple(sorted(each.name for each in nodes)),
         labels[base.MUNGE],
-        Phase.READY,
+        Phase.PAUSED if is_paused else Phase.READY,
     )
     try:
         verified(record)

@@ -143,11 +143,17 @@ def test_a_node_killed_in_mid_run_has_its_run_finished_elsewhere(desk: Any, whol
     assert desk.machines() == ["controller", "gpu-001", "gpu-002"]
 
 
-def test_paused_and_resumed(desk: Any, whole: Callable[..., Any]) -> None:
+def test_paused_and_resumed(desk: Any, desks: ModuleType, whole: Callable[..., Any], tmp_path: Path) -> None:
     before = desk.there("sacct", "-a", "-X", "-n", "--format=JobID,State").splitlines()
     desk.cluster("pause", "--yes")
     assert {str(each.state) for each in desk.resources() if each.thing is Thing.MACHINE} == {"stopped"}
     assert "is paused" in desk.cluster("start", "--yes", code=1).stderr
+    other = desks.Desk(tmp_path, desk.name)
+    other.env.update(desk.agent)
+    other.cluster("status", "--adopt")  # of a paused cluster as well, which stays so
+    assert other.status()["phase"] == "paused"
+    assert {str(each.state) for each in desk.resources() if each.thing is Thing.MACHINE} == {"stopped"}
+    other.cluster("resume", timeout=400)
     desk.cluster("resume", timeout=400)
     assert desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}
     after = desk.there("sacct", "-a", "-X", "-n", "--format=JobID,State").splitlines()
@@ -242,6 +248,17 @@ def test_another_host_key_is_not_believed(desk: Any) -> None:
         desk.there("true", code=255)
     finally:
         known.write_text(before)
+
+
+def test_what_keeps_slurmctld_from_starting_is_said_in_its_own_words(desk: Any) -> None:
+    desk.there("sudo", "sed", "-i", "s/^SelectType=.*/SelectType=select\\/nonsense/", "/etc/slurm/slurm.conf")
+    desk.there("sudo", "systemctl", "restart", "slurmctld")
+    script = "/opt/ems/templates/roles/slurm_controller/files/await-slurmctld"
+    done = desk.ems("cluster", "ssh", "--on", desk.name, "--", "sudo", script, code=1)
+    assert "slurmctld does not start: fatal: " in done.stderr
+    assert "select/nonsense" in done.stderr
+    assert json.loads(desk.cluster("setup", "--json").stdout)["changed"] > 0
+    assert desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}
 
 
 def test_logs_of_controller_and_node(desk: Any) -> None:
