@@ -116,10 +116,11 @@ def _follow(session: Session, experiment: Experiment, index: int, files: RunFile
     """Print what is added to a log until the run has ended; a machine that is away for a while is waited for."""
     from ems.cli import render
 
-    is_local = session.target(experiment.target).remote is None
-    pause_s = _POLL_S if is_local else _REMOTE_POLL_S
+    target = session.target(experiment.target)
+    pause_s = _POLL_S if target.remote is None else _REMOTE_POLL_S
     if not files.exists():
         render.note(f"{experiment.id}/{index} has not started; waiting for it (Ctrl-C ends the waiting)")
+    files = target.run_files(experiment, index)  # not what was pulled of it, where its machine is away just now
     next_refresh, is_away = 0.0, False
     while True:
         try:

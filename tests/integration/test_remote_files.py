@@ -218,6 +218,26 @@ def test_a_log_is_followed_through_a_broken_connection(far: Any, train: Path, em
         assert process.wait(60) == 0
 
 
+def test_a_log_is_followed_from_what_was_pulled_once_its_machine_is_back(far: Any, train: Path, ems: Ems) -> None:
+    gate = far.root / "gate"
+    (train / "train.py").write_text(
+        f"import os, time\nprint('line 0')\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.02)\n"
+        "print('line 1')\n"
+    )
+    exp_id = json.loads(ems("run", "train.py", "--on", "far", "--json").stdout)["experiment"]
+    log = Path("experiments", exp_id, "runs", "0", "stdout.log")
+    wait_until(lambda: (far.root / log).exists() and (far.root / log).read_text())
+    ems("harvest")
+    far.stop()
+    with following(train, "last/0") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "line 0\n"
+        far.start()
+        gate.touch()
+        assert process.stdout.readline() == "line 1\n"
+        assert process.wait(60) == 0
+
+
 def test_files_that_are_gone_there_are_said_and_what_came_before_is_kept(far: Any, train: Path, ems: Ems) -> None:
     (train / "train.py").write_text(
         "import os, time\nprint('loss: 1')\ntime.sleep(600 * (os.environ['EMS_INDEX'] == '1'))\n"
