@@ -90,6 +90,11 @@ class Desk:
         """Run a command on the controller; returns what it printed."""
         return self.ems("cluster", "ssh", "--on", self.name, "--", *words, code=code).stdout
 
+    def hang_up(self) -> None:
+        """End the SSH connection that commands share, so that the next one asks who is there."""
+        code = f"from ems import registry; registry.get({self.name!r}).host.close()"
+        subprocess.run([sys.executable, "-c", code], env=self.env, cwd=self.project, check=True)
+
     def status(self) -> dict[str, Any]:
         """Return ``ems cluster status --json``."""
         found: dict[str, Any] = json.loads(self.cluster("status", "--json").stdout)
