@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ems.registry import RemoteTarget
     from ems.remote.executor import RemoteExecutor
 
+_LONGEST_NAME = 100  # it stands in tables, and in names of folders
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -480,9 +482,12 @@ def _name(typed: str | None, proposed: str) -> str:
         If what was typed cannot stand in an address.
     """
     if typed is None:
-        return re.sub(r"[/\s]+", "-", proposed)
-    if typed == "last" or not re.fullmatch(r"[^/\s]+", typed):
-        raise UsageError(f"`{typed}` cannot be a name", "a name is one word without `/`, and not `last`")
+        return re.sub(r"[/\s]+", "-", proposed)[:_LONGEST_NAME]
+    if typed == "last" or not re.fullmatch(rf"[^/\s]{{1,{_LONGEST_NAME}}}", typed):
+        raise UsageError(
+            f"`{typed if len(typed) <= _LONGEST_NAME else typed[:_LONGEST_NAME] + '…'}` cannot be a name",
+            f"a name is one word of up to {_LONGEST_NAME} letters without `/`, and not `last`",
+        )
     return typed
 
 

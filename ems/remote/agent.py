@@ -7,6 +7,7 @@ anybody still listens or not. What its operations print, and what children of th
 from __future__ import annotations
 
 import os
+import platform
 import select
 import sys
 import traceback
@@ -65,15 +66,23 @@ def _answer(site: Site | None, name: str, args: wire.Frame, data: bytes) -> wire
     except BrokenPipeError:
         raise
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        said = TargetError(
-            f"{place}{error.strerror or error}", "see that there is room, and that it is yours: ems doctor"
-        )
-        return {"error": wire.as_record(said)}
+        return {"error": wire.as_record(_of_system(error))}
     except Exception as error:  # noqa: BLE001  # the boundary of this process: the other side shows it
         traceback.print_exc()
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return {"error": {"kind": "EmsError", "message": f"unexpected {words}", "hint": ""}}
+
+
+def _of_system(error: OSError) -> TargetError:
+    """Say in a sentence what the system has refused; a bare name that is not found is a program's."""
+    name = str(error.filename or "")
+    if isinstance(error, FileNotFoundError) and name and "/" not in name:
+        return TargetError(
+            f"there is no {name} on {platform.node()}",
+            f"install {name} there, or put it on the PATH of commands over SSH (`module load {name}` in ~/.bashrc)",
+        )
+    place = f"{name}: " if name else ""
+    return TargetError(f"{place}{error.strerror or error}", "see that there is room, and that it is yours: ems doctor")
 
 
 def _operation(name: str) -> Operation:

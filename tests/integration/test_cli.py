@@ -365,6 +365,8 @@ def test_a_name_can_stand_in_an_address(ems: Ems, train: Path, project: Path) ->
     for name in ("a/b", "a b", "last", ""):
         refused = ems("run", "train.py", "--set", "lr=0.1", "--on", "here", "--name", name, code=2)
         assert f"error: `{name}` cannot be a name" in refused.stderr
+    long = ems("run", "train.py", "--set", "lr=0.1", "--on", "here", "--name", "x" * 3000, code=2).stderr
+    assert f"{'x' * 100}…` cannot be a name" in long
     parameters = "program: train.py\nmethod: grid\nname: my first / sweep\nparameters: {lr: {value: 0.1}}\n"
     (project / "sweep.yaml").write_text(parameters)
     ems("parrun", "--sweep", "sweep.yaml", "--on", "here", "--wait")

@@ -68,6 +68,19 @@ def other_version(far: Any) -> Path:
     return folder
 
 
+def test_where_git_is_gone_there_it_says_so(far: Any, train: Path, ems: Ems) -> None:
+    ems("run", "train.py", "--on", "far")
+    (train / "train.py").write_text("print('acc: 0.6')\n")
+    tools = far.folder / "tools"
+    tools.mkdir()
+    for name in ("env", "sh", "bash"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    (far.folder / "home" / ".bashrc").write_text(f"export PATH={tools}\n")
+    said = ems("run", "train.py", "--on", "far", code=1).stderr
+    assert "error: there is no git on " in said
+    assert "install git there" in said
+
+
 def test_of_a_full_disk_there_the_hint_is_not_to_try_again_at_once() -> None:
     host = Host("me@login")
     said = b"cat: write error: No space left on device"
