@@ -138,9 +138,9 @@ def names() -> list[str]:
 
 def forget(name: str) -> None:
     """Delete a target's file; where it was the current one there is then none."""
-    _path(name).unlink(missing_ok=True)
-    if current() == name:
+    if current() == name:  # while its file is there: one that is no more is never the current one
         use(None)
+    _path(name).unlink(missing_ok=True)
 
 
 def current() -> str | None:

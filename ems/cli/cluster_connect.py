@@ -138,9 +138,11 @@ def upgrade(name: Name) -> None:
 @command(CONNECT, "ems cluster forget uni")
 def forget(name: Name) -> None:
     """Forget a connected cluster; what is there stays there."""
+    from ems import registry
     from ems.cli import render
     from ems.cluster import connect as connecting
 
+    was_current = registry.current() == name
     target = connecting.forget(name)
-    render.say(f"{name} is forgotten")
+    render.say(f"{name} is forgotten" + ("; experiments stay on this machine" if was_current else ""))
     render.note(f"what is in {target.root} on {target.host.destination} stays there, ems in its folder venv among it")

@@ -45,7 +45,7 @@ def push(
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "name the folder that holds the data set")
     project = project_here()
-    with closing(target.resolve(on, config.load(project, on=on), project)) as chosen, render.progress() as show:
+    with closing(target.resolve(on, config.load(project, on=on), project)) as chosen, render.progress(10) as show:
         content = dataset.digest(folder, _cache(folder), lambda done: show(f"reading {folder}: {render.size(done)}"))
         is_new = chosen.push_data(folder, content, name, lambda words: show(f"sending {folder}: {words}"))
     if as_json:

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -427,15 +428,22 @@ def _less_version() -> int:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows one line of progress on stderr in place; in a pipe it prints each new line once."""
-    stream, is_terminal, last = sys.stderr, sys.stderr.isatty(), ""
+def progress(every_s: float = 0.0) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows one line of progress on stderr in place; in a pipe it prints each new line once.
+
+    Parameters
+    ----------
+    every_s
+        In a pipe at most a line in so many seconds, where the lines count up to something.
+    """
+    stream, is_terminal, last, told_at = sys.stderr, sys.stderr.isatty(), "", time.monotonic()
 
     def show(line: str) -> None:
-        nonlocal last
-        if line == last:
+        nonlocal last, told_at
+        now = time.monotonic()
+        if line == last or (not is_terminal and now - told_at < every_s):
             return
-        last = line
+        last, told_at = line, now
         stream.write(f"\r\x1b[2K{set_cell_size(line, err().width - 1).rstrip()}" if is_terminal else f"{line}\n")
         stream.flush()
 

@@ -296,7 +296,7 @@ def _look(host: Host, root: str, python: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(done.stdout.decode(errors="replace").rpartition(probe.MARK)[2])
     except ValueError:
-        raise ClusterError(f"{python} on {host.destination} says nothing", f"try `ssh {host.destination}`") from None
+        raise ClusterError(f"{python} on {host.destination} says nothing", f"try `{host.typed()}`") from None
     if found["trouble"]:
         raise ClusterError(
             f"on {host.destination} {found['root']} cannot be written: {found['trouble']}",
@@ -306,7 +306,7 @@ def _look(host: Host, root: str, python: str) -> dict[str, Any]:
     if slurm and slurm["trouble"]:
         raise ClusterError(
             f"SLURM on {host.destination} does not answer: {' '.join(slurm['trouble'].split())}",
-            f"see what `sinfo` says there, then repeat the command: ssh {shlex.quote(host.destination)} sinfo",
+            f"see what `sinfo` says there, then repeat the command: {host.typed()} sinfo",
         )
     return found
 

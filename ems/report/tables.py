@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +53,7 @@ def _metrics(frame: Frame, query: Query) -> list[Field]:
     if query.stat is Stat.BEST and unknown:
         raise UsageError(
             f"--stat best: is a low or a high `{unknown[0]}` the better one",
-            f"say --minimize {unknown[0]} or --maximize {unknown[0]}",
+            f"say --minimize {shlex.quote(unknown[0])} or --maximize {shlex.quote(unknown[0])}",
         )
     return chosen
 
@@ -122,7 +123,8 @@ def _best_notes(
         yield value + (f"best: {', '.join(words)}{among}" if words else "no best marked")
     unknown = [each.name for each in metrics if frame.goal(each) is None and _is_numeric(frame, each)]
     if unknown and (not words or query.metrics):
-        yield f"to mark the best: --minimize {unknown[0]} or --maximize {unknown[0]}"
+        name = shlex.quote(unknown[0])
+        yield f"to mark the best: --minimize {name} or --maximize {name}"
 
 
 def _is_numeric(frame: Frame, metric: Field) -> bool:

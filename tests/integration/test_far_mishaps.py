@@ -68,6 +68,14 @@ def other_version(far: Any) -> Path:
     return folder
 
 
+def test_who_forgets_the_current_cluster_hears_where_experiments_go(far: Any, train: Path, ems: Ems) -> None:
+    ems("cluster", "use", "far")
+    assert "next: ems doctor --on far" in ems("cluster", "list").stderr
+    assert "far is forgotten; experiments stay on this machine" in ems("cluster", "forget", "far").stdout
+    registry.save(far.target)
+    assert ems("cluster", "forget", "far").stdout == "far is forgotten\n"
+
+
 def test_where_git_is_gone_there_it_says_so(far: Any, train: Path, ems: Ems) -> None:
     ems("run", "train.py", "--on", "far")
     (train / "train.py").write_text("print('acc: 0.6')\n")

@@ -190,6 +190,10 @@ def test_progress_off_a_terminal_prints_each_change_once(capsys):
         for line in ("1 of 2", "1 of 2", "2 of 2"):
             show(line)
     assert capsys.readouterr().err == "1 of 2\n2 of 2\n"
+    with render.progress(every_s=3600) as show:
+        for n_bytes in range(1000):
+            show(f"{n_bytes} B")
+    assert capsys.readouterr().err == ""
 
 
 def test_screen_off_a_terminal_prints_what_has_changed(capsys):
