@@ -33,6 +33,7 @@ mv -- "$1/.part-$2" "$1/$2"
 """
 # Root's, as the set-up of the cluster left it; its own script knows how to bring ems up to date there.
 _ON_SHARE = f"""{_SAVE}
+[ ! -e "$4/venv/.wheel" ] || echo other >"$4/venv/.wheel"  # whatever it says: what is there is not what it should be
 exec sh "$4/templates/roles/ems/files/install-ems" "$1/$2" "$4/venv"
 """
 

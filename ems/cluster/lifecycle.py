@@ -66,6 +66,8 @@ def begin(name: str, definition: Definition, counts: Mapping[str, int], report: 
     """
     files = Files(name)
     record = files.load()
+    if record is not None and record.phase is Phase.MAKING and record.digest != definition.digest:
+        record = record if Fleet(files, record).resources() else None  # nothing was made by the definition as it was
     if record is None:
         _refuse_strangers(name, definition)
         record = new(name, definition.model_dump(mode="json"), definition.digest)
