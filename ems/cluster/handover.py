@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -259,8 +260,10 @@ def _read(path: Path) -> dict[str, bytes]:
             if sum(each.size for each in members) > _MAX_BYTES or not all(_is_ours(each) for each in members):
                 raise ClusterError(f"{path} is no exported cluster", "`ems cluster export NAME FILE` writes one")
             return {each.name: file.read() for each in members if (file := archive.extractfile(each))}
-    except (OSError, tarfile.TarError) as error:
-        raise ClusterError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ClusterError(f"{path} cannot be read: {error.strerror or error}", "check the path") from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ClusterError(f"{path} is no exported cluster", "`ems cluster export NAME FILE` writes one") from error
 
 
 def _is_ours(member: tarfile.TarInfo) -> bool:

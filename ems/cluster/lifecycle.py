@@ -343,6 +343,9 @@ def pause(fleet: Fleet) -> None:
         if controller is not None and controller.state is not MachineState.STOPPED:
             fleet.provider.stop([controller])
         fleet.update(phase=Phase.PAUSED)
+    target = registry.load(fleet.name)
+    if target is not None:  # so that who cannot reach it is told why; to register it anew takes this away
+        registry.save(replace(target, facts={**target.facts, "paused": True}))
 
 
 def _requeue(fleet: Fleet, computes: list[str]) -> None:

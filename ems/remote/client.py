@@ -105,20 +105,22 @@ class Agent:
                 self._connection = _Connection(self.target)
             except _BrokenError as error:
                 if not self.target.host.control_path().exists():
-                    raise error.for_good() from None
+                    raise error.for_good(self.target) from None
                 self.target.host.renew()  # the shared connection may be one that a sleeping laptop has lost
                 try:
                     self._connection = _Connection(self.target)
                 except _BrokenError as again:
-                    raise again.for_good() from None
+                    raise again.for_good(self.target) from None
         return self._connection
 
 
 class _BrokenError(ConnectionFailedError):
     """The wire broke: asking again may help."""
 
-    def for_good(self) -> ConnectionFailedError:
-        """Return the error of one that has been asked often enough."""
+    def for_good(self, target: RemoteTarget) -> ConnectionFailedError:
+        """Return the error of a target that has been asked often enough."""
+        if target.facts.get("paused"):
+            return ConnectionFailedError(f"the cluster {target.name} is paused", f"ems cluster resume {target.name}")
         return ConnectionFailedError(self.message, self.hint)
 
 
