@@ -55,7 +55,7 @@ slurm: $(VENV)/.dev  ## a real SLURM cluster on this machine
 lint: $(VENV)/.dev  ## ruff, and ansible-lint on the templates
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd templates && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production --quiet .
+	cd templates && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production -q .
 
 types: $(VENV)/.dev  ## mypy --strict
 	$(BIN)/mypy
