@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ems.cluster.record import Record
 
 _FROM_SHARE = {"ems-node", "install-python"}  # scripts that are run from the share, not from an image
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # programs believe in a terminal: there is one, between sudo and Ansible
 _LONGEST = 600  # characters of an error that are shown
 _CLOSED = re.compile(
     r"^(Shared )?[Cc]onnection to \S+ closed\.\s*$", re.MULTILINE
@@ -386,7 +387,7 @@ def _message(result: Mapping[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(_COLOUR.sub("", text).split())
     return line if len(line) <= _LONGEST else f"… {line[-_LONGEST:]}"
 
 

@@ -111,6 +111,7 @@ def test_ansible_reaches_a_machine_as_strictly_as_ssh_does(tmp_path: Path) -> No
     ("result", "message"),
     [
         ({"msg": "no such\n package"}, "no such package"),
+        ({"msg": "\x1b[0;1;31mUnit is masked.\x1b[0m"}, "Unit is masked."),
         ({"msg": "non-zero return code", "stderr": "slurmctld: fatal"}, "slurmctld: fatal"),
         (
             {
