@@ -174,7 +174,8 @@ def join(fleet: Fleet, names: Sequence[str]) -> list[str]:
             machines, listed_at = fleet.machines(), time.monotonic()
         for wait in list(waiting.values()):
             state, boot = states.get(wait.name), boots.get(wait.name, {})
-            if state is not None and state.is_usable:
+            # SLURM takes a minute to see that a node which booted again, and did not come, is not there any more
+            if state is not None and state.is_usable and not boot.get("error"):
                 fleet.report(wait.name, state.state)
                 ready.append(waiting.pop(wait.name).name)
             elif trouble := wait.trouble(boot, state, machines.get(wait.name)):
