@@ -151,7 +151,9 @@ def test_a_target_that_is_away_still_reports_what_was_harvested(far: Any, train:
     done = ems("harvest", code=1)
     assert "cannot be reached" in done.stderr
     assert results(train, swept)[1] == []
-    assert "cannot be reached" in ems("logs", f"{swept}/1", code=1).stderr
+    for words in (("logs",), ("get",), ("cat",)):
+        what = f"{swept}/1/stdout.log" if words == ("cat",) else f"{swept}/1"
+        assert ems(*words, what, code=1).stderr.startswith("error: "), "not that there is nothing"
     far.start()
     ems("harvest")
     harvested = results(train, swept)
