@@ -10,6 +10,7 @@ EmsError
 ├── ExecutorError       submitting to, or asking, the scheduler failed
 ├── TargetError         the target's root cannot be used
 ├── ConnectionFailedError   another machine cannot be reached, or the connection broke
+│   └── HostKeyError    it shows a host key that is not the one known
 └── ClusterError        a cluster cannot be made, changed or found
     └── ProviderError   what makes its machines refuses, in its own words
 
@@ -74,6 +75,10 @@ class TargetError(EmsError):
 
 class ConnectionFailedError(EmsError):
     """Another machine cannot be reached over SSH, or the connection broke; what was done before stays so."""
+
+
+class HostKeyError(ConnectionFailedError):
+    """A machine shows a host key that is not the one known: it is not let in, and waiting does not help."""
 
 
 class ClusterError(EmsError):

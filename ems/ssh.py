@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ems.errors import ConnectionFailedError
+from ems.errors import ConnectionFailedError, HostKeyError
 
 CONNECT_TIMEOUT_S = 15
 _OTHER_KEY = "HOST IDENTIFICATION HAS CHANGED"
+_REFUSED_KEY = "Host key verification failed"
 _ROOM = "make room on its disk: `df -h` and `quota` there say how much there is"
 _UNREACHABLE = 255  # ssh's own exit status; what the remote command says is 0 to 254
 
@@ -132,9 +133,8 @@ class Host:
         """Return an error in the words of what failed."""
         said = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
         if done.returncode == _UNREACHABLE:
-            return ConnectionFailedError(
-                f"{self.destination} cannot be reached: {_in_short(said)}", _hint_of(said, self)
-            )
+            kind = HostKeyError if _OTHER_KEY in said or _REFUSED_KEY in said else ConnectionFailedError
+            return kind(f"{self.destination} cannot be reached: {_in_short(said)}", _hint_of(said, self))
         return ConnectionFailedError(f"on {self.destination}: {said}", _ROOM if _is_full(said) else "")
 
     def typed(self) -> str:
@@ -233,7 +233,7 @@ def _hint_of(said: str, host: Host) -> str:
         forget = re.search(r"ssh-keygen -f \S+ -R \S+", said)
         mend = f" if it is, {forget[0]} forgets the one known" if forget and host.known_hosts is None else ""
         return f"if that is not expected, somebody may be in between;{mend}".rstrip(";")
-    if "Host key verification failed" in said:
+    if _REFUSED_KEY in said:
         return f"its host key is not known here: log in once, compare it, and accept it: {host.typed()}"
     if "Bad configuration option" in said or "command-line" in said:
         return "see what follows --ssh-option: `man ssh_config` has the options"

@@ -19,7 +19,7 @@ from ems.cluster.keys import fingerprint
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Resource, Thing
 from ems.cluster.record import Files, Phase, choose, new
-from ems.errors import ClusterError, ConnectionFailedError, NotFoundError, UsageError
+from ems.errors import ClusterError, ConnectionFailedError, HostKeyError, NotFoundError, UsageError
 
 _REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
 _EMPTY_S = 300
@@ -205,9 +205,9 @@ def reach(fleet: Fleet) -> None:
         try:
             host.run(["true"], timeout_s=20)
             break
+        except HostKeyError as error:
+            raise ClusterError(f"{name} shows another host key than the one it was given", error.hint) from error
         except ConnectionFailedError as error:
-            if "Host key verification failed" in error.message or "CHANGED" in error.message:
-                raise ClusterError(f"{name} shows another host key than the one it was given", error.hint) from error
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"{name} cannot be logged into after {_REACH_S} s: {error.message}",

@@ -63,6 +63,17 @@ def desks() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def baked(desks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Images of a controller and a node, which every cluster of the same definition starts from; baked once."""
+    desk = desks.Desk(tmp_path_factory.mktemp("baker"))
+    try:
+        desk.cluster("bake", timeout=600)
+        yield
+    finally:
+        desk.clear()
+
+
+@pytest.fixture(scope="session")
 def _cluster(testbed: ModuleType) -> Iterator[Any]:
     with testbed.Cluster(enforce_memory=testbed.can_enforce_memory()) as cluster:
         yield cluster

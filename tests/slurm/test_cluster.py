@@ -38,7 +38,7 @@ for seed in [0, 1, 2, 3]:
 
 
 @pytest.fixture(scope="module")
-def desk(desks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Somebody with a cluster of a controller and two nodes, made from baked images; nothing is left of it."""
     folder = tmp_path_factory.mktemp("desk")
     made = desks.Desk(folder)
@@ -46,7 +46,6 @@ def desk(desks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         made.env.update(env)
         made.agent = env
         try:
-            made.cluster("bake", timeout=600)
             argv = str(folder / "argv")
             made.cluster("start", "--nodes", "2", "--yes", timeout=600, PYTHONPATH=str(_KILLER), EMS_TEST_ARGV=argv)
             made.argv = Path(argv)

@@ -22,11 +22,10 @@ _VERSION = "import ems.version; print(ems.version.__file__)"
 
 
 @pytest.fixture(scope="module")
-def desk(desks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Somebody with a cluster of a controller and one node, made from baked images; nothing is left of it."""
     made = desks.Desk(tmp_path_factory.mktemp("desk"))
     try:
-        made.cluster("bake", timeout=500)
         made.cluster("start", "--yes", timeout=300)
         (made.project / "train.py").write_text("import ems\n\nfor seed in [0, 1]:\n    ems.log(acc=seed)\n")
         subprocess.run(["git", "init", "-q"], cwd=made.project, check=True)

@@ -16,7 +16,7 @@ from ems.cluster.definition import ContainerSection, Definition
 from ems.cluster.keys import Keys
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineRequest, Resource
-from ems.errors import ConnectionFailedError
+from ems.errors import ConnectionFailedError, HostKeyError
 from ems.ssh import Host
 
 _BOOT_S = 60  # usually 3 s
@@ -120,6 +120,6 @@ def test_a_machine_that_shows_another_key_is_not_believed(pair: Pair, tmp_path: 
     name = str(controller.host_key_alias)
     others = Keys(tmp_path / "others")
     others.trust({name: others.host_key(name).label})
-    with pytest.raises(ConnectionFailedError, match="cannot be reached") as caught:
+    with pytest.raises(HostKeyError, match="cannot be reached") as caught:
         replace(controller, known_hosts=others.known_hosts).run(["true"])
-    assert "shows another key" in caught.value.hint
+    assert "shows another host key" in caught.value.message
