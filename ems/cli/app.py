@@ -55,8 +55,17 @@ class _WithExamples:
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
+_TAKE_MORE = ("parrun", "run", "ssh")  # commands for which words after `--` are meant
+
+
 class Command(_WithExamples, TyperCommand):
     """A command whose help has its options in sections and its examples as they are typed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it, unless words after ``--`` would be lost."""
+        if self.name not in _TAKE_MORE and (ctx.obj or {}).get("script_args"):
+            raise UsageError(f"`{ctx.command_path}` takes nothing after `--`", f"see `{ctx.command_path} --help`")
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Name the arguments as their ``metavar`` does, brackets and dots included."""

@@ -54,6 +54,15 @@ def test_help_lists_every_command_in_sections(main: Main) -> None:
     assert not re.search(r"[╭│╰─]", out)
 
 
+def test_words_after_two_dashes_are_not_lost_in_silence(main: Main) -> None:
+    for words in (("status",), ("cluster", "logs", "local")):
+        status, _, err = main(*words, "--", "gpu-001")
+        assert status == 2
+        assert err.startswith(
+            f"error: `ems {' '.join(words[:2]) if words[0] == 'cluster' else words[0]}` takes nothing"
+        )
+
+
 def test_no_command_is_help(main: Main) -> None:
     assert main()[:2] == main("--help")[:2]
 
