@@ -66,39 +66,40 @@ _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What a distribution is made of without a hub."""
+    """What a distribution is made of without a hub; its archive is the one that debootstrap knows.
+
+    Attributes
+    ----------
+    script
+        That of debootstrap where it knows none for the suite: an older one has not heard of a newer suite.
+    security
+        What follows the archive's address where security updates lie beside it.
+    """
 
     suite: str
-    mirror: str
     components: str
     keyring: Path
     script: str
-    updates: tuple[str, ...]
+    security: str = ""
 
-    def sources(self) -> str:
+    def sources(self, archive: str) -> str:
         """Return what apt reads: as in the images of a hub, security updates too."""
-        parts = self.components.replace(",", " ")
-        lines = [f"deb {self.mirror} {self.suite} {parts}", *(f"deb {each} {parts}" for each in self.updates)]
-        return "".join(f"{line}\n" for line in lines)
-
-
-_DEBIAN = (
-    "http://deb.debian.org/debian",
-    "main",
-    Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
-    "sid",
-)
-# Ubuntu's archive key of 2018, of which Debian has no package: F6EC B376 2474 EDA9 D21B 7022 8719 20D1 991B C93C
-_UBUNTU = ("http://archive.ubuntu.com/ubuntu", "main,universe", Path(__file__).with_name("ubuntu-archive.gpg"), "gutsy")
+        places = (
+            f"{archive} {self.suite}",
+            f"{archive} {self.suite}-updates",
+            f"{archive}{self.security} {self.suite}-security",
+        )
+        return "".join(f"deb {each} {self.components.replace(',', ' ')}\n" for each in places)
 
 
 def _debian(suite: str) -> Distribution:
-    updates = (f"{_DEBIAN[0]} {suite}-updates", f"{_DEBIAN[0]}-security {suite}-security")
-    return Distribution(suite, *_DEBIAN, updates)
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    return Distribution(suite, "main", keyring, "sid", security="-security")
 
 
 def _ubuntu(suite: str) -> Distribution:
-    return Distribution(suite, *_UBUNTU, (f"{_UBUNTU[0]} {suite}-updates", f"{_UBUNTU[0]} {suite}-security"))
+    # Ubuntu's archive key of 2018, of which Debian has no package: F6EC B376 2474 EDA9 D21B 7022 8719 20D1 991B C93C
+    return Distribution(suite, "main,universe", Path(__file__).with_name("ubuntu-archive.gpg"), "gutsy")
 
 
 DISTRIBUTIONS = {"debian:12": _debian("bookworm"), "debian:13": _debian("trixie"), "ubuntu:24.04": _ubuntu("noble")}
@@ -157,7 +158,9 @@ def _forget_former(engine: Engine, name: str) -> None:
 
 def image_name(distribution: str) -> str:
     """Return the name of a distribution's image: another one for whatever is put into it."""
-    made_of = repr((_INSTALL, distribution, DISTRIBUTIONS[distribution].sources(), sorted(_extras().items()))).encode()
+    made_of = repr(
+        (_INSTALL, distribution, DISTRIBUTIONS[distribution].sources(""), sorted(_extras().items()))
+    ).encode()
     return f"localhost/ems-{distribution.replace(':', '-')}:{hashlib.sha256(made_of).hexdigest()[:12]}"
 
 
@@ -198,13 +201,14 @@ def _debootstrap(engine: Engine, distribution: str, name: str) -> None:
         # an older debootstrap knows no script for a newer suite
         scripts = Path("/usr/share/debootstrap/scripts")
         script = next(each for each in (made_of.suite, made_of.script) if (scripts / each).exists())
-        words += [made_of.suite, f"{folder}/root", made_of.mirror, str(scripts / script)]
+        words += [made_of.suite, f"{folder}/root", "", str(scripts / script)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            hint = f"check that {made_of.mirror} can be reached"
+            hint = f"check that the archive of {distribution} can be reached: debootstrap {made_of.suite} FOLDER"
             raise ProviderError(f"debootstrap {made_of.suite}: {' '.join(said)}", hint)
-        (Path(folder) / "root/etc/apt/sources.list").write_text(made_of.sources())
+        sources = Path(folder) / "root/etc/apt/sources.list"
+        sources.write_text(made_of.sources(sources.read_text().split()[1]))
         packed = Path(folder) / "root.tar"
         subprocess.run(["tar", "-C", f"{folder}/root", "-cf", str(packed), "."], check=True)
         engine.call("import", str(packed), name)
