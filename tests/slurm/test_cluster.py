@@ -6,6 +6,7 @@ import json
 import re
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +28,15 @@ for lr in [0.1, 0.01]:
         ems.log(acc=model.accuracy(lr, seed))
 """
 
+# runs until the test lets it end
 LONG = """
+import os
 import time
 import ems
 
 for seed in [0, 1, 2, 3]:
-    time.sleep(8)
+    while not os.path.exists(os.path.expanduser("~/go")):
+        time.sleep(0.1)
     ems.log(acc=seed)
 """
 
@@ -112,10 +116,18 @@ def test_a_sweep_equals_the_same_sweep_here(desk: Any, whole: Callable[..., Any]
 
 
 def test_resized_to_three_and_back_without_a_job_lost(desk: Any, whole: Callable[..., Any]) -> None:
+    desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:3")
     desk.cluster("resize", "3")
     assert desk.machines() == ["controller", "gpu-001", "gpu-002", "gpu-003"]
-    desk.cluster("resize", "gpu=2")
+    whole(lambda: _counts(desk, experiment).get("running") == 3, 60, "a run on each node")
+    with ThreadPoolExecutor() as pool:
+        leaving = pool.submit(desk.cluster, "resize", "gpu=2")
+        try:
+            whole(lambda: any("drain" in str(state) for state in desk.nodes().values()), 60, "a node that drains")
+        finally:
+            desk.there("touch", "go")
+        leaving.result()
     assert len(desk.machines()) == 3
     whole(lambda: _counts(desk, experiment) == {"completed": 4}, 120, "the end of all runs")
     desk.ems("harvest")
@@ -129,10 +141,12 @@ def test_set_up_again_changes_nothing(desk: Any) -> None:
 
 
 def test_a_node_killed_in_mid_run_has_its_run_finished_elsewhere(desk: Any, whole: Callable[..., Any]) -> None:
+    desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:4")  # one on each node, two wait
     whole(lambda: _counts(desk, experiment).get("running") == 2, 60, "two runs")
     [lost] = [each for each in desk.resources() if each.name.endswith("gpu-002")]
     desk.provider().destroy([lost])
+    desk.there("touch", "go")
     assert "gpu-002" in desk.cluster("status").stderr  # the command that mends it is named
     desk.cluster("start", "--yes", timeout=400)
     whole(lambda: _counts(desk, experiment) == {"completed": 4}, 180, "the end of all runs")
