@@ -33,7 +33,7 @@ class Fidelity:
 
     @property
     def rungs(self) -> tuple[float, ...]:
-        """Budgets of the rungs, ascending; the last is ``high``: 1..81 by 3 are 1, 3, 9, 27, 81; 1..300 are 1, 4, 11, 33, 100, 300."""
+        """Budgets of the rungs, ascending; the last is ``high``: those of 1..81 by 3 are 1, 3, 9, 27, 81."""
         count = int(math.log(self.high / self.low) / math.log(self.eta) + 1e-9) + 1
         raw = [self.high / self.eta**step for step in reversed(range(count))]
         return tuple(
