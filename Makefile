@@ -13,6 +13,8 @@ INSTALL = VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --constraint cons
 else
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 endif
+# Most tests wait more than they compute: four processes keep two cores busy. `make test PARALLEL=` runs one after another.
+PARALLEL ?= --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 GROUPS := --group pyproject.toml:test --group pyproject.toml:lint
 
 .PHONY: help demo test unit integration slurm lint types layers check bench reference clean
@@ -40,17 +42,17 @@ demo: $(VENV)/.demo  ## sweep a real classifier on this machine, harvest and rep
 
 test: $(VENV)/.dev  ## the whole test suite, real SLURM included (installs it where it is root on Debian)
 	@bash tests/slurm/install.sh
-	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report=term $(ARGS)
 
 unit: $(VENV)/.dev  ## no network, no subprocess: under a minute
 	$(BIN)/pytest tests/unit $(ARGS)
 
 integration: $(VENV)/.dev  ## real git, SQLite, submitit and processes
-	$(BIN)/pytest tests/integration $(ARGS)
+	$(BIN)/pytest $(PARALLEL) tests/integration $(ARGS)
 
 slurm: $(VENV)/.dev  ## a real SLURM cluster on this machine
 	@bash tests/slurm/install.sh
-	$(BIN)/pytest tests/slurm $(ARGS)
+	$(BIN)/pytest $(PARALLEL) tests/slurm $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, and ansible-lint on the templates
 	$(BIN)/ruff check .

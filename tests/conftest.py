@@ -14,6 +14,30 @@ from typing import Any
 import pytest
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests run beside each other, begin with the long ones; see :func:`rank` and ``PARALLEL`` in the Makefile.
+
+    pytest-randomly has shuffled them before; within one rank that order stays.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=rank)
+
+
+def rank(item: pytest.Item) -> int:
+    """Return when a test is to begin: the groups of tests/slurm/conftest.py, what goes over the network, the rest."""
+    for marker in item.iter_markers("begin"):
+        return int(marker.args[0])
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return {"slurm": 100, "integration": 200, "unit": 300}.get(folder, 300)
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this session see (pytest-xdist gives each worker a folder in one of them all)."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the developer's own configuration or of a surrounding job reaches a test."""

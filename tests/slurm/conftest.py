@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -10,7 +11,7 @@ import sqlite3
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
@@ -19,6 +20,20 @@ from typing import Any
 import pytest
 
 _HERE = Path(__file__).parent
+
+# Where tests run beside each other, a module with machines of its own stays on one worker; the longest begin first, by
+# turns those that wait for containers and those that wait for the SLURM of plain processes (one a worker).
+_LONGEST = (
+    "test_cluster",
+    "test_requeue",
+    "test_each_distribution_boots",
+    "test_cluster_trouble",
+    "test_outage",
+    "test_executor_contract",
+    "test_cluster_kill",
+    "test_arrays",
+)
+_APART = ("test_cluster_kill", "test_provider_contract")  # each test has machines of its own: any worker may take it
 
 
 def _load(name: str) -> ModuleType:
@@ -35,10 +50,22 @@ def _load(name: str) -> ModuleType:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out."""
+    """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out; say what stays together."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker("slurm")
+            _place(item)
+
+
+def _place(item: pytest.Item) -> None:
+    """Say when a test begins (see the conftest.py above) and with which others it shares a worker."""
+    module, function = item.path.stem, item.name.partition("[")[0]
+    for turn, name in enumerate(_LONGEST):
+        if name in (function, module):
+            item.add_marker(pytest.mark.begin(turn))
+            break
+    if module not in _APART and item.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session")
@@ -63,14 +90,41 @@ def desks() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def baked(desks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Images of a controller and a node, which every cluster of the same definition starts from; baked once."""
-    desk = desks.Desk(tmp_path_factory.mktemp("baker"))
+def baked(desks: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Images of a controller and a node, which every cluster of the same definition starts from.
+
+    They are baked by the first process of the session that needs them, and deleted by the last.
+    """
+    note = shared / "baked"  # the name of the cluster that they belong to
+    with (shared / "baked.use").open("w") as use:
+        with _alone(shared):
+            fcntl.flock(use, fcntl.LOCK_SH)
+            if not note.exists():
+                _bake(desks.Desk(tmp_path_factory.mktemp("baker")), note)
+        yield
+        with _alone(shared):
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process still starts from them
+                return
+            desks.Desk(tmp_path_factory.mktemp("sweeper"), note.read_text()).clear()
+            note.unlink()
+
+
+@contextmanager
+def _alone(shared: Path) -> Iterator[None]:
+    with (shared / "baked.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _bake(desk: Any, note: Path) -> None:
     try:
         desk.cluster("bake", timeout=600)
-        yield
-    finally:
+        note.write_text(desk.name)
+    except BaseException:
         desk.clear()
+        raise
 
 
 @pytest.fixture(scope="session")
