@@ -11,8 +11,8 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, cast, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -145,16 +145,28 @@ def _explain(model: type[BaseModel], error: ValidationError) -> tuple[Location, 
     found = error.errors()
     # a misspelt key is why the right one is missing
     first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    location = tuple(part for part in first["loc"] if part != _KEY)
+    location = _place(model, first["loc"])[0]
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(location[-1]), _known_keys(model, location[:-1]))
+        hint = did_you_mean(str(location[-1]), _known_keys(model, first["loc"]))
         return location, f"unknown key `{_dotted(location)}`", hint
     if first["type"] == "missing":
         return location[:-1], f"`{_dotted(location)}` is missing", ""
     if first["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        return location, _said(first), did_you_mean(str(first["input"]), known, "it is one of")
-    return location, _said(first), ""
+        return location, _said({**first, "loc": location}), did_you_mean(str(first["input"]), known, "it is one of")
+    if first["type"] == "union_tag_invalid":  # which of several mappings it is: one of them has that word
+        known, key, given = (
+            re.findall(r"'([^']*)'", first["ctx"]["expected_tags"]),
+            first["ctx"]["discriminator"][1:-1],
+            first["ctx"]["tag"],
+        )
+        location = (*location, key)
+        return (
+            location,
+            f"`{_dotted(location)}` should be one of {', '.join(known)}, got '{given}'",
+            did_you_mean(given, known, "it is one of"),
+        )
+    return location, _said({**first, "loc": location}), ""
 
 
 _KEY = "[key]"  # what pydantic adds to the place of a key that may not be
@@ -164,17 +176,37 @@ def _dotted(location: Location) -> str:
     return ".".join(str(part) for part in location if isinstance(part, str) and part != _KEY)
 
 
-def _known_keys(model: type[BaseModel], parents: Location) -> list[str]:
-    """Return the keys that the mapping at ``parents`` may have."""
+def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
+    """Return the keys that the mapping around ``location`` may have."""
+    place = _place(model, location[: -1 if location[-1] != _KEY else -2])[1]
+    return list(place.model_fields) if _is_model(place) else []
+
+
+def _place(model: type[BaseModel], location: Location) -> tuple[Location, Any]:
+    """Return a place as the file has it, and the type that is there; pydantic also names which one of several it is."""
     place: Any = model
-    for part in parents:
+    parts: list[str | int] = []
+    for part in location:
+        if part == _KEY:
+            continue
+        if (chosen := _chosen(place, part)) is not None:
+            place = chosen
+            continue
+        parts.append(part)
         if _is_model(place):
             field = place.model_fields.get(part)
             place = _bare(field.annotation) if field else None
         else:  # dict[str, X] or tuple[X, ...]
             inner = [each for each in get_args(place) if each is not Ellipsis]
             place = _bare(inner[-1]) if inner else None
-    return list(place.model_fields) if _is_model(place) else []
+    return tuple(parts), place
+
+
+def _chosen(place: Any, word: str | int) -> Any:
+    """Return the one of several models that a word stands for; None: there is no choice."""
+    models = [each for each in get_args(place) if _is_model(each)] if get_origin(place) in {Union, UnionType} else []
+    literals = [(each, field.annotation) for each in models for field in each.model_fields.values()]
+    return next((each for each, kind in literals if get_origin(kind) is Literal and word in get_args(kind)), None)
 
 
 def _is_model(place: object) -> bool:

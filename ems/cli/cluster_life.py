@@ -64,15 +64,18 @@ def start(
 
 def _plan_lines(fleet: Fleet) -> list[str]:
     from ems.cli import render
+    from ems.cluster import price
 
     definition = fleet.definition
     kinds = {kind: sum(fleet.kind(node) == kind for node in fleet.record.wanted) for kind in definition.nodes}
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    price = fleet.provider.traits.price_per_hour
     total = len(fleet.record.wanted) + 1
-    cost = "" if price is None else "   free of charge" if not price else f"   about {price * total:.2f} an hour"
+    names = ["controller", *(fleet.kind(node) for node in fleet.record.wanted)]
+    cost = price.total(price.of_kind(definition, kind) for kind in names)
+    cost_text = "price unknown" if cost is None else "free of charge" if not cost else f"about ${cost:.2f} an hour"
     machines = render.plural(total, "machine")
-    return [f"{fleet.name}   {machines}: controller, {listed}   {definition.image} by {definition.provider.kind}{cost}"]
+    made_of = f"{definition.image} by {definition.provider.kind}"
+    return [f"{fleet.name}   {machines}: controller, {listed}   {made_of}   {cost_text}"]
 
 
 def _changed_lines(fleet: Fleet, definition: Definition) -> list[str]:

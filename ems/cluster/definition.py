@@ -16,6 +16,7 @@ from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -65,7 +66,18 @@ def _as_list(value: object) -> object:
 
 
 def _as_provider(value: object) -> object:
+    if isinstance(value, dict):
+        return {"kind": "container", **value}
     return {"kind": value} if isinstance(value, str) else value
+
+
+def _source(value: str) -> str:
+    if value == "anywhere":
+        return value
+    try:
+        return str(IPv4Network(value))
+    except ValueError as error:
+        raise ValueError(f"should be an address range such as 192.0.2.7/32, or `anywhere` ({error})") from None
 
 
 def _as_slurm(value: object) -> object:
@@ -115,6 +127,19 @@ Requirement: TypeAlias = Annotated[str, Form(r"[A-Za-z0-9][^\x00-\x1f\x7f]*", "a
 PublicKey: TypeAlias = Annotated[
     str, Form(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?", "a public SSH key on one line")
 ]
+Sources: TypeAlias = Annotated[
+    tuple[Annotated[str, AfterValidator(_source)], ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)
+]
+LabelKey: TypeAlias = Annotated[
+    str, Form(r"(?!ems-)[a-z][a-z0-9_-]{0,62}", "up to 63 lower-case letters, digits, - and _, and not begin with ems-")
+]
+LabelValue: TypeAlias = Annotated[
+    str, OrScalar, Form(r"[a-z0-9_-]{0,63}", "up to 63 lower-case letters, digits, - and _")
+]
+Labels: TypeAlias = dict[LabelKey, LabelValue]
+Endpoint: TypeAlias = Annotated[
+    str, Form(r"https?://[^\s/@]+(/[^\s@]*)?", "an address such as https://cloud.example.org")
+]
 
 
 class Section(BaseModel):
@@ -137,18 +162,49 @@ class ContainerSection(Section):
     """Further options of `docker create`, e.g. `[--volume, "/data:/data:ro"]`."""
 
 
+class GceSection(Section):
+    """Machines are virtual ones of Google Compute Engine."""
+
+    kind: Literal["gce"] = "gce"
+    project: Word | None = None
+    """The project's id; default: that of the credentials, of $GOOGLE_CLOUD_PROJECT or of gcloud."""
+    region: Word = "us-central1"
+    zones: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    """Zones of that region in order of preference, the first is the controller's; default: all that it has."""
+    credentials: Word | None = None
+    """A service account's key file; default: the application default credentials."""
+    network: Word | None = None
+    """The name of a VPC network that is there; default: one of its own."""
+    subnet: Word | None = None
+    """The name of a subnetwork of `network`; default: the one that the region has there."""
+    range: Annotated[str, BeforeValidator(_subnet)] = "10.89.0.0/16"
+    """The private address range of a network of its own."""
+    ssh_from: Sources = ()
+    """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
+    service_account: Word | None = None
+    """The service account that the controller works as; default: none, the controller cannot change anything."""
+    labels: Labels = {}
+    """Labels of your own for everything that is made."""
+    endpoint: Endpoint | None = None
+    """Where the API answers, for private clouds; default: Google's."""
+
+
 #: One class for each provider, told apart by ``kind``.
-ProviderSection: TypeAlias = ContainerSection
+ProviderSection: TypeAlias = Annotated[ContainerSection | GceSection, Field(discriminator="kind")]
+#: The providers that may be given by their name alone.
+ProviderName: TypeAlias = Literal["container", "gce"]
 
 
 class Machine(Section):
     """What any machine of the cluster is made of."""
 
-    size: Word | None = None
-    """The provider's own name for a size; it then decides about cpus and memory."""
+    size: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    """The provider's own name for a size, or several in order of preference; it decides about cpus and memory."""
     cpus: Count | None = None
     mem_gb: Annotated[float, Field(gt=0)] | None = None
     disk_gb: Count | None = None
+    disk_type: Word | None = None
+    """The provider's own name for a kind of boot disk, e.g. `pd-ssd`, `gp3`."""
     image: Word | None = None
     """A distribution or image of its own; default: the cluster's."""
 
@@ -161,6 +217,22 @@ class NodeKind(Machine):
     gpus: Annotated[int, Field(ge=0, le=16)] = 0
     gpu_type: Annotated[str, Form(r"[a-z][a-z0-9_.-]{0,30}", "lower case, e.g. `a100`")] | None = None
     """The type in `--gres gpu:TYPE:1`, e.g. `a100`."""
+    spot: bool = False
+    """Cheaper machines that the cloud may take back at any time; their runs go back into the queue."""
+    min: Annotated[int, Field(ge=0, le=MAX_NODES)] | None = None
+    """How many stay where nothing is queued, with `max`."""
+    max: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
+    """How many may be made as the queue needs them."""
+
+
+class Limits(Section):
+    """What no command and no queue makes a cluster exceed."""
+
+    max_nodes: Count | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    """US dollars since the cluster was made."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Every machine is deleted by the cloud itself that long after it was made, where the cloud can."""
 
 
 class Partition(Section):
@@ -233,7 +305,7 @@ class Definition(Section):
     name: str
     description: OneLine = ""
     provider: Annotated[
-        ProviderSection, BeforeValidator(_as_provider, json_schema_input_type=Literal["container"] | ProviderSection)
+        ProviderSection, BeforeValidator(_as_provider, json_schema_input_type=ProviderName | ProviderSection)
     ]
     image: Word = "debian:12"
     """The distribution of all machines: `debian:12`, `debian:13` or `ubuntu:24.04`."""
@@ -255,6 +327,9 @@ class Definition(Section):
     mounts: tuple[Mount, ...] = ()
     hooks: Hooks = Hooks()
     users: dict[UserName, User] = {}
+    prices: dict[Word, Annotated[float, Field(ge=0)]] = {}
+    """US dollars an hour of a size, where the shipped table does not know it or you pay otherwise."""
+    limits: Limits = Limits()
 
     @model_validator(mode="before")
     @classmethod

@@ -96,7 +96,16 @@ def _request(fleet: Fleet, kind: str) -> MachineRequest:
     user_data = userdata.controller_user_data(fleet.definition, host_key, logins, name=name)
     image = spec.image or fleet.definition.image
     return MachineRequest(
-        name, image, user_data, labels, spec.cpus, spec.mem_gb, spec.disk_gb, spec.size, is_public=True
+        name,
+        image,
+        user_data,
+        labels,
+        spec.cpus,
+        spec.mem_gb,
+        spec.disk_gb,
+        spec.size[0] if spec.size else None,
+        is_public=True,
+        disk_type=spec.disk_type,
     )
 
 

@@ -64,6 +64,7 @@ def begin(name: str, definition: Definition, counts: Mapping[str, int], report: 
     UsageError
         If there is no such kind.
     """
+    _refuse_elastic(definition)
     files = Files(name)
     record = files.load()
     if record is not None and record.phase is Phase.MAKING and record.digest != definition.digest:
@@ -85,6 +86,16 @@ def want(fleet: Fleet, wanted: tuple[str, ...]) -> None:
         fleet.update(munge=fingerprint(fleet.keys.munge_key()))
     fleet.update(wanted=wanted, left_out={})
     fleet.trust()
+
+
+def _refuse_elastic(definition: Definition) -> None:
+    """Refuse what a definition may say already and nothing does yet."""
+    kind = next((name for name, each in definition.nodes.items() if each.max is not None), None)
+    if kind is not None:
+        raise ClusterError(
+            f"`nodes.{kind}.max` asks for nodes that come and go with the queue, which this version cannot make",
+            f"say `count` instead; ems cluster resize {definition.name} {kind}=N changes it",
+        )
 
 
 def _check_phase(phase: Phase, name: str) -> None:

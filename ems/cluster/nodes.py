@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ems.cluster import images, keys, userdata
+from ems.cluster.definition import Definition
 from ems.cluster.fleet import COMPUTE_ROLE, CONTROLLER_ROLE, Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, Resource
@@ -46,11 +47,20 @@ def _request(fleet: Fleet, name: str, baked: Mapping[str, str], address: str) ->
         spec.cpus,
         spec.mem_gb,
         spec.disk_gb,
-        spec.size,
+        spec.size[0] if spec.size else None,
         spec.gpus,
         spec.gpu_type,
         is_public=is_controller,
+        spot=spec.spot,
+        disk_type=spec.disk_type,
+        lease_s=_lease_s(fleet.definition),
+        is_trusted=is_controller,
     )
+
+
+def _lease_s(definition: Definition) -> int | None:
+    hours = definition.limits.max_hours
+    return None if hours is None else round(hours * 3600)
 
 
 def _user_data(fleet: Fleet, name: str, kind: str, address: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from ems.cluster import price
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState
 from ems.cluster.scheduler import Boot, Job, NodeState
@@ -101,8 +102,7 @@ def look(fleet: Fleet) -> Overview:
             )
         )
     first = NodeView(record.controller, "controller", str(controller.state) if controller else "gone")
-    price = fleet.provider.traits.price_per_hour
-    running = sum(each.state is MachineState.RUNNING for each in machines.values())
+    running = [each for each in machines.values() if each.state is MachineState.RUNNING]
     return Overview(
         record.name,
         str(record.phase),
@@ -113,7 +113,7 @@ def look(fleet: Fleet) -> Overview:
         [first, *views],
         _count(jobs),
         trouble,
-        None if price is None else price * running,
+        price.of_machines(fleet.definition, running),
     )
 
 

@@ -74,9 +74,13 @@ def _wrong_machines(definition: Definition) -> Iterator[Problem]:
             hint = did_you_mean(machine.image, IMAGES, "there are")
             yield Problem((*location, "image"), f"there is no image `{machine.image}`", hint)
         if machine.size and definition.provider.kind == "container":
-            message = f"there is no size `{machine.size}`: containers have none"
+            message = f"there is no size `{machine.size[0]}`: containers have none"
             yield Problem((*location, "size"), message, "say `cpus` and `mem_gb` instead")
     for name, kind in definition.nodes.items():
+        if kind.min is not None and (kind.max is None or kind.min > kind.max):
+            yield Problem(
+                ("nodes", name, "min"), f"`nodes.{name}` has a min without a max above it", "say `max` as well"
+            )
         if name in {"controller", "login", "all", "default"}:
             yield Problem(("nodes", name), f"`{name}` cannot be the name of a kind of nodes", "choose another name")
         if kind.gpu_type and not kind.gpus:

@@ -140,7 +140,7 @@ WRONG = [
     (
         "provider: contaner\nnodes: {gpu: {}}",
         1,
-        "`provider.kind` should be 'container', got 'contaner'",
+        "`provider.kind` should be one of container, gce",
         "did you mean `container`?",
     ),
     ("provider: container\nnode: {gpu: {}}", 2, "unknown key `node`", "did you mean `nodes`?"),

@@ -19,6 +19,10 @@ def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _te
     notify
         Is told of what takes long, e.g. that an image is made.
     """
+    if section.kind == "gce":
+        from ems.cluster.provider.gce import GceProvider  # noqa: PLC0415
+
+        return GceProvider(section, notify)
     from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
 
     return ContainerProvider(section, notify)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -40,6 +41,8 @@ class Thing(StrEnum):
     IMAGE = "image"
     KEY = "key"
     RULE = "rule"
+    ADDRESS = "address"
+    DISK = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class Resource:
         Of a machine: where other machines of the cluster reach it; empty while it has none.
     ssh_address, ssh_port
         Where the client reaches it; empty where it cannot directly.
+    zone, size, spot
+        Of a machine or disk, where the provider has such a thing.
+    created_at
+        When it was made, with a time zone; None where the provider does not say.
     """
 
     thing: Thing
@@ -66,6 +73,10 @@ class Resource:
     address: str = ""
     ssh_address: str = ""
     ssh_port: int = 22
+    zone: str = ""
+    size: str = ""
+    spot: bool = False
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,15 @@ class MachineRequest:
         What cloud-init executes in it at its first boot, at most 16 KB.
     is_public
         Whether the client has to reach it over SSH from outside.
+    size, zone
+        The one that this try is for (:mod:`ems.cluster.failover` has the order); None: the provider chooses.
+    spot
+        Whether the cloud may take it back.
+    lease_s
+        Seconds after which the cloud itself is to delete it, whoever lives then; None: never.
+    is_trusted
+        Whether it may change the cluster's machines: it gets the service account or instance profile. Only the
+        controller is.
     """
 
     name: str
@@ -93,15 +113,39 @@ class MachineRequest:
     gpus: int = 0
     gpu_type: str | None = None
     is_public: bool = False
+    zone: str | None = None
+    spot: bool = False
+    disk_type: str | None = None
+    lease_s: int | None = None
+    is_trusted: bool = False
+
+
+class RefusalCause(StrEnum):
+    """Why a machine was not made; what helps differs."""
+
+    STOCKOUT = "stockout"  # this zone has none of this size now: another zone or size may
+    QUOTA = "quota"  # this account may not have more: only its owner can change that
+    RATE = "rate"  # too many calls, even after waiting
+    PERMISSION = "permission"
+    INVALID = "invalid"  # the request itself: asking again never helps
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A machine that was not made, and why in the provider's words."""
+    """A machine that was not made, and why in the provider's words.
+
+    Attributes
+    ----------
+    zone
+        Where it was refused; empty where there are no zones.
+    """
 
     name: str
     reason: str
     hint: str = field(default="")
+    cause: RefusalCause = RefusalCause.OTHER
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +155,12 @@ class Traits:
     has_shared_volume: bool  # machines come with /home and /opt/ems mounted from one place; else NFS is set up
     has_images: bool
     stop_keeps_address: bool
-    price_per_hour: float | None  # of any machine, where all cost the same; None: unknown
     has_names: bool  # machines find each other by name; else by the controller's address, which has to stay
     network: str = ""  # the private address range of the machines, which NFS is exported to; empty: nobody asks for it
+    zones: tuple[str, ...] = ()  # in order of preference; empty: there are none
+    has_spot: bool = False
+    is_free: bool = False  # whether machines cost nothing
+    shows_own_key: bool = False  # sshd may answer by a key of its own until cloud-init has set the one it was given
 
 
 class Provider(Protocol):

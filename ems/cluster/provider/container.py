@@ -84,9 +84,7 @@ class ContainerProvider:
         Is told of what takes long.
     """
 
-    traits = Traits(
-        has_shared_volume=True, has_images=True, stop_keeps_address=False, price_per_hour=0.0, has_names=True
-    )
+    traits = Traits(has_shared_volume=True, has_images=True, stop_keeps_address=False, has_names=True, is_free=True)
 
     def __init__(self, section: ContainerSection, notify: Callable[[str], None] = lambda _text: None) -> None:
         self.section = section
