@@ -26,7 +26,13 @@ class Paper:
     """A provider whose machines are on paper only; each gets the next address, and says nothing."""
 
     def __init__(self, *, has_names: bool) -> None:
-        self.traits = Traits(False, False, True, None, has_names, "10.1.0.0/24")
+        self.traits = Traits(
+            has_shared_volume=False,
+            has_images=False,
+            stop_keeps_address=True,
+            has_names=has_names,
+            network="10.1.0.0/24",
+        )
         self.calls: list[list[str]] = []
         self.requests: dict[str, MachineRequest] = {}
         self.machines: dict[str, Resource] = {}
