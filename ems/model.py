@@ -144,7 +144,7 @@ class Experiment:
     args: tuple[str, ...] = ()
     command: tuple[str, ...] | None = None
     pass_as: PassAs = PassAs.FLAGS
-    source: str = "set"  # loops | set | sweep | single
+    source: str = "set"  # loops | set | sweep | single | study
     axes: tuple[Mapping[str, Json], ...] = ()  # [{"names": ["lr"], "size": 4}], for display
     loops: tuple[LoopRef, ...] = ()
     resources: Resources = field(default_factory=Resources)

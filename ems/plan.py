@@ -36,8 +36,9 @@ _LONGEST_NAME = 100  # it stands in tables, and in names of folders
 class Request:
     """Everything that ``ems parrun`` or ``ems run`` was asked, after flags, config files and defaults were joined.
 
-    Exactly one of four sources gives the points: ``single``; ``sets``/``sweep_file`` where given; else the script's
-    own loops. ``sweep_file`` may also name the script.
+    Exactly one of five sources gives the points: ``trial``; ``single``; ``sets``/``sweep_file`` where given; else the
+    script's own loops. ``sweep_file`` may also name the script. ``trial`` is an example of the params of a study, whose
+    runs are chosen while it goes on: it has none to begin with.
     """
 
     script: Path | None
@@ -45,6 +46,7 @@ class Request:
     args: tuple[str, ...] = ()
     cwd: Path = field(default_factory=Path.cwd)
     single: bool = False
+    trial: Params | None = None
     sets: tuple[str, ...] = ()
     zips: tuple[str, ...] = ()
     samples: int | None = None
@@ -79,7 +81,7 @@ class Request:
 class _Points:
     """Where the runs come from, whichever of the four sources it is."""
 
-    source: str  # loops | set | sweep | single
+    source: str  # loops | set | sweep | single | study
     count: int
     axes: tuple[Axis, ...]
     grid: space.Points | None = None  # set, sweep: streams
@@ -96,7 +98,10 @@ class _Points:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An experiment that has been worked out but not submitted; its code is frozen already."""
+    """An experiment that has been worked out but not submitted; its code is frozen already.
+
+    ``code_key`` stands for the code in the keys of its runs: script, modules and configuration files.
+    """
 
     experiment: Experiment
     target: Target
@@ -105,8 +110,8 @@ class Plan:
     skipped: Mapping[int, str]  # number of the point -> "EXP/INDEX" that completed with the same key
     warnings: tuple[str, ...]
     project: Path
+    code_key: str
     _points: _Points
-    _code_key: str
 
     @property
     def n_points(self) -> int:
@@ -129,7 +134,7 @@ class Plan:
 
     def runs(self) -> Iterator[Run]:
         """Yield the runs in order of index; streams, since a sweep may have a million points."""
-        every = _number(self._points, self._code_key, self.experiment)
+        every = _number(self._points, self.code_key, self.experiment)
         wanted = (run for run in every if run.index not in self.skipped)
         yield from (replace(run, index=index) for index, run in enumerate(wanted))
 
@@ -178,9 +183,10 @@ def _work_out(
     python = _choose_python(request, project, frozen.id)
     code_key = snapshot.code_key(repository, frozen.id, _relative(script, project))
     experiment = _describe(request, swept, script, project, resources, python, points, frozen.id)
-    _check_passing(experiment, points)
+    _check_passing(experiment, request.trial if request.trial is not None else next(iter(points)).params)
     skipped = {} if request.again else _completed_before(store, points, code_key, experiment)
-    experiment = replace(experiment, n_runs=points.count - len(skipped))
+    study_id = experiment.id if points.source == "study" else None
+    experiment = replace(experiment, n_runs=points.count - len(skipped), study_id=study_id)
     return Plan(
         experiment=experiment,
         target=request.target,
@@ -189,8 +195,8 @@ def _work_out(
         skipped=skipped,
         warnings=(*points.warnings, *_say_unseen(request, project, experiment)),
         project=project,
+        code_key=code_key,
         _points=points,
-        _code_key=code_key,
     )
 
 
@@ -299,6 +305,8 @@ def _read_script(script: Path) -> str:
 
 
 def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, source: str) -> _Points:
+    if request.trial is not None:
+        return _Points("study", 0, ())
     if request.sets or swept is not None or request.samples is not None:
         grid = space.build(request.sets, request.zips, request.samples, request.sample_seed, swept)
         if request.single and grid.count != 1:
@@ -326,10 +334,9 @@ def _find_points(request: Request, swept: sweep.Sweep | None, script: Path, sour
     )
 
 
-def _check_passing(experiment: Experiment, points: _Points) -> None:
+def _check_passing(experiment: Experiment, params: Params) -> None:
     """See now, not on a node, whether the params can reach the script in the way that was chosen."""
-    first = next(iter(points))
-    words = (experiment.python, experiment.script, experiment.args, first.params, experiment.pass_as)
+    words = (experiment.python, experiment.script, experiment.args, params, experiment.pass_as)
     try:
         argv.command(*words, experiment.command)
     except ValueError as error:
