@@ -52,6 +52,8 @@ class Problem:
         How many trials run at a time when all workers are busy (per study, not per group).
     trials
         At most so many trials (evaluations: replicates count); None: the budget alone ends it.
+    epochs
+        At most so much of the fidelity in all, as `ems.search.rungs.charge` counts it; None: no such budget.
     seeds
         How often each configuration is evaluated, with paired seeds.
     confirm
@@ -69,6 +71,7 @@ class Problem:
     fidelity: Fidelity | None = None
     parallel: int = 1
     trials: int | None = None
+    epochs: float | None = None
     seeds: int = 1
     confirm: float = 0.0
     groups: tuple[str, ...] = ()

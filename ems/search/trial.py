@@ -53,10 +53,13 @@ class Trial:
         Of that segment.
     values
         Objective at the end of each rung that it completed, lowest first, minimised; ``len(values)`` is ``rung + 1``
-        where the newest segment is OK, else ``rung``.
+        where the newest segment is OK, else ``rung``. NaN for rungs below the one that it began at, unless its curve
+        tells them; of a STOPPED one, the rungs that it had passed.
     asked, told
         Wake in which its newest segment was asked for, and in which its outcome came in (-1: not yet). What was known
         when a proposal was made can be told from these, so that a search can be replayed.
+    history
+        ``(asked, told)`` of each segment before the newest, oldest first.
     cost
         What it has used so far, in the unit of the budget (epochs, seconds…); 0 where unknown.
     """
@@ -74,6 +77,7 @@ class Trial:
     asked: int = 0
     told: int = -1
     cost: float = 0.0
+    history: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_pending(self) -> bool:
