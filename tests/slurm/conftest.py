@@ -49,6 +49,7 @@ def _load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out; say what stays together."""
     for item in items:
