@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -45,7 +45,7 @@ _SWEEP: Mapping[str, Any] = {
     "sweep": o.Sweep,
     "count_by_running": o.CountByRunning,
 }
-_RESOURCES: Mapping[str, Any] = {
+RESOURCES: Mapping[str, Any] = {
     "gres": o.Gres,
     "gpus": o.Gpus,
     "cpus": o.Cpus,
@@ -59,7 +59,7 @@ _RESOURCES: Mapping[str, Any] = {
     "exclude": o.Exclude,
     "alloc": o.Alloc,
 }
-_SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[str, Any] = {
     "pass_as": o.PassParams,
     "seed": o.Seed,
     "max_parallel": o.MaxParallel,
@@ -83,8 +83,8 @@ _PARRUN: Mapping[str, Any] = {
     **_SWEEP,
     "again": o.Again,
     "on": o.On,
-    **_RESOURCES,
-    **_SETTINGS,
+    **RESOURCES,
+    **SETTINGS,
     "name": o.Name,
     "message": o.Message,
     "tags": o.Tags,
@@ -95,14 +95,14 @@ _PARRUN: Mapping[str, Any] = {
 _RUN = {name: type_ for name, type_ in _PARRUN.items() if name not in {*_SWEEP, "max_parallel", "pack", "workers"}}
 
 
-def _typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a function that takes keywords the signature that typer is to read."""
+def typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a function that takes keywords the signature that typer is to read; flags are off by default."""
 
     def sign(function: Callable[..., None]) -> Callable[..., None]:
         kind = inspect.Parameter.KEYWORD_ONLY
         context = inspect.Parameter("ctx", kind, annotation=typer.Context)
-        defaults = {o.Again: False, o.CountByRunning: False, o.Wait: False, o.DryRun: False, o.AsJson: False}
-        typed = [inspect.Parameter(n, kind, default=defaults.get(t), annotation=t) for n, t in table.items()]
+        defaults = {name: False if get_args(type_)[0] is bool else None for name, type_ in table.items()}
+        typed = [inspect.Parameter(n, kind, default=defaults[n], annotation=t) for n, t in table.items()]
         function.__signature__ = inspect.Signature([context, *typed])  # type: ignore[attr-defined]  # read by inspect
         function.__annotations__ = {"ctx": typer.Context, **table}
         return function
@@ -118,28 +118,28 @@ def _typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Calla
     "ems parrun --sweep sweep.yaml --gres gpu:1 --time 2:00:00",
     "ems parrun train.py --dry-run -- --epochs 3",
 )
-@_typed_by(_PARRUN)
+@typed_by(_PARRUN)
 def parrun(ctx: typer.Context, **typed: Any) -> None:
     """Sweep a script: one run for each point, all in parallel."""
     _submit(ctx, typed, single=False)
 
 
 @command(SUBMIT, "ems run train.py --set lr=0.1 --gres gpu:1 -- --epochs 3")
-@_typed_by(_RUN)
+@typed_by(_RUN)
 def run(ctx: typer.Context, **typed: Any) -> None:
     """Run a script once."""
     _submit(ctx, typed, single=True)
 
 
 def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
-    _check_words(ctx, typed)
+    check_words(ctx, typed)
     from ems import plan as planning
     from ems.cli import render, waiting
     from ems.cli.session import open_session
 
     started = time.monotonic()
-    with open_session(_project(typed)) as session:
-        plan = planning.plan(_request(ctx, session, typed, single), session.store)
+    with open_session(project_of(typed)) as session:
+        plan = planning.plan(request(ctx, session, typed, single), session.store)
         for warning in plan.warnings:
             render.note(f"warning: {warning}")
         if not plan.experiment.n_runs:
@@ -160,7 +160,7 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
             raise
         except EmsError as error:
             if Path(plan.target.files(plan.experiment.id).spec).exists():
-                error.hint = _carries_on(error.hint, plan.experiment.id)
+                error.hint = carries_on(error.hint, plan.experiment.id, f"ems rerun {plan.experiment.id} --missing")
             raise
         if typed["as_json"]:
             render.print_json({**summary(plan), **describe_submission(done)})
@@ -172,14 +172,21 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
             _say_next(session)
 
 
-def _carries_on(hint: str, exp_id: str) -> str:
+def carries_on(hint: str, exp_id: str, command: str) -> str:
     """Return a hint for an experiment that is kept: the same command once more would make another one of it."""
-    how = f"`ems rerun {exp_id} --missing` carries on, `ems rm {exp_id}` drops it"
+    how = f"`{command}` carries on, `ems rm {exp_id}` drops it"
     said, n_said = _AGAIN.subn(how, hint)
     return said if n_said else f"{hint}; then {how}" if hint else how
 
 
-def _check_words(ctx: typer.Context, typed: Mapping[str, Any]) -> None:
+def check_words(ctx: typer.Context, typed: Mapping[str, Any]) -> None:
+    """Refuse words that are not meant for ems, and a command that names no script.
+
+    Raises
+    ------
+    UsageError
+        If there are such, or none is named.
+    """
     if typed["script_args"]:
         extra = " ".join(typed["script_args"])
         raise UsageError(
@@ -190,7 +197,7 @@ def _check_words(ctx: typer.Context, typed: Mapping[str, Any]) -> None:
         raise UsageError("no script is named", f"ems {ctx.info_name} train.py")
 
 
-def _project(typed: Mapping[str, Any]) -> Path:
+def project_of(typed: Mapping[str, Any]) -> Path:
     """Return where the experiment is kept: the script's git project, or without git where the user works.
 
     So ``ems status`` finds it from where ``ems parrun folder/train.py`` was typed.
@@ -209,19 +216,21 @@ def _project(typed: Mapping[str, Any]) -> Path:
     return store.find(here).parent.parent
 
 
-def _settings(session: Session, typed: Mapping[str, Any]) -> Settings:
+def settings_of(project: Path, typed: Mapping[str, Any]) -> Settings:
+    """Return the settings with what was typed on top."""
     from ems import config
 
-    flags = {name: typed.get(name) for name in _SETTINGS}
-    flags |= {f"resources.{name}": typed[name] for name in _RESOURCES}
-    return config.load(session.project, on=typed["on"], flags=flags)
+    flags = {name: typed.get(name) for name in SETTINGS}
+    flags |= {f"resources.{name}": typed[name] for name in RESOURCES}
+    return config.load(project, on=typed["on"], flags=flags)
 
 
-def _request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], single: bool) -> Request:
+def request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], single: bool = False) -> Request:
+    """Return what was asked for, flags and settings joined."""
     from ems import target
     from ems.plan import Request
 
-    settings = _settings(session, typed)
+    settings = settings_of(session.project, typed)
     context: Mapping[str, tuple[str, ...]] = ctx.obj
     return Request(
         script=Path(typed["script"]) if typed["script"] else None,
@@ -237,12 +246,12 @@ def _request(ctx: typer.Context, session: Session, typed: Mapping[str, Any], sin
         name=typed["name"],
         message=typed["message"],
         tags=tuple(typed["tags"] or ()),
-        again=typed["again"],
+        again=bool(typed.get("again")),
         resources=settings.resources,
         pack=None if single else settings.pack,
         max_parallel=None if single else settings.max_parallel,
         command_line=context["typed"],
-        **{name: getattr(settings, name) for name in (*(set(_SETTINGS) - {"pack", "max_parallel"}), "worker_python")},
+        **{name: getattr(settings, name) for name in (*(set(SETTINGS) - {"pack", "max_parallel"}), "worker_python")},
     )
 
 

@@ -209,8 +209,8 @@ def test_every_setting_of_submit_is_one_of_config() -> None:
     from ems import config
 
     keys = set(config.load(None).origins)
-    assert set(submit._SETTINGS) <= keys
-    assert {f"resources.{name}" for name in submit._RESOURCES} <= keys
+    assert set(submit.SETTINGS) <= keys
+    assert {f"resources.{name}" for name in submit.RESOURCES} <= keys
 
 
 @pytest.fixture(scope="session")
