@@ -1,4 +1,4 @@
-"""What people write of a study: ``epochs=1..81``, ``300epochs,6h``, ``15%``, ``customer=FILE.csv``. Pure but for files."""
+"""What people write of a study: ``epochs=1..81``, ``300epochs,6h``, ``15%``, ``customer=FILE.csv``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TRIALS, EPOCHS, GPU_HOURS, CPU_HOURS, HOURS, USD = "trials", "epochs", "gpuh", "
 UNITS = (TRIALS, EPOCHS, GPU_HOURS, CPU_HOURS, HOURS, USD)
 
 _UNITS: Mapping[str, tuple[str, float]] = {  # as written -> unit, how many of it
-    **{name: (TRIALS, 1.0) for name in ("trial", "trials")},
-    **{name: (EPOCHS, 1.0) for name in ("epoch", "epochs")},
-    **{name: (GPU_HOURS, 1.0) for name in ("gpuh", "gpu-h", "gpuhours", "gpu-hours")},
-    **{name: (CPU_HOURS, 1.0) for name in ("cpuh", "cpu-h", "cpuhours", "cpu-hours")},
-    **{name: (HOURS, 1.0) for name in ("h", "hour", "hours")},
-    **{name: (HOURS, 1 / 60) for name in ("m", "min", "minutes")},
-    **{name: (HOURS, 24.0) for name in ("d", "day", "days")},
-    **{name: (USD, 1.0) for name in ("usd", "$")},
+    **dict.fromkeys(("trial", "trials"), (TRIALS, 1.0)),
+    **dict.fromkeys(("epoch", "epochs"), (EPOCHS, 1.0)),
+    **dict.fromkeys(("gpuh", "gpu-h", "gpuhours", "gpu-hours"), (GPU_HOURS, 1.0)),
+    **dict.fromkeys(("cpuh", "cpu-h", "cpuhours", "cpu-hours"), (CPU_HOURS, 1.0)),
+    **dict.fromkeys(("h", "hour", "hours"), (HOURS, 1.0)),
+    **dict.fromkeys(("m", "min", "minutes"), (HOURS, 1 / 60)),
+    **dict.fromkeys(("d", "day", "days"), (HOURS, 24.0)),
+    **dict.fromkeys(("usd", "$"), (USD, 1.0)),
 }
 _AMOUNT = re.compile(r"\$?\s*(?P<number>\d[\d_]*(?:\.\d+)?|\.\d+)\s*(?P<unit>[A-Za-z$][\w-]*|\$)?")
 _RANGE = re.compile(r"(?P<name>[^\s=]+)=(?P<low>[^.\s]+(?:\.\d+)?)\.\.(?P<high>\S+)")
