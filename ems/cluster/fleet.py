@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ems import registry
 from ems.cluster.definition import Definition, digest_of, node_number
-from ems.cluster.keys import Keys
+from ems.cluster.keys import HostKey, Keys
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
 from ems.cluster.record import Files, Journal, Record
@@ -155,11 +155,16 @@ class Fleet:
         """Its SLURM."""
         return Scheduler(self.host())
 
+    def host_key(self, machine: str) -> HostKey:
+        """Return the host key of a machine; nodes of a kind that are made alike have one between them."""
+        kind = self.kind(machine)
+        return self.keys.host_key(f"{self.name}-{kind}" if kind and self.provider.traits.makes_alike else machine)
+
     def trust(self) -> None:
         """Believe the host keys that the wanted machines were, or will be, given; and no others."""
         labels = {name: each.labels.get(base.HOST_KEY, "") for name, each in self.machines().items()}
         for name in (self.record.controller, *self.record.wanted):
-            labels[name] = labels.get(name) or self.keys.host_key(name).label
+            labels[name] = labels.get(name) or self.host_key(name).label
         self.keys.trust({name: label for name, label in labels.items() if label})
 
     def register(self, *, use: bool = True) -> None:

@@ -31,14 +31,14 @@ def _request(fleet: Fleet, name: str, baked: Mapping[str, str], address: str) ->
     is_controller = name == fleet.record.controller
     kind = "controller" if is_controller else fleet.kind(name)
     spec = fleet.definition.kind(kind)
-    role = CONTROLLER_ROLE if is_controller else COMPUTE_ROLE
     more = {
-        base.ROLE: role,
+        base.ROLE: CONTROLLER_ROLE if is_controller else COMPUTE_ROLE,
         base.KIND: kind,
-        base.NODE: name,
-        base.HOST_KEY: fleet.keys.host_key(name).label,
+        base.HOST_KEY: fleet.host_key(name).label,
         base.MUNGE: fleet.record.munge,
     }
+    if is_controller or not fleet.provider.traits.makes_alike:
+        more[base.NODE] = name
     return MachineRequest(
         name,
         baked.get(kind) or spec.image or fleet.definition.image,
@@ -65,12 +65,12 @@ def _lease_s(definition: Definition) -> int | None:
 
 def _user_data(fleet: Fleet, name: str, kind: str, address: str) -> str:
     """Return what a machine does at its first boot; our key and the user's own ones let in."""
-    host_key, logins = fleet.keys.host_key(name), [fleet.keys.public(), *keys.own_public_keys()]
+    host_key, logins = fleet.host_key(name), [fleet.keys.public(), *keys.own_public_keys()]
     if kind == "controller":
         return userdata.controller_user_data(fleet.definition, host_key, logins)
     return userdata.compute_user_data(
         fleet.definition,
-        name,
+        "" if fleet.provider.traits.makes_alike else name,
         kind,
         host_key,
         logins,

@@ -79,7 +79,7 @@ def compute_user_data(
     Parameters
     ----------
     name, kind
-        The node's, e.g. ``demo-gpu-001`` and ``gpu``.
+        The node's, e.g. ``demo-gpu-001`` and ``gpu``; without a name it asks the cloud for the one it was given.
     authorized_keys
         Who may log in even where the share is not there; only the first is put in.
     munge
@@ -112,7 +112,7 @@ def compute_user_data(
     config["runcmd"] = [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", "--no-block", BOOT_UNIT]]
     text = _text(config)
     if len(text.encode()) > MAX_COMPUTE:
-        raise ClusterError(f"the user-data of {name} is longer than {MAX_COMPUTE} bytes")
+        raise ClusterError(f"the user-data of {name or kind} is longer than {MAX_COMPUTE} bytes")
     return text
 
 
@@ -149,7 +149,7 @@ def _base(definition: Definition, name: str, host_key: HostKey, authorized_keys:
     # a compute node's /home is the share's, which may not be there yet
     user |= {"ssh_authorized_keys": list(authorized_keys)} if authorized_keys else {"no_create_home": True}
     return {
-        "hostname": name,
+        **({"hostname": name} if name else {}),
         "manage_etc_hosts": False,
         "disable_root": True,
         "apt": {"preserve_sources_list": True},  # else Ubuntu without lsb-release gets sources of no release

@@ -159,7 +159,8 @@ class Traits:
     network: str = ""  # the private address range of the machines, which NFS is exported to; empty: nobody asks for it
     zones: tuple[str, ...] = ()  # in order of preference; empty: there are none
     has_spot: bool = False
-    is_free: bool = False  # whether machines cost nothing
+    is_free: bool = False  # machines cost nothing, running or stopped
+    makes_alike: bool = False  # nodes of a kind are made by one call: their user-data and labels do not tell them apart
     shows_own_key: bool = False  # sshd may answer by a key of its own until cloud-init has set the one it was given
 
 
