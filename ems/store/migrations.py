@@ -149,7 +149,97 @@ def _m001_initial(db: Any) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: tuple[tuple[str, Callable[[Any], None]], ...] = (("m001_initial", _m001_initial),)
+# what a study is, and all that it knows; see ems.store.studies. Values are in the user's own sign.
+_STUDIES = (
+    """
+    CREATE TABLE studies (
+        id TEXT PRIMARY KEY REFERENCES experiments (id) ON DELETE CASCADE,
+        spec TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'RUNNING' CHECK (state IN ('RUNNING', 'FINISHED', 'STOPPED', 'FAILED')),
+        reason TEXT NOT NULL DEFAULT '',
+        ending TEXT NOT NULL DEFAULT '',
+        wakes INTEGER NOT NULL DEFAULT 0,
+        resumed INTEGER NOT NULL DEFAULT 0,
+        failures INTEGER NOT NULL DEFAULT 0,
+        next_wake TEXT NOT NULL DEFAULT '',
+        cache TEXT NOT NULL DEFAULT '{}'
+    )
+    """,
+    """
+    CREATE TABLE trials (
+        study_id TEXT NOT NULL REFERENCES studies (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        config INTEGER NOT NULL,
+        params TEXT NOT NULL,
+        seed INTEGER NOT NULL,
+        grp TEXT,
+        bracket INTEGER NOT NULL DEFAULT 0,
+        origin TEXT NOT NULL,
+        mean REAL,
+        sd REAL,
+        acquisition REAL,
+        asked INTEGER NOT NULL,
+        PRIMARY KEY (study_id, number)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE segments (
+        study_id TEXT NOT NULL REFERENCES studies (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        rung INTEGER NOT NULL,
+        budget REAL,
+        chunk INTEGER NOT NULL DEFAULT 0,
+        tries INTEGER NOT NULL DEFAULT 0,
+        outcome TEXT NOT NULL DEFAULT 'pending',
+        value REAL,
+        cost REAL NOT NULL DEFAULT 0,
+        asked INTEGER NOT NULL,
+        told INTEGER NOT NULL DEFAULT -1,
+        reason TEXT NOT NULL DEFAULT '',
+        started_at TEXT NOT NULL DEFAULT '',
+        ended_at TEXT NOT NULL DEFAULT '',
+        host TEXT NOT NULL DEFAULT '',
+        wall_s REAL NOT NULL DEFAULT 0,
+        points INTEGER NOT NULL DEFAULT 0,
+        last_step REAL,
+        PRIMARY KEY (study_id, number, rung)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE wakes (
+        study_id TEXT NOT NULL REFERENCES studies (id) ON DELETE CASCADE,
+        wake INTEGER NOT NULL,
+        at TEXT NOT NULL,
+        wall_s REAL NOT NULL,
+        cpu_s REAL NOT NULL,
+        told INTEGER NOT NULL,
+        asked INTEGER NOT NULL,
+        free INTEGER NOT NULL,
+        calls INTEGER NOT NULL DEFAULT 0,
+        reason TEXT NOT NULL DEFAULT '',
+        PRIMARY KEY (study_id, wake)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE requests (
+        study_id TEXT NOT NULL REFERENCES studies (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        wake INTEGER NOT NULL,
+        PRIMARY KEY (study_id, name)
+    ) WITHOUT ROWID
+    """,
+)
+
+
+def _m002_studies(db: Any) -> None:
+    for statement in _STUDIES:
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[tuple[str, Callable[[Any], None]], ...] = (
+    ("m001_initial", _m001_initial),
+    ("m002_studies", _m002_studies),
+)
 
 
 def applied(db: sqlite3.Connection) -> list[str]:

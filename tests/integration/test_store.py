@@ -49,6 +49,7 @@ SCHEMA = {
     "metrics": ["id", "name"],
     "params": ["experiment_id", "name", "path"],
     "points": ["run_id", "metric_id", "attempt", "step", "value", "text", "at"],
+    "requests": ["study_id", "name", "wake"],
     "runs": [
         *("id", "experiment_id", "idx", "params", "seed", "key", "loops", "state", "slurm_state", "reason", "chunk"),
         *("attempt", "version", "settled", "gone_since", "chain"),
@@ -62,6 +63,18 @@ SCHEMA = {
         *("run_id", "metric_id", "source", "n", "n_nan", "n_text", "last", "last_text", "last_step"),
         *("min", "max", "sum"),
     ],
+    "segments": [
+        *("study_id", "number", "rung", "budget", "chunk", "tries", "outcome", "value", "cost", "asked", "told"),
+        *("reason", "started_at", "ended_at", "host", "wall_s", "points", "last_step"),
+    ],
+    "studies": [
+        *("id", "spec", "state", "reason", "ending", "wakes", "resumed", "failures", "next_wake", "cache"),
+    ],
+    "trials": [
+        *("study_id", "number", "config", "params", "seed", "grp", "bracket", "origin", "mean", "sd", "acquisition"),
+        "asked",
+    ],
+    "wakes": ["study_id", "wake", "at", "wall_s", "cpu_s", "told", "asked", "free", "calls", "reason"],
 }  # fmt: skip
 
 
