@@ -189,10 +189,62 @@ class GceSection(Section):
     """Where the API answers, for private clouds; default: Google's."""
 
 
+class AwsSection(Section):
+    """Machines are virtual ones of Amazon EC2."""
+
+    kind: Literal["aws"] = "aws"
+    region: Word | None = None
+    """Default: that of $AWS_REGION or of the profile."""
+    zones: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    """Availability zones in order of preference, the first is the controller's; default: all that have a subnet."""
+    profile: Word | None = None
+    """The profile of ~/.aws; default: $AWS_PROFILE, the environment's keys, or `default`."""
+    vpc: Word | None = None
+    """The id of a VPC that is there; default: the region's default VPC."""
+    subnet: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    """The ids of the VPC's subnets to use, one a zone; default: each zone's default, or its first."""
+    instance_profile: Word | None = None
+    """The instance profile that the controller works as; default: none, the controller cannot change anything."""
+    ssh_from: Sources = ()
+    """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
+    tags: dict[Annotated[str, Form(r"(?!ems-|aws:)[A-Za-z0-9_.:/=+@-]{1,128}", "a tag's name")], OneLine] = {}
+    """Tags of your own for everything that is made."""
+    endpoint: Endpoint | None = None
+    """Where the API answers, for private clouds; default: $AWS_ENDPOINT_URL_EC2, or Amazon's."""
+
+
+class OpenstackSection(Section):
+    """Machines are servers of an OpenStack cloud."""
+
+    kind: Literal["openstack"] = "openstack"
+    cloud: Word | None = None
+    """Its name in clouds.yaml; default: $OS_CLOUD, the variables OS_*, or the only one there is."""
+    network: Word | None = None
+    """Name or id of a network that is there, with a router; default: one of its own."""
+    external_network: Word | None = None
+    """Name or id of the network that floating addresses come from; default: the only one there is."""
+    range: Annotated[str, BeforeValidator(_subnet)] = "10.89.0.0/16"
+    """The private address range of a network of its own."""
+    nameservers: tuple[Word, ...] = ()
+    """The name servers of a network of its own; default: the cloud's."""
+    zones: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    """Availability zones in order of preference; default: the cloud chooses."""
+    ssh_from: Sources = ()
+    """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
+    images: dict[Word, OneLine] = {}
+    """How this cloud calls its images, e.g. `{"debian:12": Debian 12 (Bookworm)}`; default: found by their names."""
+    labels: Labels = {}
+    """Labels of your own for every server."""
+    auth_url: Endpoint | None = None
+    """Where Keystone answers; default: what clouds.yaml or $OS_AUTH_URL says."""
+
+
 #: One class for each provider, told apart by ``kind``.
-ProviderSection: TypeAlias = Annotated[ContainerSection | GceSection, Field(discriminator="kind")]
+ProviderSection: TypeAlias = Annotated[
+    ContainerSection | GceSection | AwsSection | OpenstackSection, Field(discriminator="kind")
+]
 #: The providers that may be given by their name alone.
-ProviderName: TypeAlias = Literal["container", "gce"]
+ProviderName: TypeAlias = Literal["container", "gce", "aws", "openstack"]
 
 
 class Machine(Section):

@@ -70,7 +70,9 @@ def _wrong_machines(definition: Definition) -> Iterator[Problem]:
     machines += [(("controller",), definition.controller)]
     machines += [(("nodes", name), kind) for name, kind in definition.nodes.items()]
     for location, machine in machines:
-        if machine.image and "/" not in machine.image and machine.image not in IMAGES:
+        is_own = machine.image and ("/" in machine.image or re.fullmatch(r"ami-[0-9a-f]+", machine.image))
+        is_own = is_own or definition.provider.kind == "openstack"  # whose images have any names
+        if machine.image and not is_own and machine.image not in IMAGES:
             hint = did_you_mean(machine.image, IMAGES, "there are")
             yield Problem((*location, "image"), f"there is no image `{machine.image}`", hint)
         if machine.size and definition.provider.kind == "container":
