@@ -31,8 +31,13 @@ _RANGE = re.compile(r"(?P<name>[^\s=]+)=(?P<low>[^.\s]+(?:\.\d+)?)\.\.(?P<high>\
 _BUDGET_HINT = "e.g. --budget 300epochs, 40gpuh, 100cpuh, 6h, 50usd; several are joined by commas"
 
 
-def parse_fidelity(text: str, eta: float | None = None) -> Fidelity:
+def parse_fidelity(text: str, eta: float | None = None, *, is_named: bool = True) -> Fidelity:
     """Read ``epochs=1..81``.
+
+    Parameters
+    ----------
+    is_named
+        Whether what stands before ``=`` is a param; else it only names what is counted, and the fidelity has no name.
 
     Raises
     ------
@@ -58,7 +63,7 @@ def parse_fidelity(text: str, eta: float | None = None) -> Fidelity:
             f"--fidelity {text} has a single rung: {high:g} is less than {eta:g} times {low:g}",
             "widen it, take a smaller --eta, or leave it out and give the param a value by --set",
         )
-    return Fidelity(found["name"], low, high, eta)
+    return Fidelity(found["name"] if is_named else "", low, high, eta)
 
 
 def parse_budget(texts: Iterable[str], fidelity: str | None = None) -> dict[str, float]:
