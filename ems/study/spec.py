@@ -123,7 +123,7 @@ class StudySpec:
         return self.fidelity.high if self.scheduler in ("none", "stop") else self.fidelity.rungs[rung]
 
     def overlay(self, budget: float | None) -> dict[str, Json]:
-        """Return the params that a segment adds to those of its run."""
-        if self.fidelity is None or budget is None:
+        """Return the params that a segment adds to those of its run; none where the fidelity only counts its steps."""
+        if self.fidelity is None or budget is None or not self.fidelity.name:
             return {}
         return {self.fidelity.name: int(budget) if float(budget).is_integer() else budget}
