@@ -207,7 +207,7 @@ class AwsSection(Section):
     """The instance profile that the controller works as; default: none, the controller cannot change anything."""
     ssh_from: Sources = ()
     """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
-    tags: dict[Annotated[str, Form(r"(?!ems-|aws:)[A-Za-z0-9_.:/=+@-]{1,128}", "a tag's name")], OneLine] = {}
+    tags: dict[Annotated[str, Form(r"(?!ems-|aws:)[A-Za-z0-9_.:=+@-]{1,127}", "a tag's name")], OneLine] = {}
     """Tags of your own for everything that is made."""
     endpoint: Endpoint | None = None
     """Where the API answers, for private clouds; default: $AWS_ENDPOINT_URL_EC2, or Amazon's."""
