@@ -14,7 +14,7 @@ else
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 endif
 # Most tests wait more than they compute: four processes keep two cores busy. `make test PARALLEL=` runs one after another.
-PARALLEL ?= --numprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= --numprocesses 4
 GROUPS := --group pyproject.toml:test --group pyproject.toml:lint
 
 .PHONY: help demo test unit integration slurm lint types layers check bench reference clean

@@ -15,20 +15,15 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where tests run beside each other, begin with the long ones; see :func:`rank` and ``PARALLEL`` in the Makefile.
-
-    pytest-randomly has shuffled them before; within one rank that order stays.
-    """
+    """Where several processes share the tests, begin with the long ones; of one turn, as pytest-randomly shuffled."""
     if hasattr(config, "workerinput"):
-        items.sort(key=rank)
+        items.sort(key=lambda item: _load("schedule").turn(item.nodeid))
 
 
-def rank(item: pytest.Item) -> int:
-    """Return when a test is to begin: the groups of tests/slurm/conftest.py, what goes over the network, the rest."""
-    for marker in item.iter_markers("begin"):
-        return int(marker.args[0])
-    folder = item.path.relative_to(Path(__file__).parent).parts[0]
-    return {"slurm": 100, "integration": 200, "unit": 300}.get(folder, 300)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep together what shares machines; the ways of ``--dist`` know no groups by folder."""
+    return _load("schedule").Schedule(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +107,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.fixture
 def make_far(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Make the target ``far``, a machine over SSH; see :class:`Far` in sshd.py."""
-    sshd = _sshd()
+    sshd = _load("sshd")
     if reason := sshd.why_not():
         assert os.environ.get("EMS_REQUIRE") is None, reason
         pytest.skip(reason)
@@ -133,13 +128,13 @@ def far(make_far: Callable[..., Any]) -> Any:
     return make_far()
 
 
-def _sshd() -> ModuleType:
-    """Import the module beside this one (tests are no package, see --import-mode=importlib)."""
-    name = "ems_tests_sshd"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("sshd.py"))
+def _load(name: str) -> ModuleType:
+    """Import a module beside this one (tests are no package, see --import-mode=importlib)."""
+    full = f"ems_tests_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
         assert spec is not None
         assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]

@@ -21,20 +21,6 @@ import pytest
 
 _HERE = Path(__file__).parent
 
-# Where tests run beside each other, a module with machines of its own stays on one worker; the longest begin first, by
-# turns those that wait for containers and those that wait for the SLURM of plain processes (one a worker).
-_LONGEST = (
-    "test_cluster",
-    "test_requeue",
-    "test_each_distribution_boots",
-    "test_cluster_trouble",
-    "test_outage",
-    "test_executor_contract",
-    "test_cluster_kill",
-    "test_arrays",
-)
-_APART = ("test_cluster_kill", "test_provider_contract")  # each test has machines of its own: any worker may take it
-
 
 def _load(name: str) -> ModuleType:
     """Import a module of this folder (tests are no package, see --import-mode=importlib)."""
@@ -49,24 +35,11 @@ def _load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out; say what stays together."""
+    """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker("slurm")
-            _place(item)
-
-
-def _place(item: pytest.Item) -> None:
-    """Say when a test begins (see the conftest.py above) and with which others it shares a worker."""
-    module, function = item.path.stem, item.name.partition("[")[0]
-    for turn, name in enumerate(_LONGEST):
-        if name in (function, module):
-            item.add_marker(pytest.mark.begin(turn))
-            break
-    if module not in _APART and item.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session")

@@ -304,7 +304,6 @@ def test_a_machine_that_was_half_made_is_made_whole(bench: Workbench) -> None:
     assert len(bench.list(Thing.MACHINE)) == 1
 
 
-@pytest.mark.begin(999)  # beside other tests, when they are done with their containers
 def test_nothing_of_this_computer_stays_changed_behind_the_last_machine(bench: Workbench) -> None:
     bench.create(bench.request())
     bench.clear()
