@@ -24,7 +24,7 @@ from ems.node import install, records
 from ems.node.records import ExperimentFiles, Record
 
 _ABANDONED_S = 24 * 3600.0
-_TRAVELS = re.compile(r"spec\.json|runs\.jsonl|runs\.offsets|chunks/[0-9]+\.json")
+_TRAVELS = re.compile(r"spec\.json|study\.json|runs\.jsonl|runs\.offsets|chunks/[0-9]+\.json")
 
 
 def check(root: Path) -> None:
@@ -61,8 +61,12 @@ def prepare(root: Path, snapshot_id: str) -> None:
         raise unwritable(root, error) from error
 
 
-def write(root: Path, experiment: Experiment, runs: Iterable[Run], chunks: Iterable[Record]) -> None:
+def write(
+    root: Path, experiment: Experiment, runs: Iterable[Run], chunks: Iterable[Record], study: Record | None = None
+) -> None:
     """Write the whole directory of an experiment aside, then rename it: it is there completely or not at all.
+
+    ``study`` is what ``study.json`` says of one.
 
     Raises
     ------
@@ -75,6 +79,8 @@ def write(root: Path, experiment: Experiment, runs: Iterable[Run], chunks: Itera
         records.write_runs(aside, (asdict(run) for run in runs))
         for chunk in chunks:
             records.write_atomic(aside.chunk(chunk["chunk"]), records.dump(chunk), durable=False)
+        if study is not None:
+            records.write_atomic(aside.study, records.dump(study))
 
     _make_whole(root, experiment.id, fill)
 
@@ -82,6 +88,7 @@ def write(root: Path, experiment: Experiment, runs: Iterable[Run], chunks: Itera
 def pack(files: ExperimentFiles) -> dict[str, bytes]:
     """Return what another root needs of an experiment to run it: file -> content."""
     names = ["spec.json", "runs.jsonl", "runs.offsets", *(f"chunks/{number}.json" for number in files.chunk_numbers())]
+    names += ["study.json"] if Path(files.study).exists() else []
     return {name: Path(files.dir, name).read_bytes() for name in names}
 
 

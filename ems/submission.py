@@ -27,8 +27,11 @@ def start(
     chunks: Iterable[records.Record],
     target: Target,
     store: Store,
+    study: records.Record | None = None,
 ) -> Submission:
     """Make a new experiment real, step by step in the order that survives a kill (see the module's docstring).
+
+    ``study`` is what its ``study.json`` says, where its runs are chosen while it goes on.
 
     Raises
     ------
@@ -44,7 +47,7 @@ def start(
     if snapshot.has(target.repository, experiment.snapshot):  # that of a rerun may be on the far side only
         links = snapshot.plan_links(snapshot.paths(target.repository, experiment.snapshot), keep=keep)
         experiment = replace(experiment, linked_dirs=links)
-    root.write(target.root, experiment, runs(), chunks)
+    root.write(target.root, experiment, runs(), chunks, study)
     store.add(experiment, runs())
     return target.executor.submit(experiment, records.ExperimentFiles(target.root, experiment.id))
 

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ems.errors import EmsError, StoreError
@@ -148,6 +148,7 @@ def adopt(store: Store, root: Path, problems: list[str] | None = None) -> list[s
         files = ExperimentFiles(root, name)
         try:
             experiment = Experiment.load(records.read_json(files.spec) or {})
+            experiment = replace(experiment, n_runs=records.count_runs(files))  # a study has got some since
             store.add(experiment, (Run.load(line) for line in records.iterate_runs(files)))
             adopted.append(experiment.id)
         except (OSError, ValueError, TypeError, KeyError) as error:

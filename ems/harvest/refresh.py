@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from ems.errors import EmsError
 from ems.harvest.verdict import Place, Verdict, decide, has_ended, needs_scheduler, of_shared_jobs
-from ems.model import JobInfo, State
+from ems.model import JobInfo, Run, State
 from ems.node import records
 from ems.node.feed import CANCELLED, job_of
 from ems.node.records import ExperimentFiles, Record
@@ -99,7 +99,8 @@ class _Look:
         self.executor = ""
 
     def open(self) -> bool:
-        """Learn of new chunks and attempts; return whether any run is not settled."""
+        """Learn of new runs, chunks and attempts; return whether any run is not settled."""
+        self._register_runs()
         self._register_chunks()
         rows = self._store.query(_UNSETTLED, [self._files.id])
         if not rows:
@@ -122,6 +123,12 @@ class _Look:
             return {int(entry.name) for entry in Path(self._files.dir, "runs").iterdir() if entry.name.isdigit()}
         except FileNotFoundError:
             return set()
+
+    def _register_runs(self) -> None:
+        """Add the runs that the experiment got since: those of a study are chosen while it goes on."""
+        (known,) = self._store.query("SELECT n_runs FROM experiments WHERE id = ?", [self._files.id])[0]
+        if records.count_runs(self._files) > known:
+            self._store.extend(self._files.id, map(Run.load, records.iterate_runs(self._files, known)))
 
     def _register_chunks(self) -> None:
         """Make the runs of chunks that the store has not heard of PENDING."""

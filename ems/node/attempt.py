@@ -123,10 +123,15 @@ class Attempt:
         Of the experiment, and what :func:`claim` returned.
     share
         The part of the machine that it may use.
+    params
+        What the chunk lays over the run's own params.
     """
 
-    def __init__(self, files: ExperimentFiles, spec: Record, record: Record, share: Share) -> None:
+    def __init__(
+        self, files: ExperimentFiles, spec: Record, record: Record, share: Share, params: Optional[Record] = None
+    ) -> None:
         self.files, self.spec, self.record, self.share = files, spec, record, share
+        self.params = params or {}
         self.index: int = record["index"]
         self.folder = files.run(self.index)
         self.view = os.path.join(self.folder, "files")
@@ -165,6 +170,7 @@ class Attempt:
             If the run's directory cannot be written.
         """
         run = records.read_run(self.files, self.index)
+        run["params"].update(self.params)
         argv, extra = self._command(run)
         env = self._environment(run, lib, extra)
         argv = self._wrapped(argv, env, extra)

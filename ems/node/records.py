@@ -8,13 +8,18 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/spec.json           the experiment (ems.model.Experiment)
     experiments/EXP/runs.jsonl          one line a run, in order of index (ems.model.Run)
     experiments/EXP/runs.offsets        n + 1 little-endian uint64: where line i of runs.jsonl begins
-    experiments/EXP/chunks/C.json       {"chunk": C, "indices": [..] or null, "start": a, "stop": b}; before its sbatch
+    experiments/EXP/chunks/C.json       {"chunk": C, "indices": [..] or null, "start": a, "stop": b}; before its sbatch;
+                                        of a study also "params": {I: {"epochs": 9}}, laid over those of run I
     experiments/EXP/chunks/C.sh         the exact sbatch script (slurm only)
     experiments/EXP/chunks/C.intent     created exclusively by whoever is about to submit chunk C
     experiments/EXP/chunks/C.job        {"job": "1842", "submitted_at": ..., "tasks": n}; after sbatch has answered
     experiments/EXP/data/NAME           link to ROOT/data/HASH: EMS_DATA of its runs
     experiments/EXP/chunks/C.done/I     empty; run I of chunk C has ended (only while chunks wait to be fed)
     experiments/EXP/rerun.lock          held by whoever chooses runs for further chunks
+    experiments/EXP/study.json          of a study: what is searched (ems.study.spec.StudySpec)
+    experiments/EXP/study.db            written by its driver alone, which holds driver.lock
+    experiments/EXP/requests/NAME.json  what people want of a study; its driver takes it in
+    experiments/EXP/called              touched when a run of a study has ended: its driver wakes
     experiments/EXP/runs/I/attempts/N.json   claimed by creating it exclusively; replaced when the attempt ends
     experiments/EXP/runs/I/stdout.log, stderr.log   appended to by every attempt; N.json says from which byte
     experiments/EXP/runs/I/metrics.jsonl     ems.log(): one flat JSON object a line
@@ -69,6 +74,8 @@ class ExperimentFiles:
         self.offsets = os.path.join(self.dir, "runs.offsets")
         self.chunks = os.path.join(self.dir, "chunks")
         self.data = os.path.join(self.dir, "data")
+        self.study = os.path.join(self.dir, "study.json")
+        self.called = os.path.join(self.dir, "called")
 
     def chunk(self, number: int, suffix: str = "json") -> str:
         """Path of ``chunks/C.SUFFIX``."""
@@ -182,10 +189,14 @@ def write_runs(files: ExperimentFiles, lines: Iterable[Record]) -> int:
             position += len(line)
             count += 1
         offsets.write(_OFFSET.pack(position))
-        for file in (runs, offsets):
-            file.flush()
-            os.fsync(file.fileno())
+        _flush(runs)
+        _flush(offsets)
     return count
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_run(files: ExperimentFiles, index: int) -> Record:
@@ -199,16 +210,72 @@ def read_run(files: ExperimentFiles, index: int) -> Record:
         return record
 
 
-def iterate_runs(files: ExperimentFiles) -> Iterator[Record]:
-    """Yield every line of ``runs.jsonl`` in order of index."""
-    with open(files.runs, "rb") as runs:
-        for line in runs:
-            yield json.loads(line)
+def append_runs(files: ExperimentFiles, lines: Iterable[Record]) -> int:
+    """Add the runs of ``lines`` that are not there yet, which follow those that are; return the number of runs then.
+
+    Only one process may do so at a time. Killed half-way, it is repeated: what offsets do not name is not there, and
+    readers do not see it.
+
+    Raises
+    ------
+    ValueError
+        If a line is missing between those that are there and those to come.
+    """
+    count = count_runs(files)
+    with open(files.offsets, "r+b") as offsets, open(files.runs, "r+b") as runs:
+        offsets.seek(count * _OFFSET.size)
+        (position,) = _OFFSET.unpack(offsets.read(_OFFSET.size))
+        runs.truncate(position)
+        offsets.truncate((count + 1) * _OFFSET.size)
+        runs.seek(position)
+        ends = []
+        for record in lines:
+            if record["index"] < count:
+                continue
+            if record["index"] != count:
+                raise ValueError("run %d follows run %d" % (record["index"], count - 1))
+            line = dump(record).encode("utf-8", "surrogatepass") + b"\n"
+            runs.write(line)
+            position += len(line)
+            count += 1
+            ends.append(_OFFSET.pack(position))
+        if ends:
+            _flush(runs)
+            offsets.seek(0, os.SEEK_END)
+            offsets.write(b"".join(ends))
+            _flush(offsets)
+    return count
+
+
+def count_runs(files: ExperimentFiles) -> int:
+    """Return the number of runs that there are by now; 0 where the experiment is gone."""
+    try:
+        return max(0, os.stat(files.offsets).st_size // _OFFSET.size - 1)
+    except FileNotFoundError:
+        return 0
+
+
+def iterate_runs(files: ExperimentFiles, first: int = 0) -> Iterator[Record]:
+    """Yield every line of ``runs.jsonl`` in order of index, from run ``first`` on."""
+    with open(files.runs, "rb") as runs, open(files.offsets, "rb") as offsets:
+        offsets.seek(first * _OFFSET.size)
+        start = offsets.read(_OFFSET.size)
+        if len(start) < _OFFSET.size:
+            return
+        runs.seek(_OFFSET.unpack(start)[0])
+        for _ in range(count_runs(files) - first):
+            yield json.loads(runs.readline())
 
 
 def chunk_indices(chunk: Record) -> "Union[range, List[int]]":
     """Return the run indices of a chunk record, in the order of its array tasks."""
     return range(chunk["start"], chunk["stop"]) if chunk.get("indices") is None else chunk["indices"]
+
+
+def chunk_params(chunk: Record, index: int) -> Record:
+    """Return what a chunk lays over the params of run ``index``: for how long it trains this time."""
+    found: Record = (chunk.get("params") or {}).get(str(index)) or {}
+    return found
 
 
 def last_attempt(files: ExperimentFiles, index: int) -> Optional[Record]:
@@ -244,6 +311,12 @@ def cancel(files: ExperimentFiles, index: int) -> None:
     """Have run ``index`` not be started, or ended within a second, by the workers of all present chunks."""
     os.makedirs(files.run(index), exist_ok=True)
     write_atomic(files.run(index, "cancel"), "%d\n" % max(files.chunk_numbers(), default=0), durable=False)
+
+
+def call_driver(files: ExperimentFiles) -> None:
+    """Leave a sign for a study's driver that something happened, e.g. that a run has ended. Never raises."""
+    with contextlib.suppress(OSError), open(files.called, "wb"):
+        pass
 
 
 def is_untouched(found: os.stat_result) -> bool:

@@ -195,7 +195,7 @@ class Worker:
         if record is None:
             return False
         self._claimed_any = True
-        attempt = Attempt(self.files, self.spec, record, share)
+        attempt = Attempt(self.files, self.spec, record, share, records.chunk_params(self.chunk, index))
         if self._is_cancelled(index):
             self._write(attempt, attempt.close, "CANCELLED", CANCELLED)
             self._clean(attempt)
@@ -269,6 +269,8 @@ class Worker:
     def _clean(self, attempt: Attempt) -> None:
         if self._runs_in is not None:
             self._runs_in.clear(attempt.view)
+        if self.spec.get("study_id"):
+            records.call_driver(self.files)
         if self.job.is_slurm and attempt.record["state"] != "PENDING" and records.has_waiting_chunks(self.files):
             from ems.node import feed
 

@@ -16,15 +16,17 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ems.errors import NotFoundError, StoreError
-from ems.model import Attempt, Experiment, Params, Run, State
+from ems.model import Attempt, Experiment, Run, State
 from ems.node import records
 from ems.store import journal, migrations, notebook, queries, wide
+from ems.store.rows import RunRow as RunRow
+from ems.store.rows import Summary as Summary
+from ems.store.rows import summary
 
 if TYPE_CHECKING:
     import pandas
@@ -32,43 +34,6 @@ if TYPE_CHECKING:
 BUSY_S = 30.0
 BACKUP_EVERY_S = 24 * 3600.0
 FOLDER = ".ems"
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One metric of one run over its current points.
-
-    ``last`` is the value at the greatest step, a text where the script logged one. ``min`` and ``max`` pass over
-    NaN, ``mean`` does not; they are None where no value is a number.
-    """
-
-    last: float | str
-    min: float | None
-    max: float | None
-    mean: float | None
-    n: int
-    last_step: float
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """One run as a report sees it. Times in seconds, memory in MiB; None and "" where unknown."""
-
-    exp_id: str
-    exp_name: str
-    index: int
-    params: Params
-    state: State
-    slurm_state: str
-    attempt: int
-    started_at: str
-    wall_s: float | None
-    max_rss_mb: float | None
-    gpus: str
-    host: str
-    reason: str
-    seed: int = 0
-    metrics: Mapping[str, Summary] = field(default_factory=dict)
 
 
 class Store:
@@ -259,6 +224,21 @@ class Store:
             )
             self._add_names(experiment.id, names)
 
+    def extend(self, exp_id: str, runs: Iterable[Run]) -> None:
+        """Add the runs that an experiment has got since, all PENDING; those that are there already stay."""
+        names: dict[str, tuple[str, ...]] = {}
+        values = [_run_values(exp_id, run, names) for run in runs]
+        with self.write() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO runs (experiment_id, idx, params, seed, key, loops) VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            (count,) = db.execute("SELECT count(*) FROM runs WHERE experiment_id = ?", [exp_id]).fetchone()
+            (spec,) = db.execute("SELECT spec FROM experiments WHERE id = ?", [exp_id]).fetchone()
+            spec = records.dump({**json.loads(spec), "n_runs": count})
+            db.execute("UPDATE experiments SET n_runs = ?, spec = ? WHERE id = ?", [count, spec, exp_id])
+            self._add_names(exp_id, names)
+
     def add_params(self, exp_id: str, params: Mapping[str, object]) -> None:
         """Note the names of params that a run turned out to have. Call it inside :meth:`write`."""
         self._add_names(exp_id, wide.flatten(params))
@@ -296,7 +276,8 @@ class Store:
 
     def unsettled(self) -> set[str]:
         """Return the ids of the experiments of which a harvest may find something new."""
-        return {exp_id for (exp_id,) in self.query("SELECT DISTINCT experiment_id FROM runs WHERE NOT settled")}
+        sql = "SELECT experiment_id FROM runs WHERE NOT settled UNION SELECT id FROM studies WHERE state = 'RUNNING'"
+        return {exp_id for (exp_id,) in self.query(sql)}
 
     def unsettled_runs(self, exp_id: str) -> list[int]:
         """Return the runs of an experiment of which a harvest may find something new, ascending."""
@@ -409,7 +390,7 @@ class Store:
     def _summaries(self, exp_id: str, names: Mapping[int, str]) -> dict[int, dict[str, Summary]]:
         rows = self.query(queries.SUMMARIES, [exp_id])
         return {
-            run_id: {names[row[1]]: _summary(*row[2:]) for row in group}
+            run_id: {names[row[1]]: summary(*row[2:]) for row in group}
             for run_id, group in groupby(rows, key=lambda row: row[0])
         }
 
@@ -466,18 +447,6 @@ def _run_values(exp_id: str, run: Run, names: dict[str, tuple[str, ...]]) -> tup
 def _run(row: tuple[Any, ...]) -> Run:
     index, params, seed, key, loops = row
     return Run(index, wide.load_params(params), seed, key, tuple(json.loads(loops)))
-
-
-def _summary(
-    last: Any, last_text: Any, low: Any, high: Any, total: Any, n: int, n_nan: int, n_text: int, last_step: float
-) -> Summary:
-    final: float | str = math.nan if last_text == "NaN" else last_text if last is None else last
-    mean: float | None = None
-    if n_nan:
-        mean = math.nan
-    elif low is not None:
-        mean = (math.nan if total is None else total) / (n - n_text)
-    return Summary(final, low, high, mean, n, last_step)
 
 
 def _make_folder(folder: Path) -> None:
