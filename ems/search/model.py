@@ -1,0 +1,234 @@
+"""Proposals by a model: what ``gp``, ``ts``, ``lp``, ``ucb``, ``ei``, ``pi`` and ``lcb`` propose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ems.search import acquisition
+from ems.search.candidates import N_CENTRES, Ground, Score, Taken, best_first, pool, refine
+from ems.search.feasibility import Feasibility
+from ems.search.gp import Posterior, Surrogate
+from ems.search.problem import Problem
+from ems.search.trial import Origin, Outcome, Proposal, Trial
+from ems.search.warp import Array
+
+N_REFINED = 4  # candidates that local refinement starts from
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one rung of one group, as arrays of points (n, d), NaN where a dimension is inactive.
+
+    Attributes
+    ----------
+    x, y
+        Where the objective is known, and its value, minimised: (n, d) and (n,).
+    pending
+        Where it soon will be.
+    bad
+        Where trials went wrong, at this rung or another.
+    taken
+        Where no further trial is to be; proposals add to it.
+    """
+
+    ground: Ground
+    x: Array
+    y: Array
+    pending: Array
+    bad: Array
+    taken: Taken
+
+    @classmethod
+    def of(cls, ground: Ground, trials: Sequence[Trial], group: str | None = None, rung: int = 0) -> Known:
+        """Sort out ``trials``."""
+        own = [trial for trial in trials if trial.group == group]
+        there = [t for t in own if len(t.values) > rung and math.isfinite(t.values[rung])]
+        pending = [t for t in own if t.is_pending and len(t.values) <= rung]
+        bad = [t for t in own if t.outcome.is_bad or not all(map(math.isfinite, t.values))]
+        taken = Taken()
+        taken.add(ground.locate(t.params for t in own if t.outcome is not Outcome.LOST))
+        y = np.array([t.values[rung] for t in there], dtype=float)
+        x, ahead, wrong = (ground.locate(t.params for t in each) for each in (there, pending, bad))
+        return cls(ground, x, y, ahead, wrong, taken)
+
+
+Factory = Callable[[Known, np.random.Generator], Posterior]
+
+
+def fit(known: Known, rng: np.random.Generator) -> Posterior:
+    """Return the model of one rung alone: the default :data:`Factory`."""
+    return Surrogate.fit(known.x, known.y, rng, known.ground.layout)
+
+
+def propose(
+    problem: Problem,
+    trials: Sequence[Trial],
+    count: int,
+    numbers: Sequence[int],
+    group: str | None = None,
+    rung: int = 0,
+    factory: Factory = fit,
+) -> list[Proposal]:
+    """Propose params for ``count`` trials, knowing ``trials``.
+
+    Parameters
+    ----------
+    numbers
+        That the new trials will get; with the problem's seed they seed the proposals.
+    group, rung
+        Which trials, and which of their values, are learnt from.
+    factory
+        Makes the model; it is asked only where a value is known.
+
+    Returns
+    -------
+    list of Proposal
+        Inside the space and its constraints, no two alike, none like one of ``trials`` (of the group; those that were
+        lost may come again). Fewer than ``count`` where no more were found.
+    """
+    ground = Ground(problem.space)
+    known = Known.of(ground, trials, group, rung)
+    rng = np.random.default_rng([problem.seed, numbers[0] if numbers else 0])
+    if not len(known.y):
+        return _blind(known, count, rng)
+    posterior = factory(known, rng)
+    feasibility = Feasibility.fit(known.x, known.bad, rng, ground.layout)
+    hunt = Hunt(known, posterior, feasibility, pool(ground, _leaders(posterior), rng))
+    _STRATEGIES[problem.sampler](hunt, [np.random.default_rng([problem.seed, n]) for n in numbers[:count]])
+    return hunt.proposals()
+
+
+def _blind(known: Known, count: int, rng: np.random.Generator) -> list[Proposal]:
+    """Propose without a model, far from what went wrong: no value is known."""
+    points = known.ground.scatter(256, rng)
+    points = points[known.taken.free(points)]
+    return [Proposal(known.ground.params(point), Origin.RANDOM) for point in points[:count]]
+
+
+def _leaders(posterior: Posterior) -> Array:
+    """Return the points with the best posterior means, best first."""
+    mean, _ = posterior.predict(posterior.observed)
+    return posterior.observed[best_first(-mean, N_CENTRES)]
+
+
+@dataclass
+class Hunt:
+    """The search for points with the greatest acquisition among candidates ``x`` (m, d).
+
+    Attributes
+    ----------
+    posterior
+        Of what is known; pending points are conditioned on by the strategies that want it so.
+    chosen
+        Points that were chosen, and their acquisition.
+    """
+
+    known: Known
+    posterior: Posterior
+    feasibility: Feasibility | None
+    x: Array
+    chosen: list[tuple[Array, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.x = self.x[self.known.taken.free(self.x)]
+        self.incumbent = float(np.min(self.posterior.predict(self.posterior.observed)[0]))
+        self.weights = self.weigh(self.x)
+
+    def weigh(self, x: Array) -> Array:
+        """Return the log of the probability that trials at ``x`` go well."""
+        return np.zeros(len(x)) if self.feasibility is None else self.feasibility.log_weight(x)
+
+    def take(self, scores: Array, score: Score, rng: np.random.Generator) -> None:
+        """Choose the best free candidate, if any, by ``scores`` (m,), refined by ``score`` of other points."""
+        free = self.known.taken.free(self.x)
+        top = best_first(np.where(free, scores, -np.inf), min(N_REFINED, int(free.sum())))
+        if top:
+            point, worth = refine(self.known.ground, self.x[top], scores[top], score, self.known.taken, rng)
+            self.known.taken.add(point[None])
+            self.chosen.append((point, worth))
+
+    def proposals(self) -> list[Proposal]:
+        """Return the chosen points, with their acquisition, as proposals; what the space rounds to the same, once."""
+        if not self.chosen:
+            return []
+        mean, sd = self.posterior.in_units(*self.posterior.predict(np.array([point for point, _ in self.chosen])))
+        ground = self.known.ground
+        found: dict[str, Proposal] = {}
+        for (point, worth), m, s in zip(self.chosen, mean.tolist(), sd.tolist(), strict=True):
+            params = ground.params(point)
+            found.setdefault(ground.space.key(params), Proposal(params, Origin.MODEL, m, s, worth))
+        return list(found.values())
+
+
+Generators = Sequence[np.random.Generator]
+Acquisition = Callable[[Array, Array, float], Array]
+
+
+def _greedy(acquire: Acquisition) -> Callable[[Hunt, Generators], None]:
+    """Return the strategy that takes the best point by ``acquire(mean, sd, incumbent)`` and believes it, over and over.
+
+    Pending points are believed likewise: the mean is that of completed trials, the deviation that of completed and
+    pending ones.
+    """
+
+    def choose(hunt: Hunt, generators: Generators) -> None:
+        model = hunt.posterior
+        model.predict(hunt.x)  # remembered: conditioning adds to it
+        if len(hunt.known.pending):
+            model = model.condition(hunt.known.pending)
+        for rng in generators:
+
+            def score(x: Array, current: Posterior = model) -> Array:
+                return acquire(*current.predict(x), hunt.incumbent) + hunt.weigh(x)
+
+            hunt.take(acquire(*model.predict(hunt.x), hunt.incumbent) + hunt.weights, score, rng)
+            if hunt.chosen:
+                model = model.condition(hunt.chosen[-1][0][None])
+
+    return choose
+
+
+def _thompson(hunt: Hunt, generators: Generators) -> None:
+    """Take the best point of a draw each: Thompson sampling, asynchronous or a batch at once.
+
+    Kandasamy et al. 2018, "Parallelised Bayesian Optimisation via Thompson Sampling", algorithms 1 and 2: the draws are
+    of the posterior of what is completed; pending points need no care.
+    """
+    for draw in hunt.posterior.draw(hunt.x, generators[0], len(generators)):
+        scores = np.where(hunt.known.taken.free(hunt.x), hunt.weights - draw, -np.inf)
+        best = int(np.argmax(scores))
+        if np.isfinite(scores[best]):
+            hunt.known.taken.add(hunt.x[best][None])
+            hunt.chosen.append((hunt.x[best], float(scores[best])))
+
+
+def _penalised(hunt: Hunt, generators: Generators) -> None:
+    """Take the best point by logEI that is not too near to pending ones (:func:`acquisition.log_penalty`)."""
+    embed, model = hunt.known.ground.layout.embed, hunt.posterior
+    mean, sd = model.predict(hunt.x)
+    where, busy = embed(hunt.x), hunt.known.pending
+    plain = acquisition.log_ei(mean, sd, hunt.incumbent) + hunt.weights
+    for rng in generators:
+        balls = acquisition.balls(embed(busy), *model.predict(busy), hunt.incumbent, where, mean)
+
+        def score(x: Array, balls: acquisition.Balls = balls) -> Array:
+            value = acquisition.log_ei(*model.predict(x), hunt.incumbent) + hunt.weigh(x)
+            return value + acquisition.log_penalty(embed(x), balls)
+
+        hunt.take(plain + acquisition.log_penalty(where, balls), score, rng)
+        busy = np.vstack([hunt.known.pending, *(point for point, _ in hunt.chosen)])
+
+
+_STRATEGIES: Mapping[str, Callable[[Hunt, Generators], None]] = {
+    "gp": _greedy(acquisition.log_ei),
+    "ei": _greedy(lambda mean, sd, least: acquisition.log_ei(mean, sd, least, acquisition.XI)),
+    "pi": _greedy(acquisition.log_pi),
+    "lcb": _greedy(lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_LCB)),
+    "ucb": _greedy(lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_UCB)),
+    "ts": _thompson,
+    "lp": _penalised,
+}
