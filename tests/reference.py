@@ -39,7 +39,8 @@ def _with_subcommands(name: str, command: Any) -> list[tuple[str, Any]]:
     if not hasattr(command, "commands"):
         return [(name, command)]
     inside = sorted(command.commands.items(), key=lambda item: command.sections.index(item[1].rich_help_panel))
-    return [(f"{name} {each}", found) for each, found in inside]
+    first = [(name, command.meant)] if command.meant is not None else []
+    return [*first, *((f"{name} {each}", found) for each, found in inside)]
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

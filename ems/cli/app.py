@@ -28,7 +28,21 @@ SECTIONS = SUBMIT, LOOK, FILES, STEER, RESULTS, AGAIN, CLUSTERS, SETUP = (
     "Set-up",
 )
 _MODULES = (
-    *("submit", "status", "code", "logs", "files", "steer", "results", "report", "again", "data"),
+    *(
+        "submit",
+        "tune",
+        "tune_status",
+        "tune_steer",
+        "status",
+        "code",
+        "logs",
+        "files",
+        "steer",
+        "results",
+        "report",
+        "again",
+        "data",
+    ),
     *("cluster", "cluster_life", "cluster_status", "cluster_connect", "cluster_show", "setup"),
 )
 
@@ -55,7 +69,7 @@ class _WithExamples:
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
-_TAKE_MORE = ("parrun", "run", "ssh")  # commands for which words after `--` are meant
+_TAKE_MORE = ("parrun", "run", "tune", "ssh")  # commands for which words after `--` are meant
 
 
 class Command(_WithExamples, TyperCommand):
@@ -131,7 +145,26 @@ app = typer.Typer(
 
 
 class Subgroup(_WithExamples, Group):
-    """Commands of two words, such as ``ems cluster start``."""
+    """Commands of two words, such as ``ems cluster start``.
+
+    Attributes
+    ----------
+    meant
+        The command that is meant where the second word is none of them: ``ems tune train.py``. It is called as the
+        group is; None: such a word is an error.
+    """
+
+    meant: Any = None
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.meant = self.commands.pop(str(self.name), None)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse the words after the group's, as its own or as those of the command that is meant."""
+        if self.meant is None or (args and args[0] in self.commands):
+            return super().make_context(info_name, args, parent, **extra)
+        return self.meant.make_context(info_name, args, parent, **extra)
 
 
 class Register(Protocol):
@@ -165,6 +198,8 @@ command = _register_in(app)
 
 def group(section: str, name: str, summary: str, sections: tuple[str, ...], *examples: str) -> Register:
     """Make a group of commands; return what registers functions as commands of it, as :func:`command` does of ``ems``.
+
+    A command of the group's own name is the one that is meant where the second word names none of the others.
 
     Parameters
     ----------

@@ -262,20 +262,24 @@ def headline(plan: Plan) -> str:
     """Say in one line what runs, how often, which code and where."""
     from ems.cli import render
 
-    experiment, frozen = plan.experiment, plan.snapshot
+    experiment = plan.experiment
     runs = render.plural(experiment.n_runs, "run")
     if plan.axes:
         runs += " = " + " x ".join(f"{','.join(axis.names)} ({len(axis):,})" for axis in plan.axes)
     if len(plan.skipped):
         runs += f" - {len(plan.skipped):,} completed before"
+    return f"experiment {experiment.id}  {experiment.name}  {runs}   {code_and_place(plan)}"
+
+
+def code_and_place(plan: Plan) -> str:
+    """Say which code runs, and where: ``code 51e0b7d4 (b2c41f + 3 changed files)   on gce, partition gpu``."""
+    from ems.cli import render
+
+    frozen, partition = plan.snapshot, plan.experiment.resources.partition
     base = frozen.user_commit[:6] if frozen.user_commit else "no commit"
     if frozen.changed_files:
         base += f" + {render.plural(frozen.changed_files, 'changed file')}"
-    partition = f", partition {experiment.resources.partition}" if experiment.resources.partition else ""
-    return (
-        f"experiment {experiment.id}  {experiment.name}  {runs}   code {frozen.id[:8]} ({base})"
-        f"   on {plan.target.name}{partition}"
-    )
+    return f"code {frozen.id[:8]} ({base})   on {plan.target.name}" + (f", partition {partition}" if partition else "")
 
 
 def submitted_line(target: Target, done: Submission, seconds: float) -> str:

@@ -60,6 +60,13 @@ class _Pool(SubmititLocal):
             )
 
 
+def places(experiment: Experiment, resources: Resources) -> int:
+    """Return how many runs go on at a time on this machine: as many as were asked for, else as it has room for."""
+    per_run = resources.gpus_per_run
+    fits = len(probes.gpus()) // per_run if per_run else probes.cores() // (resources.cpus or 1)
+    return experiment.workers or max(1, fits)
+
+
 class HereExecutor:
     """Runs on this machine.
 
@@ -108,10 +115,8 @@ class HereExecutor:
     def script(self, experiment: Experiment, chunk: Record) -> str:
         """See :meth:`Executor.script`: the command of the pool."""
         resources = resources_of(experiment, chunk)
-        per_run = resources.gpus_per_run
-        devices = probes.gpus() if per_run else []
-        fits = len(devices) // per_run if per_run else probes.cores() // (resources.cpus or 1)
-        workers = min(experiment.workers or max(1, fits), experiment.max_parallel or sys.maxsize)
+        devices = probes.gpus() if resources.gpus_per_run else []
+        workers = min(places(experiment, resources), experiment.max_parallel or sys.maxsize)
         worker = Path(install.install_lib(self.root), "ems", "node", "worker.py")
         argv = [*shlex.split(self.worker_python), "-I", "-S", str(worker), os.fspath(self.root), experiment.id]
         argv += [str(chunk["chunk"]), "--here", "--workers", str(workers)]

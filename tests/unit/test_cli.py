@@ -20,7 +20,7 @@ from ems.version import __version__
 Main = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
-    "parrun", "run", "status", "logs", "cancel", "hold", "release", "list", "rm", "ls", "cat", "get", "show",
+    "parrun", "run", "tune", "status", "logs", "cancel", "hold", "release", "list", "rm", "ls", "cat", "get", "show",
     "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "data", "cluster", "config",
     "doctor",
 ]  # fmt: skip
