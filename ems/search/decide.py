@@ -1,0 +1,259 @@
+"""What to ask for now, by what is known: promotions first, then new trials, at last the confirmation of the best.
+
+`decide` is a pure function of the problem and its trials, and every proposal is drawn by (seed of the search, number of
+the trial): a decision that is made again is the same, and `replay` proves of a search that it was made like that.
+
+Of a budget of epochs nothing is begun that it does not pay as far as the top rung: a configuration that stops below
+says nothing about those above. So its last part goes on those that are well on their way, best first, and no segment
+is ever paid by half.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ems.search import confirm, fidelity, groups, schedulers
+from ems.search.problem import Problem
+from ems.search.rungs import Entry, budgets, charge, entries, seed_of
+from ems.search.schedulers import Curves
+from ems.search.trial import Decisions, Origin, Outcome, Promote, Proposal, Start, Trial
+
+_LOST_NEEDS = 10  # trials lost with their machines before more of them than of others end a search
+
+
+def decide(
+    problem: Problem,
+    trials: Sequence[Trial],
+    free: int,
+    n_asked: int,
+    curves: Curves | None = None,
+    *,
+    spent: float = 0.0,
+) -> Decisions:
+    """Decide what to ask for now.
+
+    Parameters
+    ----------
+    trials
+        All so far, as they are known now.
+    free
+        How many segments may be asked for now.
+    n_asked
+        Number that the next trial gets; those of the proposals follow in their order.
+    curves
+        Of running trials, for scheduler ``stop``.
+    spent
+        Share of the budgets that is used up, of those that only who runs the trials can measure (hours, money): from 1
+        on nothing more is asked for, and the last ``problem.confirm`` of it is the confirmation's.
+
+    Returns
+    -------
+    Decisions
+        At most ``free`` starts and promotions, promotions first, and any number of stops. ``finished`` is said only
+        when nothing is pending.
+    """
+    view = _View(problem, tuple(sorted(trials, key=lambda each: each.number)), spent)
+    stops = schedulers.stops(problem, view.trials, curves)
+    reason = _breaks_off(view)
+    if reason:
+        return Decisions(stops, "" if view.is_pending else reason)
+    wake = _Wake(view, free, n_asked)
+    wake.promote(schedulers.promotions(problem, view.race, closed=not wake.has_room))
+    wake.replicate()
+    wake.start()
+    if not wake.actions and not view.is_pending and free > 0:
+        wake.promote(schedulers.promotions(problem, view.race, closed=True))
+        wake.promote(schedulers.finale(problem, view.race, wake.left))
+        reason = wake.confirm()
+    return Decisions([*stops, *wake.actions], "" if wake.actions or free <= 0 else reason)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is known now, and what follows from it alone."""
+
+    problem: Problem
+    trials: tuple[Trial, ...]
+    spent: float
+
+    @cached_property
+    def race(self) -> list[Entry]:
+        return entries(self.problem, self.trials)
+
+    @property
+    def is_pending(self) -> bool:
+        return any(each.is_pending for each in self.trials)
+
+    @cached_property
+    def searched(self) -> list[Trial]:
+        """Trials of the search itself: neither given nor of the confirmation."""
+        return [each for each in self.trials if each.origin not in (Origin.GIVEN, Origin.CONFIRM)]
+
+    @property
+    def epochs_left(self) -> float:
+        """What the search may spend still, without the share of the confirmation; infinite without such a budget."""
+        if self.problem.epochs is None or self.problem.fidelity is None:
+            return math.inf
+        return self.problem.epochs * (1 - self.problem.confirm) - charge(self.problem, self.searched)
+
+    @property
+    def trials_left(self) -> float:
+        """How many trials the search may begin still, beside the replicates that it owes."""
+        if self.problem.trials is None:
+            return math.inf
+        made = sum(each.outcome is not Outcome.LOST for each in self.searched)
+        return self.problem.trials - confirm.reserved(self.problem) - made - sum(each.missing for each in self.race)
+
+
+def _breaks_off(view: _View) -> str:
+    """Say why nothing more is asked for whatever the search would want; empty while there is no reason."""
+    lost = sum(each.outcome is Outcome.LOST for each in view.trials)
+    if lost >= _LOST_NEEDS and 2 * lost > len(view.trials):
+        return (
+            f"{lost} of {len(view.trials)} trials were lost with their machines, each after several tries: "
+            "nothing more is asked for until the machines are well."
+        )
+    return "The budget is spent." if view.spent >= 1 else ""
+
+
+@dataclass
+class _Wake:
+    """The actions chosen so far, and what is left after them."""
+
+    view: _View
+    free: int
+    n_asked: int
+    actions: list[Promote | Start] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.left = self.view.epochs_left
+        self.room = self.view.trials_left if self.view.spent < 1 - self.view.problem.confirm else 0.0
+
+    @property
+    def problem(self) -> Problem:
+        """What is searched for."""
+        return self.view.problem
+
+    @property
+    def n_free(self) -> int:
+        """How many more segments may be asked for."""
+        return self.free - len(self.actions)
+
+    # Promotions ---------------------------------------------------------------------------------------------------
+
+    def promote(self, due: Sequence[Promote]) -> None:
+        """Take promotions in their order, as long as the budget pays them to the top."""
+        rungs = budgets(self.problem)
+        for each in due:
+            if self.n_free > 0 and rungs[-1] - rungs[each.rung - 1] <= self.left:
+                self.actions.append(each)
+                self.left -= rungs[each.rung] - rungs[each.rung - 1]
+
+    # New trials ---------------------------------------------------------------------------------------------------
+
+    def replicate(self) -> None:
+        """Begin the replicates that configurations lack; their configuration's beginning has reserved them."""
+        by_number = {each.number: each for each in self.view.trials}
+        rungs = budgets(self.problem)
+        for entry in self.view.race:
+            first = by_number[entry.config]
+            for index in range(self.problem.seeds - entry.missing, self.problem.seeds):
+                if self.n_free > 0 and rungs[entry.rung] <= self.left:
+                    self._begin(Proposal(first.params, Origin.REPLICATE), index, entry)
+                    self.left -= rungs[entry.rung]
+
+    def _begin(self, proposal: Proposal, index: int, entry: Entry, config: int | None = None) -> None:
+        config = entry.config if config is None else config
+        self.actions.append(
+            Start(proposal, seed_of(self.problem, index), config, entry.group, entry.bracket, entry.rung)
+        )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the budgets pay another configuration, all its replicates to the top."""
+        seeds, whole = self.problem.seeds, budgets(self.problem)[-1] * self.problem.seeds
+        return self.room >= seeds and self.left >= whole + self._kept(whole)
+
+    def _kept(self, whole: float) -> float:
+        """Epochs that new trials leave to the other groups that have nobody at the top: one way each, half at most."""
+        problem = self.problem
+        if problem.epochs is None or not problem.groups:
+            return 0.0
+        there = {each.group for each in self.view.race if each.rung == problem.n_rungs - 1 and not each.state.is_bad}
+        return min(max(0, len(set(problem.groups) - there) - 1) * whole, problem.epochs / 2)
+
+    def start(self) -> None:
+        """Begin new configurations: the groups and brackets first, then what the sampler proposes for each."""
+        slots = self._slots()
+        wanted: dict[tuple[str | None, int], list[int]] = {}
+        for number, slot in slots.items():
+            wanted.setdefault((slot.group, slot.rung), []).append(number)
+        found: dict[int, Proposal] = {}
+        pending = list(self.view.trials)
+        for (group, rung), numbers in wanted.items():
+            for number, proposal in zip(
+                numbers, fidelity.propose(self.problem, pending, numbers, group, rung), strict=False
+            ):
+                found[number] = proposal
+                pending.append(Trial(number, proposal.params, group=group, rung=rung))
+        for number in sorted(found):
+            config = self.n_asked + sum(isinstance(each, Start) for each in self.actions)
+            for index in range(self.problem.seeds):
+                if self.n_free > 0:
+                    proposal = found[number] if index == 0 else replace(found[number], origin=Origin.REPLICATE)
+                    self._begin(proposal, index, slots[number], config)
+
+    def _slots(self) -> dict[int, Entry]:
+        """Settle what is begun, by number: group, bracket and rung of each, still without params."""
+        problem, slots = self.problem, dict[int, Entry]()
+        n_free, number = self.n_free, self.n_asked + sum(isinstance(each, Start) for each in self.actions)
+        if problem.mode == "sync" and problem.scheduler in ("none", "stop"):
+            n_free = 0 if self.view.is_pending or self.actions else min(n_free, problem.parallel)
+        for group in groups.choices(problem, self.view.trials, self.n_asked):
+            if n_free <= 0 or not self.has_room:
+                break
+            race = [each for each in (*self.view.race, *slots.values()) if each.group == group]
+            bracket = schedulers.next_bracket(problem, race)
+            rung = schedulers.first_rung(problem, bracket)
+            slots[number] = Entry(number, (number,), group, bracket, rung, Outcome.PENDING, ())
+            self.left -= budgets(self.problem)[rung] * problem.seeds
+            self.room -= problem.seeds
+            n_free -= problem.seeds
+            number += problem.seeds
+        return slots
+
+    # The end ------------------------------------------------------------------------------------------------------
+
+    def confirm(self) -> str:
+        """Begin replicates of the best where nothing else is left to do; returns why the search is finished if so."""
+        if self.actions:
+            return ""
+        whole = budgets(self.problem)[-1]
+        problem, n_left = self.problem, math.inf
+        if problem.trials is not None:
+            n_left = confirm.reserved(problem)
+        if problem.epochs is not None and whole > 0:
+            n_left = min(n_left, problem.epochs * problem.confirm // whole)
+        starts, said = confirm.confirmations(problem, self.view.trials, n_left)
+        self.actions += starts[: self.n_free]
+        return " ".join(filter(None, (self._why(), said)))
+
+    def _why(self) -> str:
+        """Say what ended the search."""
+        problem, made = self.problem, sum(each.outcome is not Outcome.LOST for each in self.view.searched)
+        if groups.is_exhausted(problem, self.view.trials):
+            return f"Every configuration of the space has been tried, in {made} trials."
+        if self.view.trials_left < problem.seeds:
+            unpaid = int(self.view.trials_left)
+            rest = f"; the {unpaid} left would be no whole configuration of {problem.seeds} seeds" if unpaid > 0 else ""
+            return f"All {made} trials of the search were made{rest}."
+        if problem.epochs is not None and not self.has_room:
+            top, name = budgets(problem)[-1], (problem.fidelity and problem.fidelity.name) or "epochs"
+            spent = charge(problem, self.view.searched)
+            return f"The search spent {spent:g} {name}; what is left takes no further configuration to {top:g}."
+        if self.room <= 0:
+            return "The budget of the search is spent."
+        return f"No further configuration was found that the constraints allow, after {made} trials."
