@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 #: The labels that every resource carries; values are lower-case letters, digits, ``-`` and ``_``, at most 63 characters
 #: (what all clouds take).
@@ -149,6 +149,22 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that was looked at before anything is made.
+
+    Attributes
+    ----------
+    subject
+        ``credentials``, ``permissions``, ``quota``, ``zone``, ``size``, ``image``...
+    """
+
+    subject: str
+    said: str
+    is_good: bool = True
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """What lifecycle and templates may ask of a provider instead of its name."""
 
@@ -162,6 +178,15 @@ class Traits:
     is_free: bool = False  # machines cost nothing, running or stopped
     makes_alike: bool = False  # nodes of a kind are made by one call: their user-data and labels do not tell them apart
     shows_own_key: bool = False  # sshd may answer by a key of its own until cloud-init has set the one it was given
+
+
+@runtime_checkable
+class Inspector(Protocol):
+    """A provider that can say what it looks at, instead of only the first thing that is wrong."""
+
+    def findings(self, requests: Sequence[MachineRequest]) -> list[Finding]:
+        """Return everything that :meth:`Provider.check` looks at, what is wrong among it; nothing is raised for that."""
+        ...
 
 
 class Provider(Protocol):
