@@ -34,6 +34,16 @@ for step in range(40):
 print("acc=%s" % sys.argv[2])
 """
 
+# logs a step, and ends when the test lets it
+GATED_SCRIPT = """
+import os, sys, time
+import ems
+ems.log(step=0, loss=int(sys.argv[2]))
+while not os.path.exists(os.environ["GATE"]):
+    time.sleep(0.05)
+print("acc=%s" % sys.argv[2])
+"""
+
 
 def test_controller_down_during_submit(lab):
     lab.write("train.py", "print('acc=1')")
@@ -68,9 +78,11 @@ def test_controller_goes_down_between_planning_and_sbatch(lab, killer):
     assert all(len(each) == 1 for each in lab.attempts(experiment).values())
 
 
-def test_controller_down_during_harvest(lab):
+def test_controller_down_during_harvest(lab, tmp_path, monkeypatch):
     """What the runs themselves wrote is harvested all the same; no run changes its state because SLURM is silent."""
-    lab.write("train.py", STEPS_SCRIPT)
+    gate = tmp_path / "gate"
+    monkeypatch.setenv("GATE", str(gate))
+    lab.write("train.py", GATED_SCRIPT)
     experiment = lab.parrun("train.py", "--set", "i=0..3", "--max-parallel", "2")
     lab.wait_until((lab.run_dir(experiment, 0) / "metrics.jsonl").exists, 60, "first metrics")
     lab.harvest()
@@ -82,6 +94,7 @@ def test_controller_down_during_harvest(lab):
     said = lab.ems("status").stdout
     assert "Unable to contact slurm controller" in said
     assert "this is how it stood before" in said
+    gate.touch()
     lab.slurm.start_controller()
     lab.slurm.wait_for_nodes()
     lab.wait_for_states(experiment, "COMPLETED")
@@ -216,6 +229,9 @@ def test_harvest_killed_in_a_loop_while_runs_finish(lab):
     experiment = lab.parrun("train.py", "--set", "i=0..39", "--max-parallel", "8")
     chance = random.Random(4)
     kills = 0
+    began = time.monotonic()
+    lab.harvest()
+    whole_s = time.monotonic() - began  # on this machine, as busy as it is
     deadline = time.monotonic() + 120
     while lab.slurm.queue() and time.monotonic() < deadline:
         process = subprocess.Popen(
@@ -225,7 +241,7 @@ def test_harvest_killed_in_a_loop_while_runs_finish(lab):
             stderr=subprocess.PIPE,
         )
         try:
-            process.wait(chance.uniform(0.1, 0.5))  # a whole one takes about that
+            process.wait(whole_s * chance.uniform(0.2, 1.1))
         except subprocess.TimeoutExpired:
             process.kill()
             kills += 1
