@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ems import registry
 from ems.cluster.definition import Definition, digest_of, node_number
+from ems.cluster.failover import Failover
 from ems.cluster.keys import HostKey, Keys
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
@@ -57,6 +58,7 @@ class Fleet:
         self.definition = verified(record)
         self.journal = Journal(files)
         self.keys = Keys(files.dir)
+        self.failover = Failover()
 
     @cached_property
     def provider(self) -> Provider:

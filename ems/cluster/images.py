@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ems.cluster import keys, provision, userdata
+from ems.cluster import keys, placing, provision, userdata
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, Refusal, Resource, Thing
@@ -113,12 +113,14 @@ def _bake(fleet: Fleet, kind: str, key: str, request: MachineRequest) -> Baked:
     began = time.monotonic()
     fleet.report(f"image {kind}", "a machine is made")
     with fleet.journal.step(f"bake {kind}", [request.name]):
-        [made] = fleet.provider.create([request])
+        [made] = placing.place(fleet, [request])
         if isinstance(made, Refusal):
             raise ClusterError(f"{request.name} cannot be made: {made.reason}", made.hint)
         try:
             host = _reach(fleet, made)
             provision.bake(fleet, kind, host)
+            if not fleet.provider.traits.cleans_images:
+                host.run(["sudo", "sh", "-c", base.CLEAN_SCRIPT], check=False)  # it may end the login that it came by
             host.close()
             fleet.report(f"image {kind}", "being saved")
             labels = fleet.record.labels(**{base.KIND: kind, base.IMAGE: key})

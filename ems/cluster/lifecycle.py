@@ -134,6 +134,12 @@ def plan(fleet: Fleet, counts: Mapping[str, int], preferred: Iterable[str] = ())
     for kind, spec in kinds.items():
         had = sum(fleet.kind(name) == kind for name in before) if before else spec.count
         chosen += choose(fleet.name, dict.fromkeys(order), kind, counts.get(kind, had))
+    most = fleet.definition.limits.max_nodes
+    if most is not None and len(chosen) > max(most, len(before)):
+        raise UsageError(
+            f"{len(chosen)} nodes are more than {fleet.name} may have: `limits.max_nodes` is {most}",
+            "ask for fewer, or raise the limit in the definition before the cluster is made",
+        )
     return tuple(chosen)
 
 
@@ -217,7 +223,8 @@ def reach(fleet: Fleet) -> None:
             host.run(["true"], timeout_s=20)
             break
         except HostKeyError as error:
-            raise ClusterError(f"{name} shows another host key than the one it was given", error.hint) from error
+            if not fleet.provider.traits.shows_own_key or time.monotonic() > deadline:
+                raise ClusterError(f"{name} shows another host key than the one it was given", error.hint) from error
         except ConnectionFailedError as error:
             if time.monotonic() > deadline:
                 raise ClusterError(
@@ -339,7 +346,10 @@ def settle_new(fleet: Fleet) -> Outcome:
 
 
 def pause(fleet: Fleet) -> None:
-    """Stop all machines; disks and accounting stay. What runs goes back into the queue."""
+    """Stop all machines; disks and accounting stay. What runs goes back into the queue.
+
+    Where machines cost something, nodes are deleted, and only the controller is kept.
+    """
     if fleet.record.phase is Phase.STOPPING:
         _check_phase(fleet.record.phase, fleet.name)
     machines = fleet.machines()
@@ -348,8 +358,11 @@ def pause(fleet: Fleet) -> None:
     with fleet.journal.step("pause", machines):
         if controller is not None and controller.state is MachineState.RUNNING:
             _requeue(fleet, list(computes))
-        fleet.report("nodes", "stop")
-        fleet.provider.stop([each for each in computes.values() if each.state is not MachineState.STOPPED])
+        if fleet.provider.traits.is_free:
+            fleet.report("nodes", "stop")
+            fleet.provider.stop([each for each in computes.values() if each.state is not MachineState.STOPPED])
+        else:  # their disks would cost something, and hold nothing: `resume` makes them anew
+            nodes.remove(fleet, list(computes), now=True)
         fleet.report(fleet.record.controller, "stops")
         if controller is not None and controller.state is not MachineState.STOPPED:
             fleet.provider.stop([controller])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from ems.cluster import images, keys, userdata
+from ems.cluster import images, keys, placing, userdata
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import COMPUTE_ROLE, CONTROLLER_ROLE, Fleet
 from ems.cluster.provider import base
-from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, Resource
+from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, RefusalCause, Resource
 from ems.cluster.scheduler import Boot, NodeState, Scheduler, busy
 from ems.errors import ClusterError, ConnectionFailedError
 
@@ -18,6 +18,7 @@ _STAGE_S = 1800  # but where it installs something: CUDA takes many minutes
 _LONG = ("installs", "runs")  # with what the names of such stages begin
 _LOOK_S = 0.3
 _LIST_S = 5.0
+_FINAL = (RefusalCause.STOCKOUT, RefusalCause.QUOTA, RefusalCause.PERMISSION, RefusalCause.INVALID)
 _LOST = (MachineState.STOPPED, MachineState.STOPPING, MachineState.FAILED)
 
 
@@ -98,7 +99,7 @@ def create(fleet: Fleet, wanted: Sequence[MachineRequest], found: Mapping[str, R
     Raises
     ------
     ClusterError
-        If the controller cannot be made. A node that cannot is left out, after a second try.
+        If the controller cannot be made. A node that cannot is left out, after a second try where that may help.
     """
     ruined = [found[each.name] for each in wanted if each.name in found and _is_ruined(found[each.name])]
     _destroy(fleet, ruined)
@@ -107,8 +108,10 @@ def create(fleet: Fleet, wanted: Sequence[MachineRequest], found: Mapping[str, R
     _wake(fleet, [each for each in nodes if each.state is MachineState.STOPPED])
     missing = [each for each in wanted if each.name not in found or each.name in gone]
     refused = _create(fleet, missing)
-    if refused:
-        refused = _create(fleet, [each for each in missing if each.name in refused])
+    again = [name for name, refusal in refused.items() if refusal.cause not in _FINAL]
+    if again:
+        refused = {name: each for name, each in refused.items() if name not in again}
+        refused |= _create(fleet, [each for each in missing if each.name in again])
     for name, refusal in refused.items():
         if name == fleet.record.controller:
             raise ClusterError(
@@ -139,8 +142,7 @@ def _create(fleet: Fleet, missing: Sequence[MachineRequest]) -> dict[str, Refusa
     _clear_traces(fleet, names, "its machine is gone")
     for name in names:
         fleet.report(name, "being made")
-    with fleet.journal.step("create", names):
-        results = fleet.provider.create(missing)
+    results = placing.place(fleet, missing)
     fleet.trust()
     for each in results:
         fleet.report(each.name, f"refused: {each.reason}" if isinstance(each, Refusal) else "boots")

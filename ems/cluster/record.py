@@ -231,6 +231,10 @@ def _parse(found: dict[str, Any]) -> Record:
     return Record(**found)
 
 
+def _texts(value: Json) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
+
+
 def names() -> list[str]:
     """Return the names of all clusters that this machine knows, sorted."""
     return sorted(path.parent.name for path in (state_dir() / "clusters").glob("*/record.json"))
@@ -257,10 +261,12 @@ class Journal:
 
     def unfinished(self) -> list[str]:
         """Return the steps whose last line is a beginning: whoever did them was killed in between."""
-        last: dict[str, str] = {}
-        for line in self.lines():
-            last[str(line["step"])] = str(line["is"])
-        return [step for step, state in last.items() if state == "begin"]
+        return list(self.begun())
+
+    def begun(self) -> dict[str, list[str]]:
+        """Return the steps that were begun and never ended, each with what it was about to be done to."""
+        last = {str(line["step"]): line for line in self.lines()}
+        return {step: _texts(line.get("things")) for step, line in last.items() if line["is"] == "begin"}
 
     def lines(self) -> list[dict[str, Json]]:
         """Return every whole line; a torn last one is none."""

@@ -20,6 +20,18 @@ HOST_KEY = "ems-hostkey"  # a machine's public ed25519 host key: its 32 bytes in
 MUNGE = "ems-munge"  # first 32 hex digits of the SHA-256 of the cluster's munge key
 IMAGE = "ems-image"  # on images: the hash of what was put on them
 
+#: Cleans a machine that becomes an image.
+# What is of one machine only must not be in an image: its keys, its name, what cloud-init did and was told; nor its
+# users, since cloud-init makes no home for one who is there already
+CLEAN_SCRIPT = """set -e
+cloud-init clean --logs --seed
+mkdir -p -m 700 /var/lib/cloud/seed/nocloud
+rm -rf /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /root/.ssh /root/.ansible /tmp/.[!.]* /tmp/*
+: >/etc/machine-id
+find /var/log -type f -exec truncate --size 0 {} +
+awk -F: '$3 >= 2000 && $3 <= 60000 { print $1 }' /etc/passwd | xargs --no-run-if-empty --max-args=1 userdel --force
+"""
+
 
 class MachineState(StrEnum):
     """What the provider says of a machine; what is not mapped is UNKNOWN, never gone."""
@@ -176,6 +188,7 @@ class Traits:
     zones: tuple[str, ...] = ()  # in order of preference; empty: there are none
     has_spot: bool = False
     is_free: bool = False  # machines cost nothing, running or stopped
+    cleans_images: bool = False  # save_image itself removes what is one machine's alone (CLEAN_SCRIPT)
     makes_alike: bool = False  # nodes of a kind are made by one call: their user-data and labels do not tell them apart
     shows_own_key: bool = False  # sshd may answer by a key of its own until cloud-init has set the one it was given
 
@@ -185,7 +198,7 @@ class Inspector(Protocol):
     """A provider that can say what it looks at, instead of only the first thing that is wrong."""
 
     def findings(self, requests: Sequence[MachineRequest]) -> list[Finding]:
-        """Return everything that :meth:`Provider.check` looks at, what is wrong among it; nothing is raised for that."""
+        """Return everything that :meth:`Provider.check` looks at, what is wrong among it; raise nothing for that."""
         ...
 
 

@@ -15,6 +15,7 @@ from libcloud.compute.base import Node, NodeImage, NodeSize, StorageVolume
 from libcloud.compute.types import NodeState
 
 from ems.cluster.provider.base import (
+    CLEAN_SCRIPT,
     CLUSTER,
     INCARNATION,
     ROLE,
@@ -43,16 +44,6 @@ _STATES = {
     NodeState.PAUSED: MachineState.STOPPED,
     NodeState.ERROR: MachineState.FAILED,
 }
-# What is of one machine only must not be in an image: its keys, its name, what cloud-init did and was told; nor its
-# users, since cloud-init makes no home for one who is there already
-_CLEAN = """set -e
-cloud-init clean --logs --seed
-mkdir -p -m 700 /var/lib/cloud/seed/nocloud
-rm -rf /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /root/.ssh /root/.ansible /tmp/.[!.]* /tmp/*
-: >/etc/machine-id
-find /var/log -type f -exec truncate --size 0 {} +
-awk -F: '$3 >= 2000 && $3 <= 60000 { print $1 }' /etc/passwd | xargs --no-run-if-empty --max-args=1 userdel --force
-"""
 
 T = TypeVar("T")
 
@@ -84,7 +75,14 @@ class ContainerProvider:
         Is told of what takes long.
     """
 
-    traits = Traits(has_shared_volume=True, has_images=True, stop_keeps_address=False, has_names=True, is_free=True)
+    traits = Traits(
+        has_shared_volume=True,
+        has_images=True,
+        stop_keeps_address=False,
+        has_names=True,
+        is_free=True,
+        cleans_images=True,
+    )
 
     def __init__(self, section: ContainerSection, notify: Callable[[str], None] = lambda _text: None) -> None:
         self.section = section
@@ -152,7 +150,7 @@ class ContainerProvider:
         node = self._node(machine)
         if machine.state is MachineState.STOPPED:
             self.driver.start_node(node)
-        self.driver.ex_run(node, _CLEAN)
+        self.driver.ex_run(node, CLEAN_SCRIPT)
         self.driver.stop_node(node)
         image = self.driver.create_image(node, name, ex_labels=labels)
         return Resource(Thing.IMAGE, image.id, name, dict(labels))
