@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from ems.plan import Plan
     from ems.search.space import SearchSpace
     from ems.space import Sweep
+    from ems.study.asked import Asked
     from ems.study.spec import StudySpec
-    from ems.study.wish import Wish
 
 SECTIONS = START, LOOK, STEER = "Start", "Look", "Steer"
 SPACE, JUDGE, END, HOW = "What to search", "What is good", "When it ends", "How to search"
@@ -185,12 +186,12 @@ def tune(ctx: typer.Context, **typed: Any) -> None:
 
     started = time.monotonic()
     project = submit.project_of({**typed, "sweep": typed["space"]})
-    asked = _read(ctx, project, typed)
+    read = _read(ctx, project, typed)
     with open_session(project) as session:
-        plan, spec = _plan(ctx, session, typed, asked)
-        render.note(*asked.notes, *(f"warning: {warning}" for warning in plan.warnings))
+        plan, spec = _plan(ctx, session, typed, read)
+        render.note(*read.notes, *(f"warning: {warning}" for warning in plan.warnings))
         if typed["dry_run"]:
-            tune_show.show_plan(plan, spec, asked.space, typed["as_json"])
+            tune_show.show_plan(plan, spec, read.space, typed["as_json"])
             return
         if not typed["as_json"]:
             render.say(tune_show.headline(plan, spec))
@@ -237,18 +238,18 @@ def _what_is_left(plan: Plan) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Typed:
     """What was typed, read as far as that needs no store and no scheduler."""
 
     settings: Settings
     space: SearchSpace
     sweep: Sweep | None
-    wish: Wish
+    asked: Asked
     spec: StudySpec  # without an id, for one trial at a time
     notes: tuple[str, ...] = ()
 
 
-def _read(ctx: typer.Context, project: Path, typed: Mapping[str, Any]) -> _Asked:
+def _read(ctx: typer.Context, project: Path, typed: Mapping[str, Any]) -> _Typed:
     """Read what was typed; what cannot be meant is said here, before anything is written.
 
     Raises
@@ -257,38 +258,36 @@ def _read(ctx: typer.Context, project: Path, typed: Mapping[str, Any]) -> _Asked
         If there is such.
     """
     from ems.search import space_file
-    from ems.study import wish as wishes
+    from ems.study.asked import check_args, of_sweep, specify
 
     settings = submit.settings_of(project, typed)
     sweep = _sweep(typed["space"])
-    typed_wish = _wish(typed)
+    asked = _asked(typed)
     notes: tuple[str, ...] = ()
-    wish = typed_wish
     if sweep is not None:
-        from_file = wishes.of_sweep(sweep, typed["eta"], typed_wish.fidelity)
-        wish = typed_wish.over(from_file)
+        from_file = of_sweep(sweep, typed["eta"], asked.fidelity)
+        asked = asked.over(from_file)
         notes = tuple(f"{typed['space']}: {note}" for note in from_file.notes)
     file = Path(typed["space"]) if typed["space"] and sweep is None else None
     space = space_file.parse(typed["sets"] or (), file, sweep)
-    if sweep is not None and wish.fidelity is not None:
-        space = _without(space, wish.fidelity.name)
-    spec = wishes.specify(wish, space, "", seed=settings.seed)
-    wishes.check_costs(spec.budget, settings.resources, None, settings.on or "this machine")
-    wishes.check_args(wish.fidelity, space, ctx.obj["script_args"])
-    return _Asked(settings, space, sweep, wish, spec, notes)
+    if sweep is not None and asked.fidelity is not None:
+        space = _without(space, asked.fidelity.name)
+    spec = specify(asked, space, "", seed=settings.seed)
+    check_args(asked.fidelity, space, ctx.obj["script_args"])
+    return _Typed(settings, space, sweep, asked, spec, notes)
 
 
-def _wish(typed: Mapping[str, Any]) -> Wish:
+def _asked(typed: Mapping[str, Any]) -> Asked:
     """Read the options that say what is searched for, and how."""
     from ems.study import words
-    from ems.study.wish import Wish
+    from ems.study.asked import Asked
 
     for name in ("trials", "parallel", "seeds", "max_crashes"):
         if typed[name] is not None and typed[name] < 1:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} {typed[name]} is none", f"give a whole number above 0: --{option} 8")
     fidelity = words.parse_fidelity(typed["fidelity"], typed["eta"]) if typed["fidelity"] else None
-    return Wish(
+    return Asked(
         metric=typed["metric"],
         goal=words.check_goal(typed["goal"]) if typed["goal"] else None,
         sampler=words.check_sampler(typed["sampler"]) if typed["sampler"] else None,
@@ -318,41 +317,45 @@ def _sweep(name: str | None) -> Sweep | None:
 # ------------------------------------------------------------------------------------------------ what it becomes
 
 
-def _plan(ctx: typer.Context, session: Session, typed: Mapping[str, Any], asked: _Asked) -> tuple[Plan, StudySpec]:
+def _plan(ctx: typer.Context, session: Session, typed: Mapping[str, Any], read: _Typed) -> tuple[Plan, StudySpec]:
     """Freeze the code, and fill in what only the target and the store know."""
     from ems import plan as planning
-    from ems.study import begin
-    from ems.study import wish as wishes
+    from ems.study import budget
 
     if typed["name"]:
-        _check_name(session, typed["name"], asked.spec)
+        _check_name(session, typed["name"], read.spec)
     warm_start = tuple(_study_id(session, reference) for reference in typed["warm_start"] or ())
-    request = submit.request(ctx, session, {**typed, "sets": None, "sweep": typed["space"] if asked.sweep else None})
-    seed_as = typed["seed_as"] or ""
-    request = replace(request, trial=_example(asked, seed_as), max_parallel=None)
+    request = submit.request(ctx, session, {**typed, "sets": None, "sweep": typed["space"] if read.sweep else None})
+    seed_as = typed["seed_as"] or _seed_flag(request.script, read.spec, request.args)
+    request = replace(request, trial=_example(read, seed_as), max_parallel=None)
     plan = planning.plan(request, session.store)
-    resources = plan.experiment.resources
     spec = replace(
-        asked.spec,
+        read.spec,
         id=plan.experiment.id,
-        parallel=asked.wish.parallel or asked.settings.max_parallel or _places(plan),
+        parallel=read.asked.parallel or read.settings.max_parallel or _places(plan),
         seed_as=seed_as,
         warm_start=warm_start,
         usd_per_h=_price(plan),
         wake_s=typed["wake"],
         **({"max_crashes": typed["max_crashes"]} if typed["max_crashes"] else {}),
     )
-    wishes.check_costs(spec.budget, resources, spec.usd_per_h, plan.target.name)
-    begin.check(spec)
+    budget.check(spec, plan.experiment)
     return plan, spec
 
 
-def _example(asked: _Asked, seed_as: str) -> Params:
+def _seed_flag(script: Path | None, spec: StudySpec, args: Sequence[str]) -> str:
+    """Return ``seed`` where trials differ by their seed alone and the script takes it by a flag of that name."""
+    if (spec.seeds == 1 and not spec.confirm) or script is None or '"seed"' in spec.space or "--seed" in args:
+        return ""
+    return "seed" if re.search(r"""["']--seed["']""", script.read_text(encoding="utf-8", errors="replace")) else ""
+
+
+def _example(read: _Typed, seed_as: str) -> Params:
     """Return what one trial gets, to see now whether that can reach the script."""
     import numpy as np
 
-    spec = replace(asked.spec, seed_as=seed_as)
-    drawn = asked.space.draw(np.random.default_rng(spec.seed), 1)[0]
+    spec = replace(read.spec, seed_as=seed_as)
+    drawn = read.space.draw(np.random.default_rng(spec.seed), 1)[0]
     group = spec.groups[0] if spec.groups else None
     return {**spec.run_params(drawn, group, spec.seed), **spec.overlay(spec.budget_of(0))}
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from ems.errors import UsageError
-from ems.model import Resources
 from ems.search.dimension import Categorical, Fixed, Real
 from ems.search.problem import Fidelity
 from ems.search.space import SearchSpace
 from ems.space import sweep
-from ems.study import wish, words
-from ems.study.wish import Wish
+from ems.study import words
+from ems.study.asked import Asked, check_args, of_sweep, specify
 
 SPACE = SearchSpace((Real("lr", 1e-5, 1e-1, prior="log"), Categorical("opt", ("adam", "sgd")), Fixed("width", 64)))
 EPOCHS = Fidelity("epochs", 1, 81, 3)
@@ -93,7 +92,7 @@ def test_what_cannot_be_read_is_named_with_a_hint(read: Callable[[], object], sa
 
 
 def test_what_nobody_says_is_filled_in() -> None:
-    plain = wish.specify(Wish(metric="val_loss", trials=30), SPACE, "7f3a9c21", seed=4, parallel=3)
+    plain = specify(Asked(metric="val_loss", trials=30), SPACE, "7f3a9c21", seed=4, parallel=3)
     assert (plain.goal, plain.sampler, plain.scheduler, plain.mode, plain.parallel, plain.seed) == (
         "minimize",
         "gp",
@@ -104,10 +103,10 @@ def test_what_nobody_says_is_filled_in() -> None:
     )
     assert plain.budget == {"trials": 30}
     assert plain.problem().space == SPACE
-    asha = wish.specify(Wish(metric="acc", fidelity=EPOCHS, budget={"epochs": 300, "h": 6}), SPACE, "1")
+    asha = specify(Asked(metric="acc", fidelity=EPOCHS, budget={"epochs": 300, "h": 6}), SPACE, "1")
     assert (asha.goal, asha.scheduler, asha.problem().trials, asha.problem().epochs) == ("maximize", "asha", None, 300)
-    grid = wish.specify(
-        Wish(metric="loss", sampler="grid", seeds=2, groups=words.Groups("customer", ("a", "b", "c"))),
+    grid = specify(
+        Asked(metric="loss", sampler="grid", seeds=2, groups=words.Groups("customer", ("a", "b", "c"))),
         SearchSpace((Categorical("opt", ("adam", "sgd")),)),
         "1",
     )
@@ -117,38 +116,27 @@ def test_what_nobody_says_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (Wish(trials=3), "nothing says what a good trial is"),
-        (Wish(metric="x", trials=3), "is a low or a high `x` good?"),
-        (Wish(metric="loss"), "nothing says when the search ends"),
-        (Wish(metric="loss", trials=3, scheduler="hyperband"), "no param says how many"),
-        (Wish(metric="loss", trials=3, fidelity=Fidelity("width", 1, 9)), "`width` is both in the space and the fid"),
-        (Wish(metric="loss", trials=3, groups=words.Groups("lr", ("a",))), "`lr` is both in the space and the column"),
-        (Wish(metric="loss", budget={"epochs": 300}), "needs a param that counts them"),
-        (Wish(metric="loss", fidelity=EPOCHS, budget={"epochs": 80}), "too small for one trial, which takes up to 81"),
-        (Wish(metric="loss", trials=2, seeds=3), "too few for one configuration with 3 seeds"),
-        (Wish(metric="loss", trials=1, groups=words.Groups("c", ("a", "b"))), "too few for 2 groups"),
+        (Asked(trials=3), "nothing says what a good trial is"),
+        (Asked(metric="x", trials=3), "is a low or a high `x` good?"),
+        (Asked(metric="loss"), "nothing says when the search ends"),
+        (Asked(metric="loss", trials=3, scheduler="hyperband"), "no param says how many"),
+        (Asked(metric="loss", trials=3, fidelity=Fidelity("width", 1, 9)), "`width` is both in the space and the fid"),
+        (Asked(metric="loss", trials=3, groups=words.Groups("lr", ("a",))), "`lr` is both in the space and the column"),
+        (Asked(metric="loss", trials=1, groups=words.Groups("c", ("a", "b"))), "too few for 2 groups"),
     ],
 )
-def test_what_cannot_be_meant_together_is_said_before_anything_starts(asked: Wish, said: str) -> None:
+def test_what_cannot_be_meant_together_is_said_before_anything_starts(asked: Asked, said: str) -> None:
     with pytest.raises(UsageError) as error:
-        wish.specify(asked, SPACE, "7f3a9c21")
+        specify(asked, SPACE, "7f3a9c21")
     assert said in error.value.message
     assert error.value.hint
 
 
-def test_budgets_that_nothing_counts_against_are_refused() -> None:
-    wish.check_costs({"gpuh": 4, "usd": 3}, Resources(gres="gpu:1"), 2.0, "gce")
-    with pytest.raises(UsageError, match="no trial asks for a GPU"):
-        wish.check_costs({"gpuh": 4}, Resources(), None, "here")
-    with pytest.raises(UsageError, match="nothing is known of what here costs"):
-        wish.check_costs({"usd": 4}, Resources(), None, "here")
-
-
 def test_a_param_that_is_given_by_hand_too_is_refused() -> None:
-    wish.check_args(EPOCHS, SPACE, ["--data", "lr"])
+    check_args(EPOCHS, SPACE, ["--data", "lr"])
     for words_ in (["--lr", "0.1"], ["--epochs=3"], ["opt=sgd"]):
         with pytest.raises(UsageError, match="stands after `--`, and the study chooses it"):
-            wish.check_args(EPOCHS, SPACE, words_)
+            check_args(EPOCHS, SPACE, words_)
 
 
 SWEEP = """\
@@ -166,7 +154,7 @@ early_terminate: {type: hyperband, min_iter: 3, eta: 3}
 def test_a_wandb_sweep_file_says_the_same_as_options(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(SWEEP)
-    asked = wish.of_sweep(sweep.load(file))
+    asked = of_sweep(sweep.load(file))
     assert (asked.metric, asked.goal, asked.trials, asked.scheduler) == ("val_loss", "minimize", 60, "hyperband")
     assert asked.fidelity == Fidelity("epochs", 3, 81, 3)
     assert asked.notes == (
@@ -175,7 +163,7 @@ def test_a_wandb_sweep_file_says_the_same_as_options(tmp_path: Path) -> None:
         "run_cap is --trials 60",
         "early_terminate is --scheduler hyperband --fidelity epochs=3..81 --eta 3",
     )
-    typed = Wish(trials=10, sampler="ts", fidelity=Fidelity("epochs", 1, 9, 3)).over(asked)
+    typed = Asked(trials=10, sampler="ts", fidelity=Fidelity("epochs", 1, 9, 3)).over(asked)
     assert (typed.trials, typed.sampler, typed.metric, typed.fidelity) == (
         10,
         "ts",
@@ -187,8 +175,8 @@ def test_a_wandb_sweep_file_says_the_same_as_options(tmp_path: Path) -> None:
 def test_early_terminate_without_a_count_of_epochs_cancels_by_step(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(SWEEP.replace("  epochs: {value: 81}\n", "").replace("min_iter: 3", "max_iter: 27, s: 2"))
-    asked = wish.of_sweep(sweep.load(file))
+    asked = of_sweep(sweep.load(file))
     assert (asked.scheduler, asked.fidelity) == ("stop", Fidelity("", 3, 27, 3))
     assert asked.notes[-1].endswith("runs that are worse than others at step 3, 9 are cancelled")
-    spec = wish.specify(asked, SPACE, "1")
+    spec = specify(asked, SPACE, "1")
     assert spec.overlay(spec.budget_of(0)) == {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ems.errors import UsageError
-from ems.model import Axis, Json, Resources
+from ems.model import Axis, Json
 from ems.report.frame import guess_goal
 from ems.search.problem import Fidelity
 from ems.search.space import SearchSpace
@@ -22,7 +22,7 @@ _WITH_RUNGS = ("asha", "hyperband", "bohb", "stop")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Asked:
     """What was asked of a study, in words that were read; None where nobody said.
 
     Attributes
@@ -45,7 +45,7 @@ class Wish:
     groups: Groups | None = None
     notes: tuple[str, ...] = ()
 
-    def over(self, other: Wish) -> Wish:
+    def over(self, other: Asked) -> Asked:
         """Return both; what this one says counts where both say something."""
         said = {name: value for name in _NAMES if (value := getattr(self, name)) not in (None, {})}
         return replace(other, **said, notes=(*other.notes, *self.notes))
@@ -55,7 +55,7 @@ _NAMES = ("metric", "goal", "sampler", "scheduler", "mode", "fidelity", "trials"
           "confirm", "groups")  # fmt: skip
 
 
-def of_sweep(sweep: Sweep, eta: float | None = None, fidelity: Fidelity | None = None) -> Wish:
+def of_sweep(sweep: Sweep, eta: float | None = None, fidelity: Fidelity | None = None) -> Asked:
     """Read what a Weights & Biases sweep file says beside its parameters, and say how it was understood.
 
     ``early_terminate: hyperband`` has its brackets at ``min_iter`` times powers of ``eta``, or from ``max_iter``
@@ -80,7 +80,7 @@ def of_sweep(sweep: Sweep, eta: float | None = None, fidelity: Fidelity | None =
         fidelity = fidelity or _brackets(sweep, sweep.early_terminate, eta)
         scheduler = "hyperband" if fidelity.name else "stop"
         notes.append(_say_brackets(fidelity, scheduler))
-    return Wish(
+    return Asked(
         metric=str(metric["name"]) if metric else None,
         goal=goal,
         sampler=sampler,
@@ -120,7 +120,7 @@ def _counter(sweep: Sweep) -> tuple[str, float] | None:
 
 
 def specify(
-    wish: Wish,
+    asked: Asked,
     space: SearchSpace,
     exp_id: str,
     *,
@@ -142,34 +142,37 @@ def specify(
     UsageError
         If something of it is missing, or cannot be meant together with something else.
     """
-    if not wish.metric:
+    if not asked.metric:
         raise UsageError("nothing says what a good trial is", "add --metric val_loss --goal minimize")
-    goal = wish.goal or guess_goal(wish.metric)
+    goal = asked.goal or guess_goal(asked.metric)
     if goal is None:
-        raise UsageError(f"is a low or a high `{wish.metric}` good?", "add --goal minimize, or --goal maximize")
-    scheduler = wish.scheduler or ("asha" if wish.fidelity else "none")
-    sampler = wish.sampler or ("tpe" if scheduler == "bohb" else "gp")
-    _check_names(wish, space, scheduler)
-    groups = wish.groups.values if wish.groups else ()
-    budget = {**wish.budget}
-    trials = _trials(wish, space, sampler)
+        raise UsageError(f"is a low or a high `{asked.metric}` good?", "add --goal minimize, or --goal maximize")
+    scheduler = asked.scheduler or ("asha" if asked.fidelity else "none")
+    sampler = asked.sampler or ("tpe" if scheduler == "bohb" else "gp")
+    _check_names(asked, space, scheduler)
+    groups = asked.groups.values if asked.groups else ()
+    budget = {**asked.budget}
+    trials = _trials(asked, space, sampler)
     if trials is not None:
         budget[words.TRIALS] = float(trials)
-    _check_budget(budget, wish.fidelity, wish.seeds or 1, len(groups))
+    if trials is not None and trials < len(groups):
+        raise UsageError(
+            f"{trials} trials are too few for {len(groups)} groups", f"give at least --trials {len(groups)}"
+        )
     return StudySpec(
         id=exp_id,
         space=space.dump(),
-        metric=wish.metric,
+        metric=asked.metric,
         goal=str(goal),
         sampler=sampler,
         scheduler=scheduler,
-        mode=wish.mode or "async",
-        fidelity=wish.fidelity,
-        parallel=wish.parallel or parallel,
-        seeds=wish.seeds or 1,
-        confirm=wish.confirm or 0.0,
+        mode=asked.mode or "async",
+        fidelity=asked.fidelity,
+        parallel=asked.parallel or parallel,
+        seeds=asked.seeds or 1,
+        confirm=asked.confirm or 0.0,
         groups=groups,
-        group_by=wish.groups.column if wish.groups else "",
+        group_by=asked.groups.column if asked.groups else "",
         seed_as=seed_as,
         seed=seed,
         budget=budget,
@@ -178,8 +181,8 @@ def specify(
     )
 
 
-def _check_names(wish: Wish, space: SearchSpace, scheduler: str) -> None:
-    fidelity, known = wish.fidelity, [dimension.name for dimension in space.dimensions]
+def _check_names(asked: Asked, space: SearchSpace, scheduler: str) -> None:
+    fidelity, known = asked.fidelity, [dimension.name for dimension in space.dimensions]
     if scheduler in _WITH_RUNGS and fidelity is None:
         raise UsageError(
             f"--scheduler {scheduler} gives trials more and more epochs, and no param says how many",
@@ -187,59 +190,22 @@ def _check_names(wish: Wish, space: SearchSpace, scheduler: str) -> None:
         )
     if fidelity is not None and fidelity.name in known:
         raise UsageError(f"`{fidelity.name}` is both in the space and the fidelity", "leave it out of the space")
-    if wish.groups is not None and wish.groups.column in known:
+    if asked.groups is not None and asked.groups.column in known:
         raise UsageError(
-            f"`{wish.groups.column}` is both in the space and the column of --group-by", "keep one of them"
+            f"`{asked.groups.column}` is both in the space and the column of --group-by", "keep one of them"
         )
 
 
-def _trials(wish: Wish, space: SearchSpace, sampler: str) -> int | None:
+def _trials(asked: Asked, space: SearchSpace, sampler: str) -> int | None:
     """Return after how many trials the search ends: the smaller of both ways of saying it; None: by budget alone."""
-    said = [int(n) for n in (wish.trials, wish.budget.get(words.TRIALS)) if n is not None]
+    said = [int(n) for n in (asked.trials, asked.budget.get(words.TRIALS)) if n is not None]
     if said:
         return min(said)
-    if wish.budget:
+    if asked.budget:
         return None
     if sampler == "grid" and space.size is not None:
-        return space.size * (wish.seeds or 1) * max(1, len(wish.groups.values) if wish.groups else 1)
+        return space.size * (asked.seeds or 1) * max(1, len(asked.groups.values) if asked.groups else 1)
     raise UsageError("nothing says when the search ends", "add --trials 60, or --budget 6h")
-
-
-def _check_budget(budget: Mapping[str, float], fidelity: Fidelity | None, seeds: int, n_groups: int) -> None:
-    """Refuse what cannot hold a single trial."""
-    epochs, trials = budget.get(words.EPOCHS), budget.get(words.TRIALS)
-    if epochs is not None and fidelity is None:
-        raise UsageError("a budget of epochs needs a param that counts them", "add e.g. --fidelity epochs=1..81")
-    if epochs is not None and fidelity is not None and epochs < fidelity.high:
-        name = fidelity.name or "epochs"
-        raise UsageError(
-            f"a budget of {epochs:g} {name} is too small for one trial, which takes up to {fidelity.high:g}",
-            f"give it more, or --fidelity {name}={fidelity.low:g}..{epochs:g}",
-        )
-    if trials is not None and trials < seeds:
-        raise UsageError(
-            f"{trials:g} trials are too few for one configuration with {seeds} seeds",
-            f"each seed is a trial: give at least --trials {seeds}",
-        )
-    if trials is not None and trials < n_groups:
-        raise UsageError(f"{trials:g} trials are too few for {n_groups} groups", f"give at least --trials {n_groups}")
-
-
-def check_costs(budget: Mapping[str, float], resources: Resources, usd_per_h: float | None, target: str) -> None:
-    """Refuse budgets that nothing would ever count against.
-
-    Raises
-    ------
-    UsageError
-        If there is one.
-    """
-    if words.GPU_HOURS in budget and not resources.gpus_per_run:
-        raise UsageError("a budget of GPU-hours, but no trial asks for a GPU", "add --gres gpu:1, or say --budget 6h")
-    if words.USD in budget and not usd_per_h:
-        raise UsageError(
-            f"a budget in dollars, but nothing is known of what {target} costs",
-            "only clusters that ems has made have prices; say --budget 40gpuh, 100cpuh or 6h",
-        )
 
 
 def check_args(fidelity: Fidelity | None, space: SearchSpace, args: Sequence[str]) -> None:
