@@ -42,4 +42,5 @@ def test_the_longest_begin_first(schedule: ModuleType) -> None:
         "tests/unit/test_cli.py::test_a",
         "tests/slurm/test_provider_contract.py::test_nothing_of_this_computer_stays_changed_behind[container]",
     ]
-    assert sorted(wanted[::-1], key=schedule.turn) == wanted
+    shuffled = [wanted[at] for at in (4, 1, 3, 0, 2)]
+    assert sorted(shuffled, key=schedule.turn) == wanted
