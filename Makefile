@@ -15,9 +15,11 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 endif
 # Most tests wait more than they compute: four processes keep two cores busy. `make test PARALLEL=` runs one after another.
 PARALLEL ?= --numprocesses 4
+# apt installs SLURM while pip installs Python packages; lint, types and layers run beside each other
+MAKEFLAGS += --jobs=2
 GROUPS := --group pyproject.toml:test --group pyproject.toml:lint
 
-.PHONY: help demo test unit integration slurm lint types layers check bench reference clean
+.PHONY: help demo packages test unit integration slurm lint types layers check bench reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,11 +39,13 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(INSTALL) --editable '.[cluster,examples,plot,notebook,tensorboard]' $(GROUPS)
 	@touch $@
 
+packages:
+	@bash tests/slurm/install.sh
+
 demo: $(VENV)/.demo  ## sweep a real classifier on this machine, harvest and report
 	@EMS=$(CURDIR)/$(BIN)/ems bash examples/demo.sh
 
-test: $(VENV)/.dev  ## the whole test suite, real SLURM included (installs it where it is root on Debian)
-	@bash tests/slurm/install.sh
+test: $(VENV)/.dev packages  ## the whole test suite, real SLURM included (installs it where it is root on Debian)
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=term $(ARGS)
 
 unit: $(VENV)/.dev  ## no network, no subprocess: under a minute
@@ -50,8 +54,7 @@ unit: $(VENV)/.dev  ## no network, no subprocess: under a minute
 integration: $(VENV)/.dev  ## real git, SQLite, submitit and processes
 	$(BIN)/pytest $(PARALLEL) tests/integration $(ARGS)
 
-slurm: $(VENV)/.dev  ## a real SLURM cluster on this machine
-	@bash tests/slurm/install.sh
+slurm: $(VENV)/.dev packages  ## a real SLURM cluster on this machine
 	$(BIN)/pytest $(PARALLEL) tests/slurm $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, and ansible-lint on the templates
@@ -67,8 +70,7 @@ layers: $(VENV)/.dev  ## imports point down only
 
 check: lint types layers  ## all three
 
-bench: $(VENV)/.dev  ## measure, and write benchmarks/RESULTS.md
-	@bash tests/slurm/install.sh
+bench: $(VENV)/.dev packages  ## measure, and write benchmarks/RESULTS.md
 	@$(INSTALL) --group pyproject.toml:bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
