@@ -319,6 +319,14 @@ def call_driver(files: ExperimentFiles) -> None:
         pass
 
 
+def ask_driver(files: ExperimentFiles, request: Record) -> None:
+    """Leave a request for a study's driver, e.g. ``{"kind": "stop"}``, and call it; see ems.study.wishes."""
+    folder = os.path.join(files.dir, "requests")
+    os.makedirs(folder, exist_ok=True)
+    write_atomic(os.path.join(folder, os.urandom(8).hex() + ".json"), dump({"at": now(), **request}))
+    call_driver(files)
+
+
 def is_untouched(found: os.stat_result) -> bool:
     """Whether a file below ``runs/I/files`` is the project's, as the run found it; so are links there."""
     return found.st_mtime == UNTOUCHED_AT

@@ -92,7 +92,8 @@ class SegmentRow:
     budget
         Value of the fidelity param at its end; None without one.
     chunk, tries
-        The chunk that its run is in for it, and how many it has been in.
+        The chunk that its run is in for it, and how many it has been in; 0 where it was no segment of its own: a rung
+        that a trial passed on its way, or one of another study.
     value
         The metric at its greatest step, in the user's sign; None while, and where, there is none.
     cost
@@ -211,6 +212,8 @@ def _trial(row: TrialRow, parts: list[SegmentRow], sign: float) -> Trial:
     last = parts[-1]
     known = {each.rung: sign * each.value for each in parts if each.outcome == Outcome.OK and each.value is not None}
     n_values = last.rung + (last.outcome == Outcome.OK)
+    if last.outcome == Outcome.STOPPED:
+        n_values = 1 + max(known, default=-1)
     return Trial(
         number=row.number,
         params=row.params,
@@ -225,5 +228,5 @@ def _trial(row: TrialRow, parts: list[SegmentRow], sign: float) -> Trial:
         asked=last.asked,
         told=last.told,
         cost=sum(each.cost for each in parts),
-        history=tuple((each.asked, each.told) for each in parts[:-1]),
+        history=tuple((each.asked, each.told) for each in parts[:-1] if each.chunk),
     )

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
+
+from ems.errors import NotFoundError
+from ems.executor.base import writing_to
+from ems.node import records
+from ems.node.records import ExperimentFiles
+
+_POLL_S = 0.2  # a look at one file
+_LONGEST_REST_S = 5.0
+_SLOWEST_S = 300.0  # after wakes that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +75,150 @@ class Clock(Protocol):
     def state(self) -> ClockState:
         """Look whether it goes."""
         ...
+
+
+class HereClock:
+    """A process of its own on this machine, which ends with the study; a terminal that closes does not end it.
+
+    Parameters
+    ----------
+    root, study_id
+        Of the study.
+    worker_python
+        What starts workers; None: the Python of ``ems``.
+    """
+
+    lag_s = 0.5
+
+    def __init__(self, root: Path, study_id: str, worker_python: str | None = None) -> None:
+        self._files = ExperimentFiles(root, study_id)
+        self._worker_python = worker_python
+        self._is_ours = False  # whether this process is the clock
+
+    def start(self, next_s: float) -> None:
+        """See :meth:`Clock.start`."""
+        if self._is_ours:
+            self._note(next_s)
+        elif not self.state().is_running:
+            self._spawn()
+
+    def wake(self) -> None:
+        """See :meth:`Clock.wake`."""
+        records.call_driver(self._files)
+
+    def stop(self) -> None:
+        """See :meth:`Clock.stop`: the process finds that nothing is left to do."""
+        records.call_driver(self._files)
+
+    def state(self) -> ClockState:
+        """See :meth:`Clock.state`; who holds the lock lives."""
+        try:
+            with Path(self._files.dir, "clock.lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return ClockState(False)
+        except BlockingIOError:
+            with contextlib.suppress(ValueError):
+                record = records.read_json(self._path) or {}
+                where = f"process {record.get('pid')} on {record.get('host')}"
+                return ClockState(True, str(record.get("next_at") or ""), where)
+            return ClockState(True)
+        return ClockState(False)
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._files.dir, "driver.json")  # noqa: PTH118  # as the other paths of records
+
+    def _spawn(self) -> None:
+        argv = [sys.executable, "-P", "-m", "ems.study.clock", self._files.root, self._files.id]
+        argv += [self._worker_python] if self._worker_python else []
+        with writing_to(Path(self._files.root)), Path(self._files.dir, "driver.log").open("ab") as log:
+            process = subprocess.Popen(
+                argv, cwd=self._files.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        process.returncode = 0  # it is meant to outlive us: nobody waits for it
+
+    def _note(self, next_s: float) -> None:
+        at = datetime.now(UTC) + timedelta(seconds=next_s)
+        record = {"clock": "here", "pid": os.getpid(), "host": os.uname().nodename, "next_at": f"{at:%FT%TZ}"}
+        records.write_atomic(self._path, records.dump(record), durable=False)
+
+    # ---------------------------------------------------------------------------------------- the process
+
+    def run(self) -> None:
+        """Be the clock: wake the driver until the study is over or gone. Returns at once where another process is."""
+        with self._alone() as is_alone:
+            if not is_alone:
+                return
+            self._is_ours = True
+            with contextlib.suppress(NotFoundError, FileNotFoundError):
+                failures = 0
+                while (next_s := self._beat(failures)) is not None:
+                    failures = failures + 1 if next_s < 0 else 0
+        with contextlib.suppress(FileNotFoundError):
+            Path(self._path).unlink()
+
+    def _beat(self, failures: int) -> float | None:
+        """Wake the driver once, then sleep; return None at the end of the study, less than 0 where the wake failed."""
+        from ems.executor.here import HereExecutor  # noqa: PLC0415  # submitit takes a while to import
+        from ems.study import driver  # noqa: PLC0415  # which needs this module
+
+        root, seen, began = Path(self._files.root), self._called(), time.monotonic()
+        try:
+            report = driver.wake(root, self._files.id, HereExecutor(root, self._worker_python), self)
+        except NotFoundError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is: it is in the log, and the next wake carries on
+            sys.stderr.write(f"{records.now()} the wake failed: {type(error).__name__}: {error}\n")
+            sys.stderr.flush()
+            if failures + 1 >= driver.MAX_FAILURES:
+                return None
+            next_s, result = min(_SLOWEST_S, 2.0**failures), -1.0
+        else:
+            if report.next_s is None:
+                return None
+            next_s = result = report.next_s
+        # never busy for more than half of the time
+        time.sleep(min(time.monotonic() - began, _LONGEST_REST_S) if result >= 0 else 0.0)
+        self._sleep(began + next_s, seen if result >= 0 else None)
+        return result
+
+    def _sleep(self, until: float, seen: int | None) -> None:
+        """Sleep until a time, or a call since ``seen``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the study is gone.
+        """
+        while time.monotonic() < until:
+            if seen is not None and self._called() != seen:
+                return
+            Path(self._files.study).stat()
+            time.sleep(_POLL_S)
+
+    def _called(self) -> int:
+        try:
+            return Path(self._files.called).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        with Path(self._files.dir, "clock.lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def main(argv: list[str]) -> None:
+    """Be the clock of a study on this machine: ``python -m ems.study.clock ROOT STUDY [WORKER_PYTHON]``."""
+    root, study_id, *worker_python = argv
+    HereClock(Path(root), study_id, worker_python[0] if worker_python else None).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

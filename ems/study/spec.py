@@ -84,6 +84,11 @@ class StudySpec:
         """What values are multiplied by so that less is better; its own inverse."""
         return -1.0 if self.goal == MAXIMIZE else 1.0
 
+    @property
+    def is_promoting(self) -> bool:
+        """Whether trials go from rung to rung, each a segment of its own."""
+        return self.fidelity is not None and self.scheduler not in ("none", "stop")
+
     def problem(self) -> Problem:
         """Return what decisions depend on."""
         from ems.search.space import SearchSpace  # noqa: PLC0415  # numpy: only who decides pays for it
@@ -120,7 +125,7 @@ class StudySpec:
         """
         if self.fidelity is None:
             return None
-        return self.fidelity.high if self.scheduler in ("none", "stop") else self.fidelity.rungs[rung]
+        return self.fidelity.rungs[rung] if self.is_promoting else self.fidelity.high
 
     def overlay(self, budget: float | None) -> dict[str, Json]:
         """Return the params that a segment adds to those of its run; none where the fidelity only counts its steps."""
