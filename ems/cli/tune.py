@@ -204,9 +204,9 @@ def tune(ctx: typer.Context, **typed: Any) -> None:
             if _is_kept(plan):
                 error.hint = submit.carries_on(error.hint, spec.id, f"ems tune resume {spec.id}")
             raise
-        if typed["as_json"]:
+        if typed["as_json"] and not typed["wait"]:
             render.print_json({**submit.summary(plan), "study": spec.id, "asked": report.asked})
-        else:
+        elif not typed["as_json"]:
             render.say(tune_show.started_line(plan, report, time.monotonic() - started))
         if typed["wait"]:
             tune_status.until_ended(session, plan.experiment, quiet=typed["as_json"])

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ems.cli import options as o
 from ems.cli.tune import LOOK, command
-from ems.errors import NotFoundError, UsageError
+from ems.errors import ConnectionFailedError, ExecutorError, NotFoundError, TargetError, UsageError
+from ems.model import PassAs
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
-    from ems.model import Experiment, Json
+    from ems.model import Experiment, Json, Params
     from ems.study.spec import StudySpec
+    from ems.study.standing import Best, Standing
 
 _WATCH_S = 2.0
+_POLL_S = (0.2, 2.0)  # first and longest pause between two looks of --wait
+_ORDER = ("ok", "running", "queued", "stopped", "crashed", "diverged", "timeout", "oom", "lost")
+_STATE_STYLES = {"FINISHED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
 
 Study = Annotated[
     str, typer.Argument(metavar="STUDY", help="Id (a prefix will do), name, or `last`.", show_default=False)
@@ -39,19 +51,45 @@ def status(
     with open_session() as session:
         experiment = find(session, study)
         if as_json:
+            render.note(*look(session, experiment))
             render.print_json(describe(session, experiment))
             return
-        render.say(*lines(session, experiment))
+        with render.screen() as show:
+            while True:
+                trouble = look(session, experiment)
+                standing = load(session, experiment)
+                show([*lines(standing), *trouble])
+                if not watch or standing.row.is_finished:
+                    break
+                time.sleep(_WATCH_S)
+        render.note("", _next(standing))
 
 
 @command(LOOK, "ems tune best", "ems tune best last --json")
 def best(study: AnyStudy = None, as_json: o.AsJson = False) -> None:
-    """Show the best configuration, how sure that is, and what runs it."""
+    """Show the best configuration, how sure that is, and the command that runs it."""
+    from ems.cli import render
     from ems.cli.session import open_session
 
     with open_session() as session:
-        find(session, study)
-        raise NotImplementedError
+        experiment = find(session, study)
+        render.note(*look(session, experiment))
+        standing = load(session, experiment)
+        if not standing.best:
+            raise NotFoundError(
+                f"no trial of {experiment.name} {experiment.id} has given a value of {standing.spec.metric} yet",
+                f"ems tune status {experiment.id}",
+            )
+        if as_json:
+            render.print_json([_describe_best(standing, each) for each in standing.best])
+            return
+        for each in standing.best:
+            render.say(*_best_lines(standing, each), "")
+            render.say(run_command(standing, each))
+        render.note("", f"next: ems reproduce {experiment.id}/{standing.best[0].number} · ems report {experiment.id}")
+
+
+# ------------------------------------------------------------------------------------------------ looking
 
 
 def find(session: Session, reference: str | None) -> Experiment:
@@ -78,21 +116,293 @@ def find(session: Session, reference: str | None) -> Experiment:
     return experiment
 
 
+def look(session: Session, experiment: Experiment) -> list[str]:
+    """Bring what is known of a study up to date; return what stands against that, to be said."""
+    try:
+        session.harvest([experiment])
+    except (ExecutorError, TargetError, ConnectionFailedError) as error:
+        return ["", f"{error.message}; this is how it stood before", *([f"hint: {error.hint}"] if error.hint else [])]
+    return []
+
+
+def load(session: Session, experiment: Experiment) -> Standing:
+    """Return how a study stands, as of the last look."""
+    from ems.study import standing
+
+    return standing.load(session.store, session.store.resolve(experiment.id))
+
+
 def spec_of(session: Session, experiment: Experiment) -> StudySpec:
     """Return what a study is."""
-    raise NotImplementedError
+    return load(session, experiment).spec
 
 
-def lines(session: Session, experiment: Experiment) -> list[str]:
+# ------------------------------------------------------------------------------------------------ what is shown
+
+
+def lines(standing: Standing) -> list[str]:
     """Return what ``ems tune status`` shows."""
-    raise NotImplementedError
+    from ems.cli import render, tune_show
+
+    experiment, spec, row = standing.experiment, standing.spec, standing.row
+    state = render.paint(row.state.lower(), _STATE_STYLES.get(row.state, ""))
+    head = f"study {experiment.id}  {experiment.name}  {state}   {tune_show.how(spec)}   on {experiment.target}"
+    facts = [("best", line) for line in _best_facts(standing)]
+    facts.append(("trials", trials_line(standing)))
+    if standing.rungs:
+        name = (spec.fidelity.name if spec.fidelity else "") or "step"
+        facts.append(("rungs", ", ".join(f"{name} {value:g}: {n:,}" for value, n in standing.rungs)))
+    if not row.is_finished:
+        facts.append(("workers", f"{standing.counts['running']:,} of {spec.parallel:,} busy"))
+    facts.append(("budget", _budget_line(standing)))
+    facts.append(("driver" if not row.is_finished else "ended", _driver_line(standing)))
+    labels = [label if i == 0 or facts[i - 1][0] != label else "" for i, (label, _) in enumerate(facts)]
+    return [head, "", *(_fit(f"{label:<8} {text}") for label, (_, text) in zip(labels, facts, strict=True))]
+
+
+def _fit(line: str) -> str:
+    """Cut a line where the terminal is narrower."""
+    from ems.cli import render
+
+    room = render.width()
+    return line if room is None or len(line) <= room else f"{line[: room - 1]}…"
+
+
+def _best_facts(standing: Standing) -> Iterator[str]:
+    if not standing.best:
+        yield f"no value of {standing.spec.metric} yet"
+    for each in standing.best:
+        group = f"{standing.spec.group_by}={each.group}: " if each.group is not None else ""
+        yield f"{group}{value_words(standing, each)}, trial {each.number}"
+        yield params_text(each.params)
+
+
+def value_words(standing: Standing, best: Best) -> str:
+    """Say what the best is worth and how sure that is: ``loss 0.0123 ± 0.0021 at epochs 81``."""
+    spec = standing.spec
+    name = (spec.fidelity.name if spec.fidelity else "") or "step"
+    at = f" at {name} {best.budget:g}" if best.budget is not None and spec.scheduler not in ("none", "stop") else ""
+    return f"{spec.metric} {spread(best.mean, best.sd)}{at}"
+
+
+def spread(mean: float, sd: float) -> str:
+    """Show a number with its standard deviation, with the decimals that this deserves: ``0.92 ± 0.01``."""
+    from ems.cli import render
+
+    if not (math.isfinite(sd) and sd > 0) or not math.isfinite(mean):
+        return render.number(mean)
+    decimals = 1 - math.floor(math.log10(sd))
+    if decimals < 0 or decimals > 9:
+        return f"{mean:.3g} ± {sd:.2g}"
+    return f"{mean:.{decimals}f} ± {sd:.{decimals}f}"
+
+
+def params_text(params: Params) -> str:
+    """Show params in one line: ``lr=0.01 opt=adam``."""
+    from ems.cli import render
+
+    return " ".join(f"{name}={render.value_text(value)}" for name, value in params.items())
+
+
+def trials_line(standing: Standing) -> str:
+    """Say how many trials there are by how they stand: ``42 ok, 8 running, 3 crashed``."""
+    return ", ".join(f"{standing.counts[word]:,} {word}" for word in _ORDER if standing.counts[word]) or "none yet"
+
+
+def _budget_line(standing: Standing) -> str:
+    from ems.cli import render, tune_show
+
+    said = []
+    for unit, total in standing.spec.budget.items():
+        used = standing.spent[unit]
+        left = max(0.0, total - used)
+        said.append(
+            f"{render.number(used, 3)} of {tune_show.amount(standing.spec, unit, total)} spent, "
+            f"{render.number(left, 3)} left"
+        )
+    return "; ".join(said)
+
+
+def _driver_line(standing: Standing) -> str:
+    from ems.cli import render
+
+    row = standing.row
+    if row.is_finished:
+        return row.reason or row.state.lower()
+    wakes = f"{render.plural(row.wakes, 'wake')} so far"
+    failed = f"; the last {render.plural(row.failures, 'wake')} failed: {row.reason}" if row.failures else ""
+    ending = f"; it is ending: {row.reason}" if row.ending and not row.failures else ""
+    when = render.parse_time(row.next_wake)
+    if when is None:
+        return f"{wakes}{failed}{ending}"
+    local = when.astimezone().strftime("%H:%M:%S")
+    return f"wakes as runs end, at the latest at {local}; {wakes}{failed}{ending}"
+
+
+def _next(standing: Standing) -> str:
+    exp_id, row = standing.experiment.id, standing.row
+    if row.state == "RUNNING":
+        return f"next: ems tune best {exp_id} · ems tune stop {exp_id} · ems report {exp_id}"
+    again = (
+        f"ems tune resume {exp_id}" if row.state in ("STOPPED", "FAILED") else f"ems tune extend {exp_id} --trials 20"
+    )
+    return f"next: ems tune best {exp_id} · ems report {exp_id} · {again}"
 
 
 def describe(session: Session, experiment: Experiment) -> dict[str, Json]:
     """Return what ``ems tune status --json`` prints."""
-    raise NotImplementedError
+    standing = load(session, experiment)
+    row, spec = standing.row, standing.spec
+    return {
+        "study": experiment.id,
+        "name": experiment.name,
+        "target": experiment.target,
+        "state": row.state,
+        "reason": row.reason,
+        "metric": spec.metric,
+        "goal": spec.goal,
+        "best": [_describe_best(standing, each) for each in standing.best],
+        "trials": {word: standing.counts[word] for word in _ORDER if standing.counts[word]},
+        "rungs": [{"budget": value, "completed": n} for value, n in standing.rungs],
+        "workers": {"busy": standing.counts["running"], "of": spec.parallel},
+        "budget": {unit: {"of": total, "spent": standing.spent[unit]} for unit, total in spec.budget.items()},
+        "wakes": row.wakes,
+        "failures": row.failures,
+        "next_wake": row.next_wake or None,
+        "created_at": experiment.created_at,
+    }
+
+
+def _describe_best(standing: Standing, best: Best) -> dict[str, Json]:
+    numbers = {
+        key: value for key, value in asdict(best).items() if not (isinstance(value, float) and math.isnan(value))
+    }
+    return {**numbers, "command": run_command(standing, best)}
+
+
+def _best_lines(standing: Standing, best: Best) -> list[str]:
+    """Return what ``ems tune best`` says of one configuration."""
+    from ems.cli import render
+
+    spec = standing.spec
+    group = f"   {spec.group_by}={best.group}" if best.group is not None else ""
+    end = "lowest" if spec.goal == "minimize" else "highest"
+    rows = [(name, render.value_text(value)) for name, value in best.params.items()]
+    room = max(len(name) for name, _ in rows)
+    said = [
+        f"{standing.experiment.name} {standing.experiment.id}/{best.number}: {end} {spec.metric} so far{group}",
+        *(f"  {name:<{room}}  {value}" for name, value in rows),
+        f"{value_words(standing, best)} by the model (mean ± sd); observed {render.number(best.observed)}"
+        + (f", mean of {best.n}" if best.n > 1 else " in one run"),
+    ]
+    if best.runner_up is not None and math.isfinite(best.probability):
+        said.append(f"better than the second best (trial {best.runner_up}) with probability {best.probability:.2f}")
+    return said
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def run_command(standing: Standing, best: Best) -> str:
+    """Return the command that runs a configuration once, to be copied."""
+    experiment, spec = standing.experiment, standing.spec
+    params = {**spec.run_params(best.params, best.group, best.seed), **spec.overlay(best.budget)}
+    words = ["ems", "run", experiment.script]
+    for name, value in params.items():
+        words += ["--set", f"{name}={_as_typed(name, value)}"]
+    if "seed" not in params:
+        words += ["--seed", str(best.seed)]
+    if experiment.pass_as is not PassAs.FLAGS:
+        words += ["--pass-as", str(experiment.pass_as)]
+    words += ["--on", experiment.target]
+    for field in fields(experiment.resources):
+        value = getattr(experiment.resources, field.name)
+        words += [f"--{field.name}", str(value)] if value is not None else []
+    return shlex.join([*words, *(["--", *experiment.args] if experiment.args else [])])
+
+
+def _as_typed(name: str, value: Json) -> str:
+    """Return a value as ``--set`` reads it back, type and all."""
+    from ems import space
+
+    if not isinstance(value, str):
+        return json.dumps(value, separators=(",", ":"))
+    for text in (value, f"'{value}'"):
+        try:
+            found = space.parse_assignment(f"{name}={text}")[1]
+        except UsageError:
+            continue
+        if getattr(found, "values", None) == ((value,),):
+            return text
+    return json.dumps(value)
+
+
+# ------------------------------------------------------------------------------------------------ --wait
 
 
 def until_ended(session: Session, experiment: Experiment, *, quiet: bool) -> None:
-    """Show progress until a study has ended."""
-    raise NotImplementedError
+    """Show progress until a study has ended, then what it has found. Ctrl-C ends the waiting, not the study.
+
+    Raises
+    ------
+    typer.Exit
+        With 1 if the study failed or found nothing, with 130 after Ctrl-C.
+    """
+    from ems.cli import render
+
+    try:
+        with render.progress() as show:
+            standing = _watch(session, experiment, (lambda _: None) if quiet else show)
+    except KeyboardInterrupt:
+        render.note(
+            f"{experiment.name} {experiment.id} goes on without you",
+            f"next: ems tune status {experiment.id} · ems tune stop {experiment.id}",
+        )
+        raise typer.Exit(130) from None
+    if quiet:
+        render.print_json(describe(session, experiment))
+    else:
+        render.say(*lines(standing))
+        render.note("", _next(standing))
+    if standing.row.state == "FAILED" or not standing.best:
+        raise typer.Exit(1)
+
+
+def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]) -> Standing:
+    from ems.cli import render
+
+    started, (pause, longest) = time.monotonic(), _POLL_S
+    while True:
+        trouble = look(session, experiment)
+        standing = load(session, experiment)
+        if standing.row.is_finished:
+            return standing
+        elapsed = f"   {render.duration(time.monotonic() - started)}" if sys.stderr.isatty() else ""
+        show(f"{progress_line(standing)}{elapsed}{'   ' + trouble[1] if trouble else ''}")
+        time.sleep(pause)
+        pause = min(longest, pause * 1.3)
+
+
+def progress_line(standing: Standing) -> str:
+    """Say in one line how far a study is: ``31 of 60 trials: 23 ok, 8 running   best loss 0.012 (trial 17)``."""
+    from ems.cli import render
+
+    total = standing.spec.budget.get("trials")
+    head = f"{len(standing.own):,} of {total:,.0f} trials" if total else render.plural(len(standing.own), "trial")
+    found = _luckiest(standing)
+    tail = f"   best {standing.spec.metric} {render.number(found[1])} (trial {found[0]})" if found else ""
+    return f"{head}: {trials_line(standing)}{tail}"
+
+
+def _luckiest(standing: Standing) -> tuple[int, float] | None:
+    """Return the trial with the best value at the highest rung: cheap to find, unlike the model's belief."""
+    values = [
+        (each.rung, standing.spec.sign * each.value, each.number, each.value)
+        for each in standing.segments
+        if each.outcome == "ok" and each.value is not None and each.number >= 0
+    ]
+    if not values:
+        return None
+    top = max(rung for rung, *_ in values)
+    _, _, number, value = min((each for each in values if each[0] == top), key=lambda each: each[1:3])
+    return number, value
