@@ -47,7 +47,7 @@ def start(
     from ems.cluster import lifecycle
     from ems.cluster.record import Files
 
-    definition = _definition(name)
+    definition = definition_of(name)
     counts = parse_counts(nodes, list(definition.nodes))
     with Files(name).locked():
         fleet = lifecycle.begin(name, definition, counts)
@@ -236,7 +236,7 @@ def _to_stop(name: str) -> Fleet:
     try:
         return known(name)
     except NotFoundError:
-        definition = _definition(name)
+        definition = definition_of(name)
         return Fleet(Files(name), handover.stranger(name, definition))
 
 
@@ -282,7 +282,7 @@ def bake(name: Name, as_json: o.AsJson = False) -> None:
     from ems.cluster import lifecycle
     from ems.cluster.record import Files
 
-    definition = _definition(name)
+    definition = definition_of(name)
     with Files(name).locked(), _shown() as report:
         done = lifecycle.bake(name, definition, report)
     if as_json:
@@ -326,7 +326,7 @@ def _shown() -> Iterator[Report]:
         raise
 
 
-def _definition(name: str) -> Definition:
+def definition_of(name: str) -> Definition:
     """Return a definition; of a cluster that is there and is defined nowhere (any more), its own."""
     from ems.cli.setup import project_here
     from ems.cluster import catalog

@@ -33,6 +33,8 @@ def test_list_shows_definitions_and_what_is_there(ems: Any, project: Path, mine:
     registry.save(registry.RemoteTarget("uni", Host("me@login"), "/scratch/ems", ("python3",)))
     registry.use("uni")
     rows = {row["name"]: row for row in json.loads(ems("cluster", "list", "--json").stdout)}
+    assert {row["origin"] for name, row in rows.items() if name not in {"mine", "uni"}} == {"ems"}
+    rows = {name: rows[name] for name in ("local", "mine", "uni")}
     assert {name: (row["origin"], row["state"], row["is_current"]) for name, row in rows.items()} == {
         "local": ("ems", None, False),
         "mine": ("project", "ready", False),
