@@ -70,8 +70,7 @@ def _wrong_machines(definition: Definition) -> Iterator[Problem]:
     machines += [(("controller",), definition.controller)]
     machines += [(("nodes", name), kind) for name, kind in definition.nodes.items()]
     for location, machine in machines:
-        is_own = machine.image and ("/" in machine.image or re.fullmatch(r"ami-[0-9a-f]+", machine.image))
-        is_own = is_own or definition.provider.kind == "openstack"  # whose images have any names
+        is_own = re.search(r"/|^ami-", machine.image or "") or definition.provider.kind == "openstack"  # of any name
         if machine.image and not is_own and machine.image not in IMAGES:
             hint = did_you_mean(machine.image, IMAGES, "there are")
             yield Problem((*location, "image"), f"there is no image `{machine.image}`", hint)

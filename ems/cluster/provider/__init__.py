@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ems.errors import ProviderError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,6 +25,12 @@ def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _te
         from ems.cluster.provider.gce import GceProvider  # noqa: PLC0415
 
         return GceProvider(section, notify)
+    if section.kind == "aws":
+        from ems.cluster.provider.aws import AwsProvider  # noqa: PLC0415
+
+        return AwsProvider(section, notify)
+    if section.kind == "openstack":
+        raise ProviderError("the provider `openstack` is not there yet")
     from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
 
     return ContainerProvider(section, notify)

@@ -1,0 +1,526 @@
+"""The provider `aws`: a cluster's machines are virtual ones of Amazon EC2.
+
+Machines that are alike are made by one RunInstances. Its instances share their tags, so the names of all are in one of
+them (:mod:`.bulk`) and each one's own is told by its launch index. Instances that are going are gone: nothing brings
+them back, and they cost nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ems.cluster.provider import address, awskeys, bulk
+from ems.cluster.provider import awsthings as things
+from ems.cluster.provider.awsimages import DISTRIBUTIONS, find_image
+from ems.cluster.provider.awssizes import size_of
+from ems.cluster.provider.backoff import Backoff
+from ems.cluster.provider.base import (
+    CLUSTER,
+    INCARNATION,
+    ROLE,
+    MachineRequest,
+    Refusal,
+    RefusalCause,
+    Resource,
+    Thing,
+    Traits,
+)
+from ems.cluster.provider.ec2 import Answer, ApiError, Ec2
+from ems.cluster.provider.pool import Drivers, side_by_side
+from ems.cluster.provider.waiting import until
+from ems.errors import ProviderError
+
+if TYPE_CHECKING:
+    from ems.cluster.definition import AwsSection
+
+_MOST = 500  # instances of one call: RunInstances' own bucket holds 1,000
+_IDS = 500  # of one call that takes ids
+_DISK_GB = 30  # the images' own have 8, which is not enough for CUDA, or anybody's /home
+_SEEN_S = 60  # until what was made is listed
+_STATE_S = 300
+_IMAGE_S = 1800
+_KEPT = {"controller", "bake"}  # roles whose machines survive their own shutdown
+# at each boot: the hour at which it ends is the first boot's
+_LEASE = """#!/bin/sh
+f=/var/lib/ems-lease
+[ -s $f ] || echo $(($(date +%s) + {seconds})) >$f
+left=$(($(cat $f) - $(date +%s)))
+[ $left -gt 0 ] || left=0
+exec shutdown -P +$((left / 60))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A cluster's security group."""
+
+    id: str
+    tags: dict[str, str]
+
+
+class AwsProvider:
+    """Virtual machines of Amazon EC2; see :class:`~.base.Provider`.
+
+    Parameters
+    ----------
+    section
+        What the definition says of its provider.
+    notify
+        Is told of what takes long.
+    backoff
+        How calls are tried again.
+    """
+
+    def __init__(
+        self,
+        section: AwsSection,
+        notify: Callable[[str], None] = lambda _text: None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.section = section
+        self.notify = notify
+        self._backoff = backoff or Backoff()
+        self._keys: awskeys.Keys | None = None
+        self._keys_lock = Lock()
+        self._apis: Drivers[Ec2] = Drivers(self._connect)
+
+    # -- what is there to choose from
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What EC2 can; the VPC is asked for its address range and zones."""
+        return Traits(
+            has_shared_volume=False,
+            has_images=True,
+            stop_keeps_address=True,
+            has_names=False,
+            network=self._network,
+            zones=tuple(self._subnets),
+            has_spot=True,
+            makes_alike=True,
+        )
+
+    @cached_property
+    def _vpc(self) -> Answer:
+        chosen = self.section.vpc
+        wanted = {"VpcId": [chosen]} if chosen else {"Filter": [{"Name": "is-default", "Value": ["true"]}]}
+        found = self._call("DescribeVpcs", **wanted).get("vpcSet") or []
+        if not found:
+            raise ProviderError(
+                f"{self._region} has no default VPC", "`aws ec2 create-default-vpc` makes one, or name a `vpc`"
+            )
+        return found[0]
+
+    @cached_property
+    def _network(self) -> str:
+        return str(self._vpc["cidrBlock"])
+
+    @cached_property
+    def _subnets(self) -> dict[str, str]:
+        """Zone -> subnet, in order of preference."""
+        said = self.section.subnet
+        wanted = {"SubnetId": said} if said else {"Filter": [{"Name": "vpc-id", "Value": [self._vpc["vpcId"]]}]}
+        found: dict[str, str] = {}
+        listed = sorted(self._pages("DescribeSubnets", "subnetSet", **wanted), key=_subnet_order)
+        for each in listed:
+            found.setdefault(each["availabilityZone"], each["subnetId"])
+        zones = self.section.zones or tuple(found)
+        missing = [zone for zone in zones if zone not in found]
+        if missing or not zones:
+            raise ProviderError(
+                f"the VPC {self._vpc['vpcId']} has no subnet in {', '.join(missing) or self._region}",
+                f"it has some in {', '.join(found) or 'no zone'}: change `zones` or `subnet`",
+            )
+        return {zone: found[zone] for zone in zones}
+
+    @cached_property
+    def _region(self) -> str:
+        found = self.section.region or awskeys.region(self.section.profile)
+        if not found:
+            raise ProviderError("no AWS region is said", "give the provider a `region`, or set AWS_REGION")
+        return found
+
+    def _connect(self) -> Ec2:
+        with self._keys_lock:
+            if self._keys is None or not self._keys.is_fresh():
+                self._keys = awskeys.keys(self.section.profile)
+        endpoint = self.section.endpoint or os.environ.get("AWS_ENDPOINT_URL_EC2")
+        return Ec2(self._keys, self._region, endpoint, self._backoff)
+
+    def _call(self, action: str, **parameters: object) -> Answer:
+        with self._apis.one() as api:
+            return api.call(action, **parameters)
+
+    def _pages(self, action: str, key: str, **parameters: object) -> list[Any]:
+        with self._apis.one() as api:
+            return api.pages(action, key, **parameters)
+
+    # -- the eight verbs
+
+    def check(self, requests: Sequence[MachineRequest]) -> None:
+        """Find out what can be wrong before anything is made: access, zone, image, size, GPUs, permission."""
+        zones = {request.zone for request in requests if request.zone}
+        if unknown := zones - set(self._subnets):
+            raise ProviderError(f"there is no zone `{min(unknown)}`", f"zones are {', '.join(self._subnets)}")
+        address.sources(self.section.ssh_from)
+        types = self._types(sorted({size_of(request) for request in requests}))
+        for request in requests:
+            _check_gpus(request, types[size_of(request)])
+        for group in bulk.groups(requests, _MOST):
+            image = self._image(group[0])
+            self._may_run(group, image)
+
+    def _types(self, names: Sequence[str]) -> dict[str, Answer]:
+        """Return what EC2 says of sizes, all of which some zone has."""
+        try:
+            found = self._pages("DescribeInstanceTypes", "instanceTypeSet", InstanceType=names) if names else []
+        except ApiError as error:
+            if error.code != "InvalidInstanceType":
+                raise
+            raise ProviderError(error.message, f"sizes of {self._region}: aws ec2 describe-instance-types") from None
+        types = {each["instanceType"]: each for each in found}
+        if missing := [name for name in names if name not in types]:
+            raise ProviderError(f"EC2 has no size `{missing[0]}` in {self._region}", "change `size` in the definition")
+        return types
+
+    def _may_run(self, group: Sequence[MachineRequest], image: Answer) -> None:
+        """Ask EC2 whether it would make these, without making them."""
+        try:
+            self._call("RunInstances", DryRun=True, **self._run_parameters(group, image, None))
+        except ApiError as error:
+            if error.code != "DryRunOperation":
+                raise
+
+    def prepare(self, labels: dict[str, str]) -> None:
+        """Make the cluster's security group: SSH from outside, everything from inside."""
+        name = _group_name(labels[CLUSTER])
+        group = self._group(name)
+        if group is None:
+            group = self._make_group(name, labels)
+        bulk.check_owner(name, group.tags, labels)
+        inside = {"IpProtocol": "-1", "Groups": [{"GroupId": group.id}]}
+        ranges = [{"CidrIp": each, "Description": "ems: SSH"} for each in address.sources(self.section.ssh_from)]
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": ranges}
+        for rule in (inside, ssh):
+            try:
+                self._call("AuthorizeSecurityGroupIngress", GroupId=group.id, IpPermissions=[rule])
+            except ApiError as error:
+                if error.code != "InvalidPermission.Duplicate":
+                    raise
+
+    def _make_group(self, name: str, labels: dict[str, str]) -> _Group:
+        tags = self._tag_sets({**labels, "Name": name}, "security-group")
+        description = f"ems cluster {labels[CLUSTER]}"
+        try:
+            self._call(
+                "CreateSecurityGroup",
+                GroupName=name,
+                GroupDescription=description,
+                VpcId=self._vpc["vpcId"],
+                TagSpecification=tags,
+            )
+        except ApiError as error:
+            if error.code != "InvalidGroup.Duplicate":
+                raise
+        found: _Group | None = until(lambda: self._group(name), _SEEN_S)
+        if found is None:
+            raise ProviderError(f"the security group {name} was made and is not there", "give the command again")
+        return found
+
+    def _group(self, name: str) -> _Group | None:
+        filters = [{"Name": "group-name", "Value": [name]}, {"Name": "vpc-id", "Value": [self._vpc["vpcId"]]}]
+        found = self._call("DescribeSecurityGroups", Filter=filters).get("securityGroupInfo") or []
+        return _Group(found[0]["groupId"], things.tags(found[0])) if found else None
+
+    def create(self, requests: Sequence[MachineRequest]) -> list[Resource | Refusal]:
+        """Make machines, those that are alike in one call; see :meth:`.base.Provider.create`."""
+        if not requests:
+            return []
+        there, gone = self._there({request.labels[CLUSTER] for request in requests})
+        results: dict[str, Resource | Refusal] = {}
+        missing = []
+        for request in requests:
+            if request.name not in there:
+                missing.append(request)
+                continue
+            try:
+                bulk.check_owner(request.name, there[request.name].labels, request.labels)
+                results[request.name] = there[request.name]
+            except ProviderError as error:
+                results[request.name] = Refusal(request.name, error.message, error.hint, RefusalCause.INVALID)
+        made = side_by_side(lambda group: self._run(group, gone), bulk.groups(missing, _MOST))
+        ids = [each for part in made for each in part.values() if isinstance(each, str)]
+        seen = self._seen(ids, {request.name for request in missing if request.is_public})
+        labels = {request.name: request.labels for request in requests}
+        for name, each in (pair for part in made for pair in part.items()):
+            results[name] = (
+                each if isinstance(each, Refusal) else seen.get(each, things.unseen(each, name, labels[name]))
+            )
+        return [results[request.name] for request in requests]
+
+    def _run(self, group: Sequence[MachineRequest], gone: dict[str, int]) -> dict[str, str | Refusal]:
+        """Make machines that are alike; returns name -> id, or why not."""
+        left, made = list(group), dict[str, str | Refusal]()
+        zone = group[0].zone or next(iter(self._subnets))
+        try:
+            image = self._image(group[0])
+            while left:  # EC2 makes as many as it can, at least one; to ask for the rest tells why there are no more
+                token = _token(left, gone)
+                answer = self._call("RunInstances", **self._run_parameters(left, image, token))
+                names = [each.name for each in left]
+                for each in answer["instancesSet"]:
+                    made[names[int(each["amiLaunchIndex"])]] = each["instanceId"]
+                left = [each for each in left if each.name not in made]
+        except ProviderError as error:
+            cause = error.cause if isinstance(error, ApiError) else RefusalCause.OTHER
+            made |= {each.name: Refusal(each.name, error.message, error.hint, cause, zone) for each in left}
+        return made
+
+    def _run_parameters(self, group: Sequence[MachineRequest], image: Answer, token: str | None) -> dict[str, object]:
+        request = group[0]
+        interface: dict[str, object] = {
+            "DeviceIndex": 0,
+            "SubnetId": self._subnets[request.zone or next(iter(self._subnets))],
+            "DeleteOnTermination": True,
+        }
+        if request.is_public:
+            interface["AssociatePublicIpAddress"] = True
+        if token is not None:  # else it is asked before there is a group
+            interface["SecurityGroupId"] = [self._group_id(request.labels)]
+        size_gb = request.disk_gb or _DISK_GB
+        disk = {"VolumeSize": size_gb, "VolumeType": request.disk_type or "gp3", "DeleteOnTermination": True}
+        parameters: dict[str, object] = {
+            "ImageId": image["imageId"],
+            "InstanceType": size_of(request),
+            "MinCount": 1,
+            "MaxCount": len(group),
+            "UserData": base64.b64encode(_user_data(request).encode()).decode(),
+            "NetworkInterface": [interface],
+            "BlockDeviceMapping": [{"DeviceName": image["rootDeviceName"], "Ebs": disk}],
+            "MetadataOptions": {"HttpTokens": "required", "InstanceMetadataTags": "enabled"},
+            "InstanceInitiatedShutdownBehavior": "stop" if _survives(request) else "terminate",
+            "TagSpecification": self._tag_sets(_machine_tags(group), "instance", "volume"),
+            "ClientToken": token,
+        }
+        if request.spot:
+            parameters["InstanceMarketOptions"] = {"MarketType": "spot"}  # one-time, and terminated where taken back
+        if request.is_trusted and self.section.instance_profile:
+            parameters["IamInstanceProfile"] = {"Name": self.section.instance_profile}
+        return parameters
+
+    def _group_id(self, labels: dict[str, str]) -> str:
+        name = _group_name(labels[CLUSTER])
+        group = self._group(name)
+        if group is None:
+            raise ProviderError(f"the security group {name} is gone", f"ems cluster start {labels[CLUSTER]}")
+        bulk.check_owner(name, group.tags, labels)
+        return group.id
+
+    def _there(self, clusters: Iterable[str]) -> tuple[dict[str, Resource], dict[str, int]]:
+        """Return the machines of clusters by name, and how many of each name are gone but still listed."""
+        there, gone = dict[str, Resource](), dict[str, int]()
+        for instance in things.instances(self._pages, {}, sorted(clusters)):
+            machine = things.machine(instance)
+            if instance["instanceState"]["name"] in things.GONE:
+                gone[machine.name] = gone.get(machine.name, 0) + 1
+            else:
+                there[machine.name] = machine
+        return there, gone
+
+    def _seen(self, ids: Sequence[str], public: set[str]) -> dict[str, Resource]:
+        """Return machines that were just made, by id, once they are listed and the public ones have an address."""
+
+        def look() -> dict[str, Resource] | None:
+            found = {each.id: each for each in map(things.machine, things.by_id(self._pages, ids))}
+            waiting = [each for each in found.values() if each.name in public and not each.ssh_address]
+            return found if len(found) == len(ids) and not waiting else None
+
+        if not ids:
+            return {}
+        return until(look, _SEEN_S) or {each.id: each for each in map(things.machine, things.by_id(self._pages, ids))}
+
+    def list(self, labels: dict[str, str] | None = None) -> list[Resource]:
+        """Return what carries labels: instances, disks, security groups, addresses, images and their snapshots."""
+        return things.everything(self._pages, labels or {})
+
+    def destroy(self, resources: Sequence[Resource]) -> None:
+        """Delete resources, machines first; security groups as soon as no machine is in them any more."""
+        machines = [each.id for each in resources if each.thing is Thing.MACHINE]
+        for part in _parts(machines, _IDS):
+            self._without_missing("TerminateInstances", part)
+        others = [each for each in resources if each.thing is not Thing.MACHINE]
+        side_by_side(self._delete, others)
+
+    def _without_missing(self, action: str, ids: Sequence[str]) -> None:
+        """Do something to instances; those that are gone are no error."""
+        left = list(ids)
+        while left:
+            try:
+                self._call(action, InstanceId=left)
+                left = []
+            except ApiError as error:
+                named = [each for each in left if each in error.message]
+                if not error.is_missing or not named:
+                    raise
+                left = [each for each in left if each not in named]
+
+    def _delete(self, resource: Resource) -> None:
+        if resource.thing is Thing.RULE:
+            self._forget("DeleteSecurityGroup", GroupId=resource.id)
+        elif resource.thing is Thing.ADDRESS:
+            self._forget("ReleaseAddress", AllocationId=resource.id)
+        elif resource.thing is Thing.IMAGE:
+            found = self._pages("DescribeImages", "imagesSet", Filter=[{"Name": "image-id", "Value": [resource.id]}])
+            self._forget("DeregisterImage", ImageId=resource.id)
+            for disk in (disk for each in found for disk in each.get("blockDeviceMapping") or []):
+                if snapshot := (disk.get("ebs") or {}).get("snapshotId"):
+                    self._forget("DeleteSnapshot", SnapshotId=snapshot)
+        elif resource.thing is Thing.DISK and resource.id.startswith("snap-"):
+            self._forget("DeleteSnapshot", SnapshotId=resource.id)
+        elif resource.thing is Thing.DISK:
+            self._forget("DeleteVolume", VolumeId=resource.id)
+
+    def _forget(self, action: str, **parameters: object) -> None:
+        """Delete something; that it is gone is no error, and that something uses it is waited out."""
+
+        def gone() -> bool | None:
+            try:
+                self._call(action, **parameters)
+            except ApiError as error:
+                if error.code in {"DependencyViolation", "InvalidGroup.InUse", "InvalidSnapshot.InUse", "VolumeInUse"}:
+                    refused.append(error)
+                    return None
+                if not error.is_missing:
+                    raise
+            return True
+
+        refused: list[ApiError] = []
+        if not until(gone, _STATE_S):
+            raise refused[-1]
+
+    def start(self, machines: Sequence[Resource]) -> None:
+        """Start instances that are stopped, controllers first; returns when they run."""
+        ids = [each.id for each in machines if each.labels.get(ROLE) == "controller"]
+        for part in (ids, [each.id for each in machines if each.id not in ids]):
+            self._change("StartInstances", part, "running")
+
+    def stop(self, machines: Sequence[Resource]) -> None:
+        """Shut instances down; returns when they have stopped."""
+        self._change("StopInstances", [each.id for each in machines], "stopped")
+
+    def _change(self, action: str, ids: Sequence[str], state: str) -> None:
+        for part in _parts(ids, _IDS):
+            self._without_missing(action, part)
+
+        def done() -> bool | None:
+            left = {each["instanceState"]["name"] for each in things.by_id(self._pages, ids)} - {state, *things.GONE}
+            return None if left else True
+
+        if ids and not until(done, _STATE_S):
+            raise ProviderError(f"EC2 has not brought {', '.join(ids)} to `{state}` in {_STATE_S} s", "try again")
+
+    def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
+        """Make an AMI of an instance's disk; the instance is stopped for it."""
+        self.stop([machine])
+        tags = self._tag_sets({**labels, "Name": name}, "image", "snapshot")
+        try:
+            answer = self._call("CreateImage", InstanceId=machine.id, Name=name, TagSpecification=tags)
+            image = str(answer["imageId"])
+        except ApiError as error:
+            if error.code != "InvalidAMIName.Duplicate":
+                raise
+            found = [each for each in things.images(self._pages, labels) if each.name == name]
+            if not found:
+                raise
+            bulk.check_owner(name, found[0].labels, labels)
+            image = found[0].id
+
+        def ready() -> bool | None:
+            filters = [{"Name": "image-id", "Value": [image]}]
+            found = self._pages("DescribeImages", "imagesSet", Filter=filters, Owner=["self"])
+            states = {each["imageState"] for each in found}
+            if "failed" in states:
+                raise ProviderError(f"EC2 could not make the image {name} of {machine.name}", "give the command again")
+            return states == {"available"} or None
+
+        if not until(ready, _IMAGE_S):
+            raise ProviderError(f"EC2 has not made the image {name} in {_IMAGE_S} s", "give the command again")
+        return Resource(Thing.IMAGE, image, name, dict(labels))
+
+    # -- what a request becomes
+
+    def _image(self, request: MachineRequest) -> Answer:
+        types = self._types([size_of(request)])
+        architectures = types[size_of(request)]["processorInfo"]["supportedArchitectures"]
+        image = find_image(self._pages, request.image, architectures)
+        if image is None:
+            raise ProviderError(
+                f"{self._region} has no image `{request.image}` for {size_of(request)}",
+                f"distributions are {', '.join(DISTRIBUTIONS)}; one of your own is named by its id, ami-…",
+            )
+        return image
+
+    def _tag_sets(self, tags: dict[str, str], *kinds: str) -> Sequence[dict[str, object]]:
+        listed = [{"Key": key, "Value": value} for key, value in {**self.section.tags, **tags}.items()]
+        return [{"ResourceType": kind, "Tag": listed} for kind in kinds]
+
+
+def _group_name(cluster: str) -> str:
+    return f"ems-{cluster}"
+
+
+def _subnet_order(subnet: Answer) -> tuple[bool, str, str]:
+    return (subnet.get("defaultForAz") != "true", subnet["availabilityZone"], subnet["subnetId"])
+
+
+def _survives(request: MachineRequest) -> bool:
+    return request.labels.get(ROLE) in _KEPT and request.lease_s is None
+
+
+def _user_data(request: MachineRequest) -> str:
+    """Return user-data that also ends the machine when its lease does, which EC2 itself cannot."""
+    if request.lease_s is None:
+        return request.user_data
+    both = MIMEMultipart()
+    config = MIMEText(request.user_data, "cloud-config", "us-ascii" if request.user_data.isascii() else "utf-8")
+    both.attach(config)
+    both.attach(MIMEText(_LEASE.format(seconds=request.lease_s), "x-shellscript-per-boot", "us-ascii"))
+    both.set_boundary("ems")
+    return both.as_string()
+
+
+def _token(group: Sequence[MachineRequest], gone: dict[str, int]) -> str:
+    """Return what makes EC2 do a request once, whoever repeats it: the same machines, after as many as are gone."""
+    first = group[0]
+    names = bulk.encode([each.name for each in group])
+    before = sum(gone.get(each.name, 0) for each in group)
+    said = f"{names} {first.zone} {first.size} {first.spot} {before}"
+    return str(uuid.uuid5(uuid.UUID(hex=first.labels[INCARNATION]), said))
+
+
+def _machine_tags(group: Sequence[MachineRequest]) -> dict[str, str]:
+    names = bulk.encode([each.name for each in group])
+    return {**group[0].labels, bulk.NAMES: names, "Name": names}
+
+
+def _parts(ids: Sequence[str], most: int) -> list[list[str]]:
+    return [list(ids[start : start + most]) for start in range(0, len(ids), most)]
+
+
+def _check_gpus(request: MachineRequest, found: Answer) -> None:
+    said = ((found.get("gpuInfo") or {}).get("gpus")) or []
+    there = sum(int(each.get("count") or 0) for each in said)
+    if request.gpus > there:
+        raise ProviderError(
+            f"{request.name} is to have {request.gpus} GPUs, and {found['instanceType']} has {there}",
+            "change `gpus` or `size` in the definition",
+        )
