@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Categorical", "Dimension", "Fixed", "Int", "Ordinal", "Real", "SearchSpace", "Shaped"]
 
-MAX_COUNTED = 100_000  # points; a space of more is as good as endless
+MAX_COUNTED = 20_000  # points; a space of more is as good as endless
 _TRIES = 20_000  # draws without one that the constraints allow: then there is none
 _INACTIVE = 0.5
 
@@ -243,10 +243,7 @@ class SearchSpace:
         UsageError
             If a value is none of its dimension's categories, or text where a number is due.
         """
-        try:
-            return np.array([d.unit(params[d.name]) if d.name in params else _INACTIVE for d in self._free])
-        except ValueError as error:
-            raise UsageError(str(error), "a study can take over only what lies in its own space") from None
+        return np.array([_unit(d, params[d.name]) if d.name in params else _INACTIVE for d in self._free])
 
     def decode(self, vector: Floats) -> Params:
         """Return the point that lies nearest to a row of shape ``(d,)``, without the inactive dimensions."""
@@ -282,7 +279,7 @@ class SearchSpace:
         found: list[Params] = []
         tried = 0
         while len(found) < n:
-            batch = min(max(2 * (n - len(found)), 16), 4096)
+            batch = min(max(2 * (n - len(found)), 4), 4096) if tried < 64 else 4096
             rows = self.spread(rng.random((batch, len(self._free))))
             found += filter(self.is_valid, self.decode_rows(rows[self.allowed(rows)]))
             tried += batch
@@ -302,7 +299,10 @@ class SearchSpace:
         """Whether a point has all active dimensions and no others, in their bounds, and the constraints hold."""
         if not all(d.name not in params or d.contains(params[d.name]) for d in self.dimensions):
             return False
-        columns, there = {}, {}
+        if not self._conditions and not self._rules:
+            return len(params) == len(self.dimensions) and all(d.name in params for d in self.dimensions)
+        columns: dict[str, Column] = {}
+        there: dict[str, bool] = {}
         for d in self._order:
             there[d.name] = d.name in params
             unit = d.unit(params[d.name]) if there[d.name] else _INACTIVE
@@ -317,8 +317,14 @@ class SearchSpace:
         return len(params) == sum(there.values()) and all(rule.holds(columns, 1)[0] for rule in rules)
 
     def key(self, params: Params) -> str:
-        """Return the text that equal points have in common, after rounding; the order of the names does not matter."""
-        rounded = {d.name: d.value(d.unit(params[d.name])) for d in self.dimensions if d.name in params}
+        """Return the text that equal points have in common, after rounding; the order of the names does not matter.
+
+        Raises
+        ------
+        UsageError
+            As :meth:`encode` does.
+        """
+        rounded = {d.name: d.value(_unit(d, params[d.name])) for d in self.dimensions if d.name in params}
         return canonical(rounded)
 
     # Text --------------------------------------------------------------------------------------------------------
@@ -354,6 +360,13 @@ class SearchSpace:
         from ems.search import with_skopt  # noqa: PLC0415
 
         return with_skopt.from_skopt(space)
+
+
+def _unit(dimension: Dimension, value: Json) -> float:
+    try:
+        return dimension.unit(value)
+    except ValueError as error:
+        raise UsageError(str(error), "a study can take over only what lies in its own space") from None
 
 
 def _positions(dimension: Dimension) -> Floats:
