@@ -72,6 +72,11 @@ def rerun(
     NotFoundError
         If there is no such run, or nothing to rerun.
     """
+    if experiment.study_id is not None:
+        raise UsageError(
+            f"which runs of {experiment.id} are made is decided by its search",
+            f"`ems tune resume {experiment.id}` has it go on, `ems reproduce {experiment.id}/0` repeats one run",
+        )
     if experiment.executor != target.executor.name and not target.is_gone:
         raise UsageError(f"{experiment.id} ran on {experiment.executor}", f"add --on {experiment.target}")
     files = records.ExperimentFiles(target.root, experiment.id)
@@ -161,8 +166,10 @@ def reproduce(store: Store, target: Target, experiment: Experiment, index: int) 
     original = next(iter(store.runs(experiment.id, [index])), None)
     if original is None:
         raise NotFoundError(f"{experiment.id} has no run {index}", f"its runs are 0 to {experiment.n_runs - 1}")
+    original = _as_trained(target, original, experiment)
     again = replace(
         experiment,
+        study_id=None,
         id=submission.new_id(target.root),
         name=f"{experiment.name}-again",
         created_at=records.now(),
@@ -178,6 +185,16 @@ def reproduce(store: Store, target: Target, experiment: Experiment, index: int) 
         return [replace(original, index=0)]
 
     return again, submission.start(again, runs, chunks, target, store)
+
+
+def _as_trained(target: Target, run: Run, experiment: Experiment) -> Run:
+    """Return a run with the params that its newest chunk laid over its own: for how long a trial was trained."""
+    files = target.files(experiment.id)
+    for number in reversed(files.chunk_numbers() if experiment.study_id else ()):
+        more = records.chunk_params(records.read_json(files.chunk(number)) or {}, run.index)
+        if more:
+            return replace(run, params={**run.params, **more})
+    return run
 
 
 def compare(store: Store, original: tuple[str, int], reproduced: tuple[str, int]) -> list[Difference]:

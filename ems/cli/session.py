@@ -198,11 +198,12 @@ class Session:
         return sum(map(Counter, self.store.counts([each.id for each in experiments]).values()), Counter())
 
     def unfinished(self) -> list[Experiment]:
-        """Return the experiments of which a run may still change."""
-        counts = self.store.counts()
-        return [
-            each for each in self.store.experiments() if any(not state.is_finished for state in counts.get(each.id, {}))
-        ]
+        """Return the experiments of which a run may still change, or that may get more."""
+        from ems.store import studies
+
+        counts, searched = self.store.counts(), studies.unfinished(self.store)
+        going = {exp_id for exp_id, states in counts.items() if any(not state.is_finished for state in states)}
+        return [each for each in self.store.experiments() if each.id in going | searched]
 
     def refresh(self, experiments: Sequence[Experiment]) -> None:
         """Hand over chunks that wait for room, then bring the states of runs up to date; no results are read.
@@ -326,6 +327,8 @@ class Session:
         for experiment in experiments:
             try:
                 target.executor.submit(experiment, target.files(experiment.id))
+                if experiment.study_id is not None:
+                    _look_after(self.store, target, experiment)
             except ExecutorError as error:
                 trouble = error
         return trouble
@@ -397,6 +400,14 @@ class Session:
                 f"add the run's index: {text}/0 to {text}/{experiment.n_runs - 1}",
             )
         return experiment, address.index or 0, address.file
+
+
+def _look_after(store: Store, target: Target, experiment: Experiment) -> None:
+    from ems.cli import render
+    from ems.study import begin
+
+    if begin.look_after(target, experiment.id, store):
+        render.note(f"the driver of {experiment.name} {experiment.id} had ended; it goes on now")
 
 
 @dataclass(slots=True)

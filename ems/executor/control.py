@@ -45,6 +45,8 @@ def cancel(executor: Executor, files: ExperimentFiles, indices: Collection[int] 
     """
     with writing_to(Path(files.root)):
         if indices is None:
+            if Path(files.study).exists():  # or its driver would begin others
+                records.ask_driver(files, {"kind": "stop", "now": True, "reason": "cancelled"})
             _cancel_waiting(files)
             executor.cancel(jobs(files))
             _mark_cancelled(files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ems import provenance, submission
@@ -77,19 +78,24 @@ def wake(target: Target, study_id: str, store: Store) -> WakeReport:
         intake.bring(store, target, study_id)
 
 
-def revive(target: Target, study_id: str, store: Store) -> bool:
-    """Set the clock of a study going again where it stopped though the study goes on; return whether it had to be.
+def look_after(target: Target, study_id: str, store: Store) -> bool:
+    """Bring what the driver of a study knows; set its clock going where it stopped though the study goes on.
+
+    Returns
+    -------
+    bool
+        Whether it had to be set going.
 
     Raises
     ------
     EmsError
         If it cannot be.
     """
+    intake.bring(store, target, study_id)
     row = studies.study(store, study_id)
-    if row is None or row.is_finished or target.remote is not None or target.is_gone:
+    if (row is not None and row.is_finished) or target.remote is not None or target.is_gone:
         return False
-    clock = clock_of(target, study_id)
-    if clock.state().is_running:
+    if not Path(target.files(study_id).study).exists() or (clock := clock_of(target, study_id)).state().is_running:
         return False
     clock.start(0.0)
     return True

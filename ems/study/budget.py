@@ -16,6 +16,8 @@ from ems.study.outcomes import seconds
 from ems.study.spec import StudySpec
 from ems.study.words import CPU_HOURS, EPOCHS, GPU_HOURS, HOURS, TRIALS, USD
 
+_MEASURED = (HOURS, CPU_HOURS, GPU_HOURS, USD)
+
 
 def check(spec: StudySpec, experiment: Experiment) -> None:
     """See that the budget ends the study, can be counted, and pays for one trial.
@@ -98,14 +100,15 @@ def share(spec: StudySpec, experiment: Experiment, parts: Sequence[SegmentRow], 
         GPU_HOURS: to_come_h * experiment.resources.gpus_per_run,
         USD: to_come_h * (spec.usd_per_h or 0.0),
     }
-    measured = [unit for unit in (HOURS, CPU_HOURS, GPU_HOURS, USD) if unit in spec.budget]
-    return max(((used[unit] + more.get(unit, 0.0)) / spec.budget[unit] for unit in measured), default=0.0)
+    units = [unit for unit in _MEASURED if unit in spec.budget]
+    return max(((used[unit] + more.get(unit, 0.0)) / spec.budget[unit] for unit in units), default=0.0)
 
 
 def _elapsed_s(segment: SegmentRow, now: str) -> float:
     return max(0.0, seconds(segment.started_at, now)) if segment.is_pending and segment.started_at else 0.0
 
 
-def describe(spec: StudySpec, used: dict[str, float]) -> str:
-    """Say what was spent of the budget: ``60 of 60 trials, 2.1 of 6 h``."""
-    return ", ".join(f"{used.get(unit, 0.0):.3g} of {amount:g} {unit}" for unit, amount in spec.budget.items())
+def describe(spec: StudySpec, experiment: Experiment, parts: Sequence[SegmentRow]) -> str:
+    """Say what was spent of the measured budgets: ``2.1 of 6 h``; empty where there are none."""
+    used, units = spent(spec, experiment, parts), [unit for unit in _MEASURED if unit in spec.budget]
+    return ", ".join(f"{used[unit]:.3g} of {spec.budget[unit]:g} {unit}" for unit in units)

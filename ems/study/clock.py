@@ -164,6 +164,7 @@ class HereClock:
         from ems.study import driver  # noqa: PLC0415  # which needs this module
 
         root, seen, began = Path(self._files.root), self._called(), time.monotonic()
+        worked_s = -time.process_time()
         try:
             report = driver.wake(root, self._files.id, HereExecutor(root, self._worker_python), self)
         except NotFoundError:
@@ -178,8 +179,9 @@ class HereClock:
             if report.next_s is None:
                 return None
             next_s = result = report.next_s
-        # never busy for more than half of the time
-        time.sleep(min(time.monotonic() - began, _LONGEST_REST_S) if result >= 0 else 0.0)
+        # at most half of the time is spent on it
+        worked_s += time.process_time()
+        time.sleep(min(worked_s, _LONGEST_REST_S))
         self._sleep(began + next_s, seen if result >= 0 else None)
         return result
 

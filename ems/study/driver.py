@@ -222,9 +222,9 @@ class _Wake:
             for action in decided.actions:
                 self._take(action, parts)
             if decided.finished:
-                used = budget.spent(self._spec, self._experiment, parts)
+                used = budget.describe(self._spec, self._experiment, parts)
                 said = decided.finished.rstrip(". ")
-                self._row = replace(self._row, ending=FINISHED, reason=f"{said} ({budget.describe(self._spec, used)})")
+                self._row = replace(self._row, ending=FINISHED, reason=f"{said} ({used})" if used else said)
         if self._row.ending and not any(each.is_pending for each in self._merged(parts)):
             self._row = replace(self._row, state=self._row.ending, ending="")
 
