@@ -162,7 +162,16 @@ def _next(session: Session, experiment: Experiment) -> str:
     words += [f"{render.plural(queue.n_chunks, 'array job')} to submit"] if queue.n_chunks else []
     words += ["held"] if queue.is_held else []
     words += [queue.out_of_reach] if queue.out_of_reach else []
-    return ", ".join(words)
+    return ", ".join([*_search(session, experiment), *words])
+
+
+def _search(session: Session, experiment: Experiment) -> list[str]:
+    """Say how far a study is: ``12 of 60 trials, best loss 0.012``; nothing of what is no study."""
+    if experiment.study_id is None:
+        return []
+    from ems.cli import tune_status
+
+    return [tune_status.short(tune_status.load(session, experiment))]
 
 
 def _local_clock(moment: str) -> str:

@@ -257,7 +257,6 @@ def _read(ctx: typer.Context, project: Path, typed: Mapping[str, Any]) -> _Typed
     UsageError
         If there is such.
     """
-    from ems.search import space_file
     from ems.study.asked import check_args, of_sweep, specify
 
     settings = submit.settings_of(project, typed)
@@ -268,8 +267,7 @@ def _read(ctx: typer.Context, project: Path, typed: Mapping[str, Any]) -> _Typed
         from_file = of_sweep(sweep, typed["eta"], asked.fidelity)
         asked = asked.over(from_file)
         notes = tuple(f"{typed['space']}: {note}" for note in from_file.notes)
-    file = Path(typed["space"]) if typed["space"] and sweep is None else None
-    space = space_file.parse(typed["sets"] or (), file, sweep)
+    space = read_space(typed["sets"], typed["space"])
     if sweep is not None and asked.fidelity is not None:
         space = _without(space, asked.fidelity.name)
     spec = specify(asked, space, "", seed=settings.seed)
@@ -301,6 +299,14 @@ def _asked(typed: Mapping[str, Any]) -> Asked:
         confirm=words.parse_share(typed["confirm"]) if typed["confirm"] else None,
         groups=words.read_groups(typed["group_by"], Path.cwd()) if typed["group_by"] else None,
     )
+
+
+def read_space(sets: Sequence[str] | None, name: str | None) -> SearchSpace:
+    """Read the space that ``--set`` and the file of ``--space`` give together, of whichever of both kinds it is."""
+    from ems.search import space_file
+
+    sweep = _sweep(name)
+    return space_file.parse(sets or (), Path(name) if name and sweep is None else None, sweep)
 
 
 def _sweep(name: str | None) -> Sweep | None:

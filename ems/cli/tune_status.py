@@ -21,7 +21,6 @@ from ems.model import PassAs
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment, Json, Params
-    from ems.study.spec import StudySpec
     from ems.study.standing import Best, Standing
 
 _WATCH_S = 2.0
@@ -130,11 +129,6 @@ def load(session: Session, experiment: Experiment) -> Standing:
     from ems.study import standing
 
     return standing.load(session.store, session.store.resolve(experiment.id))
-
-
-def spec_of(session: Session, experiment: Experiment) -> StudySpec:
-    """Return what a study is."""
-    return load(session, experiment).spec
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
@@ -387,11 +381,25 @@ def progress_line(standing: Standing) -> str:
     """Say in one line how far a study is: ``31 of 60 trials: 23 ok, 8 running   best loss 0.012 (trial 17)``."""
     from ems.cli import render
 
-    total = standing.spec.budget.get("trials")
-    head = f"{len(standing.own):,} of {total:,.0f} trials" if total else render.plural(len(standing.own), "trial")
     found = _luckiest(standing)
     tail = f"   best {standing.spec.metric} {render.number(found[1])} (trial {found[0]})" if found else ""
-    return f"{head}: {trials_line(standing)}{tail}"
+    return f"{_how_far(standing)}: {trials_line(standing)}{tail}"
+
+
+def short(standing: Standing) -> str:
+    """Say in few words how far a study is, for a cell of a table: ``31 of 60 trials, best loss 0.012``."""
+    from ems.cli import render
+
+    found = _luckiest(standing)
+    tail = f", best {standing.spec.metric} {render.number(found[1])}" if found else ""
+    return f"study: {_how_far(standing)}{tail}"
+
+
+def _how_far(standing: Standing) -> str:
+    from ems.cli import render
+
+    total = standing.spec.budget.get("trials")
+    return f"{len(standing.own):,} of {total:,.0f} trials" if total else render.plural(len(standing.own), "trial")
 
 
 def _luckiest(standing: Standing) -> tuple[int, float] | None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ems.cli import options as o
-from ems.cli.tune import STEER, command
+from ems.cli.tune import STEER, command, read_space
 from ems.cli.tune_status import Study
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment
-    from ems.study.driver import WakeReport
-    from ems.target import Target
+    from ems.study.standing import Standing
 
 
 @command(STEER, "ems tune stop last", "ems tune stop last --now")
@@ -24,23 +24,63 @@ def stop(
     as_json: o.AsJson = False,
 ) -> None:
     """End a search; what runs may end first."""
+    from ems.cli import render
     from ems.cli.session import open_session
     from ems.study import requests
 
     with open_session() as session:
-        experiment, target = find(session, study)
-        _say(session, experiment, requests.stop(session.store, target, experiment.id, now=now), as_json)
+        found = find(session, study)
+        if found.row.is_finished:
+            render.note(f"{study} has ended already")
+            _say(session, found.experiment, "", as_json)
+            return
+        target = session.target(found.experiment.target)
+        report = requests.stop(session.store, target, found.experiment.id, now=now)
+        _say(session, found.experiment, report.trouble, as_json)
 
 
-@command(STEER, "ems tune resume last", "ems tune resume 7f3a9c21")
-def resume(study: Study, as_json: o.AsJson = False) -> None:
+@command(STEER, "ems tune resume last", "ems tune resume last --parallel 16")
+def resume(
+    study: Study,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=WHERE", help="Its space, to be sure of it.", show_default=False),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", metavar="FILE", help="The same, from a file.", show_default=False)
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", metavar="N", help="Trials at a time from now on.", show_default=False)
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", metavar="NAME", help="How to search from now on.", show_default=False)
+    ] = None,
+    as_json: o.AsJson = False,
+) -> None:
     """Have a search go on that was stopped, failed, or lost its driver."""
     from ems.cli.session import open_session
-    from ems.study import requests
+    from ems.errors import UsageError
+    from ems.study import requests, words
 
+    if parallel is not None and parallel < 1:
+        raise UsageError(f"--parallel {parallel} lets nothing run", "give a whole number above 0: --parallel 8")
     with open_session() as session:
-        experiment, target = find(session, study)
-        _say(session, experiment, requests.resume(session.store, target, experiment.id), as_json)
+        found = find(session, study)
+        exp_id = found.experiment.id
+        if found.row.state == "FINISHED":
+            raise UsageError(
+                f"{found.experiment.name} {exp_id} is finished: {found.row.reason}",
+                f"give it more: ems tune extend {exp_id} --trials 20",
+            )
+        spec = replace(
+            found.spec,
+            space=read_space(sets, space).dump() if sets or space else found.spec.space,
+            parallel=parallel or found.spec.parallel,
+            sampler=words.check_sampler(sampler) if sampler else found.spec.sampler,
+        )
+        target = session.target(found.experiment.target)
+        report = requests.resume(session.store, target, exp_id, spec if spec != found.spec else None)
+        _say(session, found.experiment, report.trouble, as_json)
 
 
 @command(STEER, "ems tune extend last --trials 20", "ems tune extend last --budget 100epochs,2h")
@@ -56,7 +96,6 @@ def extend(
     as_json: o.AsJson = False,
 ) -> None:
     """Give a search more trials or budget; one that has ended goes on."""
-    from ems.cli import tune_status
     from ems.cli.session import open_session
     from ems.errors import UsageError
     from ems.study import requests, words
@@ -64,30 +103,40 @@ def extend(
     if trials is not None and trials < 1:
         raise UsageError(f"--trials {trials} adds none", "give a whole number above 0: --trials 20")
     with open_session() as session:
-        experiment, target = find(session, study)
-        spec = tune_status.spec_of(session, experiment)
-        more = words.parse_budget(budget or (), spec.fidelity.name if spec.fidelity else None)
+        found = find(session, study)
+        more = words.parse_budget(budget or (), found.spec.fidelity.name if found.spec.fidelity else None)
         if trials is not None:
             more[words.TRIALS] = more.get(words.TRIALS, 0.0) + trials
         if not more:
-            raise UsageError("extend it by how much?", f"ems tune extend {experiment.id} --trials 20, or --budget 6h")
-        _say(session, experiment, requests.extend(session.store, target, experiment.id, more), as_json)
+            raise UsageError(
+                "extend it by how much?", f"ems tune extend {found.experiment.id} --trials 20, or --budget 6h"
+            )
+        target = session.target(found.experiment.target)
+        report = requests.extend(session.store, target, found.experiment.id, more)
+        _say(session, found.experiment, report.trouble, as_json)
 
 
-def find(session: Session, reference: str) -> tuple[Experiment, Target]:
-    """Return a study and its target, its rows as new as they can be had."""
-    from ems.cli import tune_status
+def find(session: Session, reference: str) -> Standing:
+    """Return how a study stands, as new as that can be had; its files are there.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such study, or its files were removed.
+    """
+    from ems.cli import render, tune_status
 
     experiment = tune_status.find(session, reference)
     session.check_kept(experiment)
-    return experiment, session.target(experiment.target)
+    render.note(*tune_status.look(session, experiment))
+    return tune_status.load(session, experiment)
 
 
-def _say(session: Session, experiment: Experiment, report: WakeReport, as_json: bool) -> None:
+def _say(session: Session, experiment: Experiment, trouble: str, as_json: bool) -> None:
     from ems.cli import render, tune_status
 
     if as_json:
         render.print_json(tune_status.describe(session, experiment))
         return
-    render.say(*tune_status.lines(session, experiment))
-    render.note(*([report.trouble] if report.trouble else []), f"next: ems tune status {experiment.id}")
+    render.say(*tune_status.lines(tune_status.load(session, experiment)))
+    render.note("", *([trouble] if trouble else []), f"next: ems tune status {experiment.id}")
