@@ -229,7 +229,7 @@ def find(wanted: str | None = None) -> Engine:
             name = "podman"  # noqa: PLW2901  # the one it is
         engine = Engine(name)
         try:
-            engine.call("info", timeout_s=30)
+            engine.call("info", timeout_s=120)  # podman answers nobody while it writes an image
         except ProviderError as error:
             said.append(f"{error.message} ({error.hint})" if error.hint else error.message)
         else:
