@@ -231,13 +231,12 @@ class _Wake:
         """Begin replicates of the best where nothing else is left to do; returns why the search is finished if so."""
         if self.actions:
             return ""
-        whole = budgets(self.problem)[-1]
-        problem, n_left = self.problem, math.inf
+        problem, n_total = self.problem, math.inf
         if problem.trials is not None:
-            n_left = confirm.reserved(problem)
-        if problem.epochs is not None and whole > 0:
-            n_left = min(n_left, problem.epochs * problem.confirm // whole)
-        starts, said = confirm.confirmations(problem, self.view.trials, n_left)
+            n_total = problem.trials - sum(each.outcome is not Outcome.LOST for each in self.view.searched)
+        if problem.epochs is not None and problem.fidelity is not None:
+            n_total = min(n_total, (problem.epochs - charge(problem, self.view.searched)) // budgets(problem)[-1])
+        starts, said = confirm.confirmations(problem, self.view.trials, n_total)
         self.actions += starts[: self.n_free]
         return " ".join(filter(None, (self._why(), said)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -75,6 +75,29 @@ def seed_of(problem: Problem, index: int) -> int:
 def value_at(trial: Trial, rung: int) -> float:
     """Objective of a trial at the end of a rung; NaN where it has none."""
     return trial.values[rung] if 0 <= rung < len(trial.values) else math.nan
+
+
+def modelled_rung(problem: Problem, trials: Sequence[Trial]) -> int:
+    """Return the highest rung with two values more than dimensions; the lowest that has any where none has so many."""
+    counts = [sum(math.isfinite(value_at(each, rung)) for each in trials) for rung in range(problem.n_rungs)]
+    needed = len(problem.space.names) + 2
+    enough = [rung for rung, count in enumerate(counts) if count >= needed]
+    return enough[-1] if enough else next((rung for rung, count in enumerate(counts) if count), 0)
+
+
+def at_rung(trials: Sequence[Trial], rung: int) -> list[Trial]:
+    """Return trials as if there were only that rung: their value there, if any, and no other.
+
+    Those that have it are ended; those that wait below keep their place in the space, without a value.
+    """
+    return [_at_rung(each, rung) for each in trials]
+
+
+def _at_rung(trial: Trial, rung: int) -> Trial:
+    value = value_at(trial, rung)
+    if not math.isfinite(value):
+        return replace(trial, rung=0, values=())
+    return replace(trial, rung=0, values=(value,), outcome=trial.outcome if trial.outcome.is_bad else Outcome.OK)
 
 
 def entries(problem: Problem, trials: Iterable[Trial]) -> list[Entry]:
