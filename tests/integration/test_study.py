@@ -1,0 +1,546 @@
+"""A study's driver over real files and a real store; a desk stands where workers and SLURM are, and plays them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ems import harvest, root
+from ems.errors import ExecutorError
+from ems.executor.base import Limits, Submission
+from ems.model import Experiment, JobInfo, Resources, State
+from ems.node import feed, records
+from ems.search.dimension import Real
+from ems.search.problem import Fidelity
+from ems.search.space import SearchSpace
+from ems.search.trial import Outcome, Trial
+from ems.store import Store, studies
+from ems.study import driver, intake
+from ems.study.clock import ClockState
+from ems.study.spec import StudySpec
+
+ID = "7f3a9c21"
+SPACE = SearchSpace((Real("x", 0.0, 1.0),))
+
+
+class Still:
+    """A clock that does not go: the test wakes the driver."""
+
+    lag_s = 1.0
+
+    def __init__(self) -> None:
+        self.due: list[float | None] = []
+
+    def start(self, next_s: float) -> None:
+        self.due.append(next_s)
+
+    def wake(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.due.append(None)
+
+    def state(self) -> ClockState:
+        return ClockState(False)
+
+
+class Desk:
+    """Takes chunks as SLURM would, and writes what the workers of their runs would."""
+
+    name = "slurm"
+
+    def __init__(self, files: records.ExperimentFiles) -> None:
+        self.files, self.cancelled = files, list[str]()
+        self.words: dict[str, str] = {}  # what SLURM says of a task, else PENDING
+        self.refusal = ""
+        self.submitted = Counter[int]()
+
+    def check(self, resources: Resources) -> None:
+        pass
+
+    def limits(self) -> Limits:
+        return Limits(1000)
+
+    def script(self, experiment: Experiment, chunk: records.Record) -> str:
+        return ""
+
+    def submit(self, experiment: Experiment, files: records.ExperimentFiles) -> Submission:
+        done = []
+        for number in feed.waiting(files):
+            if self.refusal:
+                raise ExecutorError(self.refusal)
+            self.submitted[number] += 1
+            done.append((number, feed.record_job(files, number, str(1000 + number))))
+        return Submission(done)
+
+    def refresh(self, jobs: Iterable[str]) -> dict[str, JobInfo]:
+        states = {"PENDING": State.PENDING, "RUNNING": State.RUNNING, "CANCELLED": State.CANCELLED}
+        found = {}
+        for job in jobs:
+            word = self.words.get(job, "PENDING")
+            if word != "GONE":
+                found[job] = JobInfo(job, states.get(word, State.FAILED), word)
+        return found
+
+    def cancel(self, jobs: Iterable[str]) -> None:
+        self.cancelled += jobs
+
+    def hold(self, jobs: Iterable[str], release: bool = False) -> None:
+        pass
+
+    def doctor(self) -> list[Any]:
+        return []
+
+    # ------------------------------------------------------------------------------------ the workers
+
+    def queued(self) -> dict[int, tuple[int, dict[str, Any]]]:
+        """Return the runs that no worker has taken: index -> (chunk, params of this segment)."""
+        found = {}
+        for number in self.files.chunk_numbers():
+            chunk = records.read_json(self.files.chunk(number)) or {}
+            for index in records.chunk_indices(chunk):
+                last = records.last_attempt(self.files, index)
+                if (last is None or last["chunk"] < number) and feed.job_of(self.files, number):
+                    params = {**records.read_run(self.files, index)["params"], **records.chunk_params(chunk, index)}
+                    found[index] = (number, params)
+        return found
+
+    def task(self, index: int) -> str:
+        """Return SLURM's name of the array task that a run is in."""
+        for number in reversed(self.files.chunk_numbers()):
+            indices = list(
+                records.chunk_indices(records.read_json(self.files.chunk(number)) or {"start": 0, "stop": 0})
+            )
+            if index in indices:
+                return f"{1000 + number}_{indices.index(index)}"
+        raise AssertionError(index)
+
+    def run(
+        self, index: int, values: Mapping[int, object] | None = None, state: str = "COMPLETED", **more: Any
+    ) -> None:
+        """Let a queued run be started and, unless its state is RUNNING, end; it logs ``values`` by step."""
+        chunk, _ = self.queued()[index]
+        last = records.last_attempt(self.files, index)
+        number = 1 if last is None else last["attempt"] + 1
+        lines = [
+            {"step": step, "loss": value, "_t": time.time(), "_a": number} for step, value in (values or {}).items()
+        ]
+        path = Path(self.files.run(index, "metrics.jsonl"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        at = records.now()
+        record = {"index": index, "attempt": number, "chunk": chunk, "state": state, "job": self.task(index)}
+        record |= {"started_at": at, "resumed_from": number - 1 or None, "host": "n1", "restart": 0}
+        record |= {} if state == "RUNNING" else {"ended_at": at, "wall_s": 2.0, "exit_code": 0}
+        Path(self.files.attempt(index, number)).parent.mkdir(parents=True, exist_ok=True)
+        records.write_atomic(self.files.attempt(index, number), records.dump(record | more), durable=False)
+
+
+class Lab:
+    """A study below a folder, its desk, and a driver that wakes when it is told to."""
+
+    def __init__(self, folder: Path, experiment: Mapping[str, Any] | None = None, **spec: Any) -> None:
+        self.root = folder / "root"
+        given = spec.pop("given", ())
+        known: dict[str, Any] = {"metric": "loss", "sampler": "random", "parallel": 4, "budget": {"trials": 10}}
+        self.spec = StudySpec(ID, spec.pop("space", SPACE).dump(), **{**known, **spec})
+        facts = Experiment(ID, "train", records.now(), "train.py", "5" * 40, 0, executor="slurm", study_id=ID)
+        self.experiment = Experiment(
+            **{**{name: getattr(facts, name) for name in facts.__slots__}, **(experiment or {})}
+        )
+        (self.root / "experiments").mkdir(parents=True)
+        root.write(self.root, self.experiment, (), (), {**self.spec.dump(), "given": given})
+        self.files = records.ExperimentFiles(self.root, ID)
+        self.desk, self.clock = Desk(self.files), Still()
+
+    def wake(self) -> driver.WakeReport:
+        return driver.wake(self.root, ID, self.desk, self.clock)
+
+    def ask(self, **record: Any) -> driver.WakeReport:
+        records.ask_driver(self.files, record)
+        return self.wake()
+
+    def store(self) -> Store:
+        return Store(Path(self.files.dir, driver.STORE))
+
+    def study(self) -> studies.StudyRow:
+        with self.store() as store:
+            row = studies.study(store, ID)
+            assert row is not None
+            return row
+
+    def trials(self) -> list[Trial]:
+        with self.store() as store:
+            return studies.trials(store, ID, self.spec.sign)
+
+    def segments(self) -> list[studies.SegmentRow]:
+        with self.store() as store:
+            return studies.segments(store, ID)
+
+    def finish(self, play: Callable[[int, dict[str, Any]], None], limit: int = 100) -> studies.StudyRow:
+        """Let ``play`` run what is queued and wake the driver, until the study is over."""
+        for _ in range(limit):
+            self.wake()
+            if self.study().is_finished:
+                return self.study()
+            for index, (_, params) in self.desk.queued().items():
+                play(index, params)
+        raise AssertionError(f"not over after {limit} wakes: {self.study()}")
+
+    def bowl(self, index: int, params: dict[str, Any]) -> None:
+        """Run a trial that logs a bowl over x."""
+        self.desk.run(index, {1: (params["x"] - 0.3) ** 2})
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Callable[..., Lab]:
+    return lambda **facts: Lab(tmp_path, **facts)
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is late on its way."""
+    monkeypatch.setattr(harvest, "GONE_S", -5.0)
+
+
+# ------------------------------------------------------------------------------------------------ a whole study
+
+
+def test_a_study_asks_for_what_is_free_and_ends_with_its_budget(lab: Callable[..., Lab]) -> None:
+    study = lab(budget={"trials": 10}, parallel=4)
+    first = study.wake()
+    assert (first.wake, first.asked, first.running, first.state) == (1, 4, 4, "RUNNING")
+    assert study.clock.due == [first.next_s]
+    assert study.wake().asked == 0, "nothing is free"
+    row = study.finish(study.bowl)
+    assert (row.state, row.ending) == ("FINISHED", "")
+    assert "10 trials" in row.reason
+    assert study.clock.due[-1] is None
+    trials = study.trials()
+    assert [each.number for each in trials] == list(range(10))
+    assert {each.outcome for each in trials} == {Outcome.OK}
+    assert [each.values for each in trials] == [((each.params["x"] - 0.3) ** 2,) for each in trials]  # type: ignore[operator]
+    assert set(study.desk.submitted.values()) == {1}
+    runs = list(records.iterate_runs(study.files))
+    assert [run["params"] for run in runs] == [each.params for each in trials]
+    assert len({run["key"] for run in runs}) == 10
+    assert study.wake().next_s is None, "and that is how it stays"
+
+
+def test_a_wake_that_is_repeated_proposes_the_same(tmp_path: Path) -> None:
+    one, two = Lab(tmp_path / "1", parallel=3), Lab(tmp_path / "2", parallel=3)
+    for each in (one, two):
+        each.finish(each.bowl)
+    assert one.trials() == two.trials()
+
+
+def test_greater_is_better_where_the_goal_says_so(lab: Callable[..., Lab]) -> None:
+    study = lab(goal="maximize", budget={"trials": 4})
+    study.finish(lambda index, params: study.desk.run(index, {1: params["x"]}))
+    assert [each.value for each in study.segments()] == [-each.values[0] for each in study.trials()]
+
+
+def test_trials_are_queued_ahead_once_it_is_known_how_long_they_take(lab: Callable[..., Lab]) -> None:
+    study = lab(parallel=4, budget={"trials": 40})
+    study.wake()
+    for index, (_, params) in study.desk.queued().items():
+        study.bowl(index, params)
+    report = study.wake()  # runs take 2 s, a wake comes after 1 s: half of the workers would be idle
+    assert (report.told, report.asked) == (4, 4 + 2)
+
+
+# ------------------------------------------------------------------------------------------------ rungs
+
+
+def test_a_promoted_trial_goes_on_as_the_next_attempt_of_its_run(lab: Callable[..., Lab]) -> None:
+    study = lab(scheduler="asha", fidelity=Fidelity("epochs", 1, 9, 3), budget={"epochs": 90}, parallel=6)
+    trained: dict[int, list[tuple[int, int | None]]] = {}
+
+    def train(index: int, params: dict[str, Any]) -> None:
+        attempts = study.files.attempt_numbers(index)
+        done = trained.setdefault(index, [])
+        begin = done[-1][0] if done else 0
+        study.desk.run(index, {epoch: params["x"] + 1 / epoch for epoch in range(begin + 1, params["epochs"] + 1)})
+        done.append((params["epochs"], attempts[-1] if attempts else None))
+
+    row = study.finish(train)
+    assert row.state == "FINISHED", row.reason
+    rungs = {index: [epochs for epochs, _ in done] for index, done in trained.items()}
+    assert all(done == [1, 3, 9][: len(done)] for done in rungs.values())
+    assert any(done == [1, 3, 9] for done in rungs.values())
+    spent = sum(done[-1] for done in rungs.values())
+    assert sum(each.cost for each in study.segments()) == spent <= 90
+    for trial in study.trials():
+        assert trial.values == pytest.approx([trial.params["x"] + 1 / epochs for epochs in rungs[trial.number]])
+        assert len(trial.history) == len(trial.values) - 1
+    assert all("epochs" not in run["params"] for run in records.iterate_runs(study.files))
+    best = next(index for index, done in rungs.items() if done == [1, 3, 9])
+    assert [(records.read_attempt(study.files, best, n) or {})["resumed_from"] for n in (1, 2, 3)] == [None, 1, 2]
+
+
+def test_bad_trials_are_cancelled_on_their_way_where_they_cannot_be_resumed(lab: Callable[..., Lab]) -> None:
+    study = lab(scheduler="stop", fidelity=Fidelity("epochs", 1, 9, 3), budget={"trials": 8}, parallel=8)
+
+    def train(index: int, params: dict[str, Any]) -> None:
+        assert params["epochs"] == 9
+        curve = {epoch: params["x"] + 1 / epoch for epoch in range(1, 10)}
+        if index < 4:
+            study.desk.run(index, curve)
+        else:  # came to 3 epochs so far
+            study.desk.run(index, {epoch: curve[epoch] + index for epoch in (1, 2, 3)}, state="RUNNING")
+
+    study.wake()
+    for index, (_, params) in study.desk.queued().items():
+        train(index, params)
+    study.wake()
+    stopped = {index for index in range(8) if records.cancelled_up_to(study.files, index)}
+    assert stopped == {4, 5, 6, 7}
+    assert sorted(study.desk.cancelled) == sorted(study.desk.task(index) for index in stopped)
+    for index in stopped:
+        path = study.files.attempt(index, 1)
+        record = {**(records.read_json(path) or {}), "state": "CANCELLED", "reason": "cancelled"}
+        records.write_atomic(path, records.dump({**record, "ended_at": records.now(), "wall_s": 1.0}))
+    assert study.finish(train).state == "FINISHED"
+    trials = study.trials()
+    assert {each.outcome for each in trials[4:]} == {Outcome.STOPPED}
+    assert [len(each.values) for each in trials] == [3] * 4 + [2] * 4, "the rungs that they passed count"
+    assert trials[5].values[1] == pytest.approx(trials[5].params["x"] + 1 / 3 + 5)  # type: ignore[operator]
+    assert all(each.reason.startswith("place ") for each in study.segments() if each.outcome == Outcome.STOPPED)
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_what_a_machine_lost_is_tried_again_and_given_up_at_last(lab: Callable[..., Lab]) -> None:
+    study = lab(budget={"trials": 6}, parallel=3)
+
+    def play(index: int, params: dict[str, Any]) -> None:
+        if index == 1 or (index == 2 and len(study.files.attempt_numbers(index)) < 2):
+            study.desk.words[study.desk.task(index)] = "NODE_FAIL"
+            study.desk.run(index, state="RUNNING")
+        else:
+            study.bowl(index, params)
+
+    assert study.finish(play).state == "FINISHED"
+    trials = study.trials()
+    assert [each.outcome for each in trials[:3]] == [Outcome.OK, Outcome.LOST, Outcome.OK]
+    assert sum(each.outcome is Outcome.OK for each in trials) == 6, "what was lost is made up for"
+    assert [len(study.files.attempt_numbers(index)) for index in range(3)] == [1, 3, 3]
+    assert [each.tries for each in study.segments()[:3]] == [1, 3, 3]
+    assert study.segments()[1].reason == "node failure"
+
+
+def test_whose_fault_it_was_decides_the_outcome(lab: Callable[..., Lab]) -> None:
+    study = lab(budget={"trials": 8}, parallel=8, max_crashes=9)
+    study.wake()
+    ends: list[dict[str, Any]] = [
+        {"values": {1: 0.5, 2: 0.25}},
+        {"values": {1: 0.5, 2: math.nan}},
+        {"values": {1: 0.5, 2: math.inf}},
+        {"state": "FAILED", "reason": "ValueError: no (train.py:4)"},
+        {"state": "FAILED", "reason": "CUDA out of memory (train.py:41)"},
+        {"state": "FAILED", "reason": "time limit"},
+        {"state": "CANCELLED", "reason": "cancelled"},
+        {},
+    ]
+    for index, end in enumerate(ends):
+        study.desk.run(index, **end)
+    study.wake()
+    expected = ["ok", "diverged", "diverged", "crashed", "oom", "timeout", "lost", "crashed"]
+    assert [each.outcome for each in study.segments()[:8]] == expected
+    assert study.segments()[0].value == 0.25
+    assert [each.reason for each in study.segments()[6:8]] == ["cancelled", "it logged no value"]
+
+
+def test_a_script_that_always_crashes_ends_the_study_with_the_reason(lab: Callable[..., Lab]) -> None:
+    study = lab(parallel=1)
+    row = study.finish(lambda index, _: study.desk.run(index, state="FAILED", reason="KeyError: 'lr' (train.py:4)"))
+    assert row.state == "FAILED"
+    assert row.reason == f"the first 3 trials failed, e.g. {ID}/2: KeyError: 'lr' (train.py:4)"
+
+
+def test_crashes_in_a_row_end_the_study_and_it_can_be_resumed(lab: Callable[..., Lab]) -> None:
+    study = lab(parallel=1, budget={"trials": 12})
+    is_mended: list[bool] = []
+
+    def play(index: int, params: dict[str, Any]) -> None:
+        if index < 2 or is_mended:
+            study.bowl(index, params)
+        else:
+            study.desk.run(index, state="FAILED", reason="ValueError")
+
+    row = study.finish(play)
+    assert (row.state, row.reason[:23]) == ("FAILED", "5 trials in a row faile")
+    assert len(study.trials()) == 7
+    is_mended.append(True)
+    study.ask(kind="resume")
+    assert study.finish(play).state == "FINISHED"
+    assert [each.outcome for each in study.trials()] == [Outcome.OK] * 2 + [Outcome.CRASHED] * 5 + [Outcome.OK] * 5
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ({"acc": 0.5, "los": 1}, "no run logged loss; its runs logged acc, los"),
+        ({}, "no run logged loss; its runs logged no metric at all: ems.log(NAME=value)"),
+        ({"loss": "0.5 %"}, "loss is a text ('0.5 %'), and only numbers can be compared: log a number"),
+    ],
+)
+def test_an_objective_that_cannot_be_compared_is_said_at_once(
+    lab: Callable[..., Lab], logged: dict[str, Any], said: str
+) -> None:
+    study = lab(parallel=3)
+
+    def play(index: int, params: dict[str, Any]) -> None:
+        study.desk.run(index)
+        if logged:
+            Path(study.files.run(index, "metrics.jsonl")).write_text(json.dumps({"step": 0, **logged}) + "\n")
+
+    row = study.finish(play)
+    assert (row.state, row.reason) == ("FAILED", said)
+    assert len(study.trials()) == 3
+
+
+def test_a_fidelity_that_the_script_ignores_is_found(lab: Callable[..., Lab]) -> None:
+    study = lab(scheduler="asha", fidelity=Fidelity("epochs", 1, 9, 3), budget={"epochs": 200}, parallel=6)
+    row = study.finish(lambda index, params: study.desk.run(index, dict.fromkeys(range(1, 21), params["x"])))
+    assert row.state == "FAILED"
+    assert "epochs" in row.reason
+    assert "20" in row.reason
+    assert not any(each.is_pending for each in study.trials())
+
+
+def test_an_outage_of_the_scheduler_is_waited_out(lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+    study = lab()
+    study.wake()
+    for index, (_, params) in study.desk.queued().items():
+        study.bowl(index, params) if index else None
+
+    def away(_: Iterable[str]) -> dict[str, JobInfo]:
+        raise ExecutorError("Unable to contact slurm controller")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(study.desk, "refresh", away)
+        report = study.wake()
+    assert (report.told, report.asked, report.trouble) == (3, 0, "Unable to contact slurm controller")
+    assert study.study().failures == 0
+    assert study.finish(study.bowl).state == "FINISHED"
+
+
+def test_a_driver_that_fails_again_and_again_gives_up_and_says_why(lab: Callable[..., Lab]) -> None:
+    study = lab()
+    study.desk.refusal = "invalid partition specified: gpux"
+    for _ in range(driver.MAX_FAILURES):
+        with pytest.raises(ExecutorError, match="gpux"):
+            study.wake()
+    row = study.study()
+    assert (row.state, row.failures) == ("FAILED", driver.MAX_FAILURES)
+    assert row.reason == "the driver failed 5 times: invalid partition specified: gpux"
+    assert study.wake().next_s is None
+    study.desk.refusal = ""
+    assert study.ask(kind="resume").running == 4
+    assert study.finish(study.bowl).state == "FINISHED"
+    assert len(study.trials()) == 10, "what was asked for before it was refused is what runs now"
+    assert set(study.desk.submitted.values()) == {1}
+
+
+# ------------------------------------------------------------------------------------------------ people
+
+
+def test_a_study_is_stopped_and_goes_on_and_is_extended(lab: Callable[..., Lab]) -> None:
+    study = lab(budget={"trials": 6}, parallel=2)
+    study.wake()
+    assert study.ask(kind="stop").state == "RUNNING", "two trials run still"
+    row = study.finish(study.bowl)
+    assert (row.state, row.reason, len(study.trials())) == ("STOPPED", "stopped by hand", 2)
+    assert study.ask(kind="resume").asked == 3
+    assert len(study.trials()) == 5
+    study.ask(kind="stop", now=True)
+    assert {each.reason for each in study.segments()[2:]} == {"stopped by hand"}
+    row = study.finish(study.bowl)
+    assert row.state == "STOPPED"
+    assert [each.outcome for each in study.trials()] == [Outcome.OK] * 2 + [Outcome.STOPPED] * 3
+    study.ask(kind="resume")
+    assert study.finish(study.bowl).state == "FINISHED"
+    assert len(study.trials()) == 6
+    study.ask(kind="extend", budget={"trials": 3})
+    assert study.finish(study.bowl).state == "FINISHED"
+    assert len(study.trials()) == 9
+    assert not list(Path(study.files.dir, "requests").iterdir())
+
+
+def test_a_request_is_taken_in_once_whatever_is_killed(lab: Callable[..., Lab]) -> None:
+    study = lab(budget={"trials": 2}, parallel=2)
+    study.finish(study.bowl)
+    records.ask_driver(study.files, {"kind": "extend", "budget": {"trials": 2}})
+    (request,) = Path(study.files.dir, "requests").iterdir()
+    kept = request.read_text()
+    study.wake()
+    request.write_text(kept)  # killed before it could be deleted
+    study.finish(study.bowl)
+    assert len(study.trials()) == 4
+    assert study.study().spec["budget"] == {"trials": 4}
+
+
+def test_trials_of_another_study_count_and_are_no_runs(lab: Callable[..., Lab]) -> None:
+    given = [{"params": {"x": 0.31}, "group": None, "values": [0.0001]}, {"params": {"x": 0.9}, "values": [0.36]}]
+    study = lab(sampler="gp", budget={"trials": 3}, parallel=1, given=given)
+    study.finish(study.bowl)
+    trials = study.trials()
+    assert [(each.number, each.origin, each.values) for each in trials[:2]] == [
+        (-2, "given", (0.36,)),
+        (-1, "given", (0.0001,)),
+    ]
+    assert [each.number for each in trials[2:]] == [0, 1, 2]
+    assert len(list(records.iterate_runs(study.files))) == 3
+
+
+def test_the_projects_store_has_what_is_new(lab: Callable[..., Lab], tmp_path: Path) -> None:
+    study = lab(budget={"trials": 6}, parallel=2)
+    path = Path(study.files.dir, driver.STORE)
+    with Store(tmp_path / "project" / ".ems" / "ems.db") as store:
+        assert not intake.copy(store, path, ID), "neither of them knows anything yet"
+        harvest.adopt(store, study.root)
+        study.wake()
+        assert intake.copy(store, path, ID)
+        assert not intake.copy(store, path, ID), "nothing is new"
+        assert store.resolve(ID).n_runs == 0
+        study.finish(study.bowl)
+        assert ID in store.unsettled()
+        assert intake.copy(store, path, ID)
+        harvest.harvest(store, study.root, study.desk.refresh, [ID])
+        assert studies.trials(store, ID) == study.trials()
+        assert studies.study(store, ID) == study.study()
+        assert store.resolve(ID).n_runs == 6
+        assert store.unsettled() == set()
+        assert [row.metrics["loss"].last for row in store.run_table([ID])] == [each.value for each in study.segments()]
+        assert len(studies.wakes(store, ID)) == study.study().wakes
+    with Store(tmp_path / "other" / ".ems" / "ems.db") as store:
+        harvest.adopt(store, study.root)
+        assert store.resolve(ID).n_runs == 6
+
+
+# ------------------------------------------------------------------------------------------------ what it costs
+
+
+def test_a_wake_imports_neither_torch_nor_scikit(lab: Callable[..., Lab]) -> None:
+    study = lab(sampler="gp", parallel=2)
+    study.finish(study.bowl)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ems.study import driver\n"
+        "from ems.search import decide, samplers\n"
+        "report = driver.wake(Path(sys.argv[1]), sys.argv[2], None, type('C', (), {'lag_s': 1, 'stop': print})())\n"
+        "print(report.next_s, sorted({'torch', 'sklearn', 'skopt', 'pandas', 'typer'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, study.root, ID], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "None []"
