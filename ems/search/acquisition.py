@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.special import erfcx, log1p, log_ndtr, ndtr
 
 from ems.search.warp import Array
 
-XI = 0.01  # of a standard deviation of y: by how much `ei` and `pi` ask to improve (skopt's default)
+XI_EI = 0.01  # of a standard deviation of y: by how much `ei` asks to improve (skopt's default)
+XI_PI = 0.1  # more for `pi`, which else takes the smallest step that is sure (Jones 2001, section 5)
 KAPPA_LCB = 1.96  # skopt's default
 KAPPA_UCB = 1.8  # Vizier's (Song et al. 2024)
 
@@ -44,7 +43,7 @@ def log_ei(mean: Array, sd: Array, incumbent: float, xi: float = 0.0) -> Array:
     return np.log(sd) + log_h((incumbent - xi - mean) / sd)
 
 
-def log_pi(mean: Array, sd: Array, incumbent: float, xi: float = XI) -> Array:
+def log_pi(mean: Array, sd: Array, incumbent: float, xi: float = XI_PI) -> Array:
     """Return the log of the probability of an improvement by at least ``xi`` (Kushner 1964)."""
     result: Array = log_ndtr((incumbent - xi - mean) / sd)
     return result
@@ -58,41 +57,47 @@ def lower_bound(mean: Array, sd: Array, kappa: float = KAPPA_LCB) -> Array:
     return kappa * sd - mean
 
 
-@dataclass(frozen=True, slots=True)
-class Balls:
-    """Around each pending point the ball in which the optimum is not to be expected: centres (k, D), radii (k,)."""
-
-    centres: Array
-    radii: Array
-
-
-def balls(centres: Array, mean: Array, sd: Array, least: float, where: Array, means: Array) -> Balls:
-    """Return the balls of pending points ``centres`` (k, D), embedded, given the model's mean and sd there (k,).
+def ball_radii(centres: Array, mean: Array, sd: Array, least: float, where: Array, means: Array) -> Array:
+    """Return the radii (k,) of the balls around pending points in which the optimum is not to be expected.
 
     Alvi et al. 2019, "Asynchronous Batch Bayesian Optimisation with Improved Local Penalisation" (PLAyBOOK), sections 4
-    and 4.1: expected radius (mean - least) / L plus sd / L, with a local Lipschitz constant L for each point. L is the
-    steepest slope of the model's means from the point to the nearest fiftieth of candidates ``where`` (m, D), of which
-    ``means`` (m,) are known: no further predictions are needed.
+    and 4.1: expected radius (mean - least) / L plus sd / L, with a local Lipschitz constant L for each point. L is here
+    the steepest slope of the model's means from the point to the nearest fiftieth of candidates: no further
+    predictions are needed.
+
+    Parameters
+    ----------
+    centres, mean, sd
+        Pending points, embedded, (k, D), and what the model predicts there, (k,).
+    least
+        Best value so far.
+    where, means
+        Candidates, embedded, (m, D), and the model's means there, (m,).
     """
-    radii = np.empty(len(centres))
-    near = max(2, len(where) // 50)
-    for index, centre in enumerate(centres):
-        distance = np.sqrt(np.sum((where - centre) ** 2, axis=1))
-        closest = np.argsort(distance, kind="stable")[:near]
-        slopes = np.abs(means[closest] - mean[index]) / np.maximum(distance[closest], 1e-9)
-        steepest = max(float(np.max(slopes, initial=0.0)), 1e-3)
-        radii[index] = (abs(mean[index] - least) + sd[index]) / steepest
-    return Balls(centres, radii)
+    if not len(centres):
+        return np.empty(0)
+    distances = _distances(centres, where)
+    near = min(max(2, len(where) // 50), len(where) - 1)
+    closest = np.argpartition(distances, near, axis=1)[:, :near]
+    rises = np.abs(means[closest] - mean[:, None]) / np.maximum(np.take_along_axis(distances, closest, axis=1), 1e-6)
+    radii: Array = (np.abs(mean - least) + sd) / np.maximum(np.max(rises, axis=1, initial=0.0), 1e-3)
+    return radii
 
 
-def log_penalty(x: Array, around: Balls) -> Array:
+def log_penalty(x: Array, centres: Array, radii: Array) -> Array:
     """Return the log of what remains of the acquisition at ``x`` (m, D) beside pending points: 0 far from them.
 
-    The product over them of min(distance / radius, 1), made smooth by a p-norm with p = -5 (Alvi et al. 2019,
+    The product over the balls of min(distance / radius, 1), made smooth by a p-norm with p = -5 (Alvi et al. 2019,
     section 4.1).
     """
-    result = np.zeros(len(x))
-    for centre, radius in zip(around.centres, around.radii, strict=True):
-        ratio = np.sqrt(np.sum((x - centre) ** 2, axis=1)) / max(float(radius), 1e-12)
-        result -= 0.2 * np.log1p(np.maximum(ratio, 1e-12) ** -5.0)
-    return result
+    if not len(centres):
+        return np.zeros(len(x))
+    ratios = np.maximum(_distances(x, centres), 1e-6) / np.maximum(radii, 1e-9)
+    penalty: Array = -0.2 * np.sum(np.log1p(ratios**-5.0), axis=1)
+    return penalty
+
+
+def _distances(a: Array, b: Array) -> Array:
+    squares = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1) - 2.0 * (a @ b.T)
+    distances: Array = np.sqrt(np.maximum(squares, 0.0))
+    return distances

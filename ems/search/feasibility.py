@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from scipy.special import log_ndtr
 
 from ems.search.gp import Layout, Surrogate
 from ems.search.warp import Array
 
-LEAST = 0.01  # probability that is always left: a model of few crashes is no proof
+LEAST_SD = 0.05  # of the share of failures: no model is surer than that
 
 
 @dataclass(frozen=True, slots=True)
 class Feasibility:
     """A least-squares classifier (Rasmussen & Williams 2006, section 6.5): a Gaussian process on labels 1 and 0.
 
-    Its mean estimates the probability itself; crashes that strike anywhere are noise to it, and move no point ahead of
-    another.
+    It estimates the share of trials that fail at a point. Crashes that strike anywhere are noise to it, and move no
+    point ahead of another.
     """
 
     model: Surrogate
@@ -32,10 +33,12 @@ class Feasibility:
         return cls(Surrogate.fit(np.vstack([good, bad]), labels, rng, layout, heavy_tail=np.inf))
 
     def log_weight(self, x: Array) -> Array:
-        """Return the log of the probability that trials at ``x`` (m, d) go well: what acquisition functions add.
+        """Return the log of the probability that most trials at ``x`` (m, d) go well: what acquisition functions add.
 
-        Gelbart, Snoek & Adams 2014, "Bayesian Optimization with Unknown Constraints", equation 6: the improvement
-        times the probability that the constraint holds.
+        Gelbart, Snoek & Adams 2014, "Bayesian Optimization with Unknown Constraints", section 3: the improvement times
+        the probability that the constraint holds, here that the share of failures is below one half. The share itself
+        would not do: an improvement that a model extrapolates outweighs any odds.
         """
-        mean, sd = self.model.predict(x)
-        return np.log(np.clip(1.0 - self.model.in_units(mean, sd)[0], LEAST, 1.0))
+        share, sd = self.model.in_units(*self.model.predict(x))
+        weight: Array = log_ndtr((0.5 - share) / np.maximum(sd, LEAST_SD))
+        return weight

@@ -16,7 +16,8 @@ from ems.search.problem import Problem
 from ems.search.trial import Origin, Outcome, Proposal, Trial
 from ems.search.warp import Array
 
-N_REFINED = 4  # candidates that local refinement starts from
+N_REFINED = 8  # candidates that local refinement starts from
+N_DRAWN = 700  # candidates of a joint draw, about: its cost grows with the cube
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def propose(
     posterior = factory(known, rng)
     feasibility = Feasibility.fit(known.x, known.bad, rng, ground.layout)
     hunt = Hunt(known, posterior, feasibility, pool(ground, _leaders(posterior), rng))
-    _STRATEGIES[problem.sampler](hunt, [np.random.default_rng([problem.seed, n]) for n in numbers[:count]])
+    if not len(hunt.x):
+        return []
+    STRATEGIES[problem.sampler](hunt, [np.random.default_rng([problem.seed, n]) for n in numbers[:count]])
     return hunt.proposals()
 
 
@@ -142,14 +145,15 @@ class Hunt:
         """Return the log of the probability that trials at ``x`` go well."""
         return np.zeros(len(x)) if self.feasibility is None else self.feasibility.log_weight(x)
 
-    def take(self, scores: Array, score: Score, rng: np.random.Generator) -> None:
-        """Choose the best free candidate, if any, by ``scores`` (m,), refined by ``score`` of other points."""
+    def take(self, scores: Array, score: Score, rng: np.random.Generator) -> bool:
+        """Choose the best free candidate by ``scores`` (m,), refined by ``score`` of others; False: none is free."""
         free = self.known.taken.free(self.x)
         top = best_first(np.where(free, scores, -np.inf), min(N_REFINED, int(free.sum())))
         if top:
             point, worth = refine(self.known.ground, self.x[top], scores[top], score, self.known.taken, rng)
             self.known.taken.add(point[None])
             self.chosen.append((point, worth))
+        return bool(top)
 
     def proposals(self) -> list[Proposal]:
         """Return the chosen points, with their acquisition, as proposals; what the space rounds to the same, once."""
@@ -185,9 +189,9 @@ def _greedy(acquire: Acquisition) -> Callable[[Hunt, Generators], None]:
             def score(x: Array, current: Posterior = model) -> Array:
                 return acquire(*current.predict(x), hunt.incumbent) + hunt.weigh(x)
 
-            hunt.take(acquire(*model.predict(hunt.x), hunt.incumbent) + hunt.weights, score, rng)
-            if hunt.chosen:
-                model = model.condition(hunt.chosen[-1][0][None])
+            if not hunt.take(acquire(*model.predict(hunt.x), hunt.incumbent) + hunt.weights, score, rng):
+                return
+            model = model.condition(hunt.chosen[-1][0][None])
 
     return choose
 
@@ -198,12 +202,14 @@ def _thompson(hunt: Hunt, generators: Generators) -> None:
     Kandasamy et al. 2018, "Parallelised Bayesian Optimisation via Thompson Sampling", algorithms 1 and 2: the draws are
     of the posterior of what is completed; pending points need no care.
     """
-    for draw in hunt.posterior.draw(hunt.x, generators[0], len(generators)):
-        scores = np.where(hunt.known.taken.free(hunt.x), hunt.weights - draw, -np.inf)
+    thin = slice(None, None, max(1, len(hunt.x) // N_DRAWN))
+    x, weights = hunt.x[thin], hunt.weights[thin]
+    for draw in hunt.posterior.draw(x, generators[0], len(generators)):
+        scores = np.where(hunt.known.taken.free(x), weights - draw, -np.inf)
         best = int(np.argmax(scores))
         if np.isfinite(scores[best]):
-            hunt.known.taken.add(hunt.x[best][None])
-            hunt.chosen.append((hunt.x[best], float(scores[best])))
+            hunt.known.taken.add(x[best][None])
+            hunt.chosen.append((x[best], float(scores[best])))
 
 
 def _penalised(hunt: Hunt, generators: Generators) -> None:
@@ -211,21 +217,30 @@ def _penalised(hunt: Hunt, generators: Generators) -> None:
     embed, model = hunt.known.ground.layout.embed, hunt.posterior
     mean, sd = model.predict(hunt.x)
     where, busy = embed(hunt.x), hunt.known.pending
-    plain = acquisition.log_ei(mean, sd, hunt.incumbent) + hunt.weights
+
+    def radii_of(points: Array) -> Array:
+        return acquisition.ball_radii(embed(points), *model.predict(points), hunt.incumbent, where, mean)
+
+    def penalty(x: Array) -> Array:
+        return acquisition.log_penalty(embed(x), embed(busy), radii)
+
+    def score(x: Array) -> Array:
+        return acquisition.log_ei(*model.predict(x), hunt.incumbent) + hunt.weigh(x) + penalty(x)
+
+    radii = radii_of(busy)
+    scores = acquisition.log_ei(mean, sd, hunt.incumbent) + hunt.weights + penalty(hunt.x)
     for rng in generators:
-        balls = acquisition.balls(embed(busy), *model.predict(busy), hunt.incumbent, where, mean)
-
-        def score(x: Array, balls: acquisition.Balls = balls) -> Array:
-            value = acquisition.log_ei(*model.predict(x), hunt.incumbent) + hunt.weigh(x)
-            return value + acquisition.log_penalty(embed(x), balls)
-
-        hunt.take(plain + acquisition.log_penalty(where, balls), score, rng)
-        busy = np.vstack([hunt.known.pending, *(point for point, _ in hunt.chosen)])
+        if not hunt.take(scores, score, rng):
+            return
+        point = hunt.chosen[-1][0][None]
+        radius = radii_of(point)
+        scores += acquisition.log_penalty(where, embed(point), radius)
+        busy, radii = np.vstack([busy, point]), np.concatenate([radii, radius])
 
 
-_STRATEGIES: Mapping[str, Callable[[Hunt, Generators], None]] = {
+STRATEGIES: Mapping[str, Callable[[Hunt, Generators], None]] = {
     "gp": _greedy(acquisition.log_ei),
-    "ei": _greedy(lambda mean, sd, least: acquisition.log_ei(mean, sd, least, acquisition.XI)),
+    "ei": _greedy(lambda mean, sd, least: acquisition.log_ei(mean, sd, least, acquisition.XI_EI)),
     "pi": _greedy(acquisition.log_pi),
     "lcb": _greedy(lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_LCB)),
     "ucb": _greedy(lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_UCB)),
