@@ -78,7 +78,7 @@ def propose(
     elif initial:
         origin = Origin.MODEL if sampler == "sobol" else Origin.INITIAL
         chosen += _walk(fresh, _sobol(problem, group), initial, origin)
-    if sampler not in UNINFORMED and count > initial:
+    if sampler not in UNINFORMED and count > initial and not fresh.is_exhausted:
         told = _pending(own, chosen, numbers, group)
         for proposal in (model or _model(sampler))(problem, told, count - initial, numbers[initial:count], group, rung):
             if fresh.take(proposal.params):
