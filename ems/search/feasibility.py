@@ -12,6 +12,8 @@ from ems.search.gp import Layout, Surrogate
 from ems.search.warp import Array
 
 LEAST_SD = 0.05  # of the share of failures: no model is surer than that
+FUTILE = 0.05  # at less than that probability points come last: improvements get small without bound, too
+_LAST = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +43,4 @@ class Feasibility:
         """
         share, sd = self.model.in_units(*self.model.predict(x))
         weight: Array = log_ndtr((0.5 - share) / np.maximum(sd, LEAST_SD))
-        return weight
+        return np.where(weight < np.log(FUTILE), weight - _LAST, weight)

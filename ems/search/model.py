@@ -176,24 +176,31 @@ def _greedy(acquire: Acquisition) -> Callable[[Hunt, Generators], None]:
     """Return the strategy that takes the best point by ``acquire(mean, sd, incumbent)`` and believes it, over and over.
 
     Pending points are believed likewise: the mean is that of completed trials, the deviation that of completed and
-    pending ones.
+    pending ones, and the incumbent may be one that is believed; else the next points would crowd around it.
     """
 
     def choose(hunt: Hunt, generators: Generators) -> None:
-        model = hunt.posterior
+        model, least = hunt.posterior, hunt.incumbent
         model.predict(hunt.x)  # remembered: conditioning adds to it
-        if len(hunt.known.pending):
-            model = model.condition(hunt.known.pending)
+        fresh = hunt.known.pending
         for rng in generators:
+            model, least = believe(model, least, fresh)
 
-            def score(x: Array, current: Posterior = model) -> Array:
-                return acquire(*current.predict(x), hunt.incumbent) + hunt.weigh(x)
+            def score(x: Array, model: Posterior = model, least: float = least) -> Array:
+                return acquire(*model.predict(x), least) + hunt.weigh(x)
 
-            if not hunt.take(acquire(*model.predict(hunt.x), hunt.incumbent) + hunt.weights, score, rng):
+            if not hunt.take(acquire(*model.predict(hunt.x), least) + hunt.weights, score, rng):
                 return
-            model = model.condition(hunt.chosen[-1][0][None])
+            fresh = hunt.chosen[-1][0][None]
 
     return choose
+
+
+def believe(model: Posterior, least: float, x: Array) -> tuple[Posterior, float]:
+    """Return the model that believes its own means at ``x`` (m, d), and the least of them and of ``least``."""
+    if not len(x):
+        return model, least
+    return model.condition(x), min(least, float(np.min(model.predict(x)[0])))
 
 
 def _thompson(hunt: Hunt, generators: Generators) -> None:
@@ -238,12 +245,17 @@ def _penalised(hunt: Hunt, generators: Generators) -> None:
         busy, radii = np.vstack([busy, point]), np.concatenate([radii, radius])
 
 
+ACQUISITIONS: Mapping[str, Acquisition] = {
+    "gp": acquisition.log_ei,
+    "ei": lambda mean, sd, least: acquisition.log_ei(mean, sd, least, acquisition.XI_EI),
+    "pi": acquisition.log_pi,
+    "lcb": lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_LCB),
+    "ucb": lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_UCB),
+}
+"""Of mean, deviation and incumbent, by the sampler's name."""
+
 STRATEGIES: Mapping[str, Callable[[Hunt, Generators], None]] = {
-    "gp": _greedy(acquisition.log_ei),
-    "ei": _greedy(lambda mean, sd, least: acquisition.log_ei(mean, sd, least, acquisition.XI_EI)),
-    "pi": _greedy(acquisition.log_pi),
-    "lcb": _greedy(lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_LCB)),
-    "ucb": _greedy(lambda mean, sd, _: acquisition.lower_bound(mean, sd, acquisition.KAPPA_UCB)),
+    **{name: _greedy(acquire) for name, acquire in ACQUISITIONS.items()},
     "ts": _thompson,
     "lp": _penalised,
 }
