@@ -237,6 +237,10 @@ class Cloud:
 
     def _bulk(self, zone: str, body: dict[str, Any]) -> dict[str, Any]:
         names = list(body["perInstanceProperties"])
+        for each in body["instanceProperties"].get("guestAccelerators", ()):
+            if self._fixed(f"/zones/{zone}/acceleratorTypes/{each['acceleratorType']}") is None:
+                message = f"The resource 'zones/{zone}/acceleratorTypes/{each['acceleratorType']}' was not found"
+                raise RefusedError(404, "notFound", message, "global")
         if self.take("quota"):
             message = "Quota 'CPUS' exceeded.  Limit: 24.0 in region us-central1."
             raise RefusedError(403, "quotaExceeded", message, "usageLimits")
@@ -363,6 +367,9 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(length)
         try:
             status, answer = 200, self._answer(raw)
+        except ConnectionAbortedError:
+            self.close_connection = True
+            return
         except RefusedError as error:
             status, answer = error.status, error.body
         content = json.dumps(answer, default=str).encode()

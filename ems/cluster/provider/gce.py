@@ -6,6 +6,7 @@ filter of labels. All are in one region; a zone is tried for a request, and wher
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ems.cluster.definition import GceSection
     from ems.cluster.provider.backoff import Backoff
 
+_NO_SUCH = re.compile(r"(machineTypes?|acceleratorTypes?)\b.*(not found|not exist|not available)", re.IGNORECASE)
 _LATE_S = 30.0  # how long a machine that was made may be missing in listings
 _GONE_S = 300.0
 _IN_USE_S = 120.0
@@ -183,7 +185,7 @@ class GceProvider:
             operation = self.api.post(f"/zones/{zone}/instances/bulkInsert", gcewords.bulk(requests, properties))
             faults = self.api.wait(operation)
         except ApiError as error:
-            faults = [Fault(error.code, error.message, error.cause)]
+            faults = [Fault(error.code, error.message, _cause(error))]
         faults = [each for each in faults if not each.is_there]
         if not faults:
             return {}
@@ -327,6 +329,11 @@ class GceProvider:
 
 def _is_there(error: ApiError) -> bool:
     return error.status == 409 or error.code in {"alreadyExists", "RESOURCE_ALREADY_EXISTS"}
+
+
+def _cause(error: ApiError) -> RefusalCause:
+    """Return what helps: where a zone never has that size or GPU, another zone, as where it is sold out."""
+    return RefusalCause.STOCKOUT if _NO_SUCH.search(error.message) and error.status in {400, 404} else error.cause
 
 
 def _stranger(name: str, labels: dict[str, str]) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import google.auth
 import google.auth.transport.requests
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from google.oauth2 import service_account
 from libcloud.common.google import GoogleBaseConnection, GoogleBaseError
 from libcloud.compute.drivers.gce import GCEConnection
 from requests.exceptions import RequestException
@@ -110,8 +111,7 @@ class _Identity:
             if path is None:
                 self._credentials, self.project = google.auth.default(scopes=[_SCOPE])
             else:
-                load: Any = google.auth.load_credentials_from_file  # it has no types
-                self._credentials, self.project = load(str(Path(path).expanduser()), scopes=[_SCOPE])
+                self._credentials, self.project = _from_key_file(Path(path).expanduser())
         except DefaultCredentialsError as error:
             raise ProviderError(f"there are no credentials for Google: {_first_line(error)}", _LOGIN) from None
 
@@ -127,6 +127,24 @@ class _Identity:
                         f"Google does not take these credentials: {_first_line(error)}", "authError", 401, _LOGIN
                     ) from None
             return str(self._credentials.token)
+
+
+def _from_key_file(path: Path) -> tuple[Any, str | None]:
+    """Return what a service account's key file says; of another kind it is not taken, since it may run commands.
+
+    Raises
+    ------
+    ProviderError
+        If it is none.
+    """
+    try:
+        load: Any = service_account.Credentials.from_service_account_file  # it has no types
+        found = load(str(path), scopes=[_SCOPE])
+    except (OSError, ValueError, GoogleAuthError) as error:
+        raise ProviderError(
+            f"{path} is no key file of a service account: {_first_line(error)}", "leave `credentials` out, or name one"
+        ) from None
+    return found, found.project_id
 
 
 class _Connection(GCEConnection):

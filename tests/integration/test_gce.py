@@ -1,0 +1,509 @@
+"""Google Compute Engine over real HTTP, against a stand-in that keeps state, checks requests and fails as told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ems.cluster import lifecycle, price
+from ems.cluster.definition import Definition, GceSection
+from ems.cluster.fleet import Fleet, known
+from ems.cluster.provider import base
+from ems.cluster.provider.backoff import Backoff
+from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, RefusalCause, Resource, Thing
+from ems.cluster.provider.gce import GceProvider
+from ems.cluster.record import Files, Phase
+from ems.errors import ClusterError, ProviderError, UsageError
+
+_TESTS = Path(__file__).parents[1]
+_A, _B = "us-central1-a", "us-central1-b"
+LABELS = {base.CLUSTER: "demo", base.INCARNATION: "a" * 32, base.OWNER: "eve"}
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> ModuleType:
+    path = _TESTS / "clouds" / "gce.py"
+    spec = importlib.util.spec_from_file_location("ems_tests_gce", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cloud(stand_in: ModuleType) -> Iterator[Any]:
+    with stand_in.serve() as cloud:
+        yield cloud
+
+
+def section(cloud: Any, folder: Path, **more: Any) -> GceSection:
+    said = {"credentials": str(cloud.credentials(folder)), "endpoint": cloud.url, "ssh_from": "192.0.2.7/32", **more}
+    return GceSection.model_validate(said)
+
+
+def hurried() -> Backoff:
+    """Return waits that are as many as they are and take a fiftieth of their time."""
+    import time
+
+    return Backoff(sleep=lambda seconds: time.sleep(seconds / 50))
+
+
+@pytest.fixture
+def provider(cloud: Any, tmp_path: Path) -> GceProvider:
+    return GceProvider(section(cloud, tmp_path, labels={"team": "vision"}), backoff=hurried())
+
+
+def controller(**changes: Any) -> MachineRequest:
+    labels = {**LABELS, base.ROLE: "controller", base.NODE: "demo-controller"}
+    wish = MachineRequest("demo-controller", "debian:12", "#cloud-config\n", labels, size="e2-standard-2")
+    return replace(wish, is_public=True, is_trusted=True, **changes)
+
+
+def nodes(count: int, **changes: Any) -> list[MachineRequest]:
+    labels = {**LABELS, base.ROLE: "compute", base.KIND: "gpu"}
+    wish = MachineRequest("", "ubuntu:24.04", "#cloud-config\n", labels, size="n1-standard-4", gpus=1, gpu_type="t4")
+    return [replace(wish, name=f"demo-gpu-{number:03d}", spot=True, **changes) for number in range(1, count + 1)]
+
+
+def made(results: list[Resource | Refusal]) -> list[Resource]:
+    assert [each for each in results if isinstance(each, Refusal)] == []
+    return [each for each in results if isinstance(each, Resource)]
+
+
+def refused(results: list[Resource | Refusal]) -> list[Refusal]:
+    assert [each for each in results if isinstance(each, Resource)] == []
+    return [each for each in results if isinstance(each, Refusal)]
+
+
+# -- what is asked of Google ------------------------------------------------------------------------------------
+
+
+def test_a_cluster_is_made_found_stopped_saved_and_deleted(cloud: Any, provider: GceProvider) -> None:
+    provider.check([controller(), *nodes(2)])
+    assert cloud.left() == []
+    provider.prepare(LABELS)
+    wanted = [controller(lease_s=7200), *nodes(2)]
+    first = made(provider.create(wanted))
+    assert [each.name for each in first] == ["demo-controller", "demo-gpu-001", "demo-gpu-002"]
+    assert {each.state for each in first} == {MachineState.RUNNING}
+    assert [(each.zone, each.size, each.spot) for each in first[:2]] == [
+        (_A, "e2-standard-2", False),
+        (_A, "n1-standard-4", True),
+    ]
+    assert first[1].labels.items() >= {**wanted[1].labels, base.NODE: "demo-gpu-001", "team": "vision"}.items()
+    assert first[1].created_at is not None
+
+    before = len(cloud.machines())
+    provider.prepare(LABELS)
+    assert made(provider.create(wanted)) == first
+    assert len(cloud.machines()) == before
+
+    found = provider.list(LABELS)
+    assert [each.thing for each in found].count(Thing.MACHINE) == 3
+    assert {Thing.NETWORK, Thing.RULE} <= {each.thing for each in found}
+    assert all(each.labels.items() >= LABELS.items() for each in found)
+    assert provider.list({**LABELS, base.INCARNATION: "b" * 32}) == []
+    assert [each.name for each in provider.list({base.NODE: "demo-gpu-002"}) if each.thing is Thing.MACHINE] == [
+        "demo-gpu-002"
+    ]
+
+    provider.stop(first[:1])
+    [stopped] = [each for each in provider.list(LABELS) if each.name == "demo-controller"]
+    assert (stopped.state, stopped.address, stopped.ssh_address) == (MachineState.STOPPED, "", "")
+    provider.start([stopped])
+    image = provider.save_image(first[1], "demo-gpu-image", {**LABELS, base.IMAGE: "0123"})
+    assert image in provider.list(LABELS)
+    made(provider.create([replace(controller(), name="demo-bake-gpu", image=image.id)]))
+
+    everything = provider.list(LABELS)
+    provider.destroy(everything)
+    assert cloud.left() == []
+    provider.destroy(everything)
+
+
+def test_what_is_asked_for_is_what_the_definition_says(cloud: Any, tmp_path: Path) -> None:
+    account = "ems-controller@lab.iam.gserviceaccount.com"
+    provider = GceProvider(section(cloud, tmp_path, service_account=account, zones=[_B]), backoff=hurried())
+    provider.prepare(LABELS)
+    first, second = made(provider.create([controller(lease_s=7200), *nodes(1, disk_gb=80, disk_type="pd-ssd")]))
+    gate, node = cloud.things[first.id], cloud.things[second.id]
+    assert gate["scheduling"]["maxRunDuration"] == {"seconds": "7200"}
+    assert gate["scheduling"]["instanceTerminationAction"] == "DELETE"
+    assert gate["scheduling"]["provisioningModel"] == "STANDARD"
+    assert [each["email"] for each in gate["serviceAccounts"]] == [account]
+    assert "serviceAccounts" not in node
+    assert node["scheduling"]["provisioningModel"] == "SPOT"
+    assert node["guestAccelerators"] == [{"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 1}]
+    disk = node["disks"][0]["initializeParams"]
+    assert (disk["diskSizeGb"], disk["diskType"], disk["labels"][base.CLUSTER]) == ("80", "pd-ssd", "demo")
+    items = {each["key"]: each["value"] for each in gate["metadata"]["items"]}
+    assert items["user-data"] == "#cloud-config\n"
+    assert "install -y --no-install-recommends cloud-init" in items["startup-script"]  # Debian's image has none
+    assert "startup-script" not in {each["key"] for each in node["metadata"]["items"]}
+
+    rules = {path.rsplit("/", 1)[1]: each for path, each in cloud.things.items() if "/firewalls/" in path}
+    assert rules["ems-demo-ssh"]["sourceRanges"] == ["192.0.2.7/32"]
+    assert rules["ems-demo-ssh"]["allowed"] == [{"IPProtocol": "tcp", "ports": ["22"]}]
+    assert set(rules["ems-demo-ssh"]["targetTags"]) <= set(gate["tags"]["items"])
+    assert not set(rules["ems-demo-ssh"]["targetTags"]) & set(node["tags"]["items"])
+    assert rules["ems-demo-inside"]["sourceTags"] == rules["ems-demo-inside"]["targetTags"] == ["ems-demo"]
+
+    moved = GceProvider(section(cloud, tmp_path, ssh_from="198.51.100.0/24"), backoff=hurried())
+    moved.prepare(LABELS)  # the laptop is somewhere else today
+    assert cloud.things["/global/firewalls/ems-demo-ssh"]["sourceRanges"] == ["198.51.100.0/24"]
+
+
+def test_a_thousand_machines_are_a_handful_of_calls(cloud: Any, provider: GceProvider) -> None:
+    cloud.quotas["NVIDIA_T4_GPUS"] = 5000
+    _ = provider.traits
+    cloud.calls.clear()
+    wanted = [replace(each, name=f"demo-gpu-{n}") for n, each in enumerate(nodes(999))]
+    assert len(made(provider.create(wanted))) == 999
+    assert len([each for each in cloud.calls if each[0] == "POST"]) == 1
+    assert len(cloud.calls) < 10
+    cloud.calls.clear()
+    assert len(provider.list(LABELS)) == 999
+    assert len(cloud.calls) < 20
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["rate", "error", "raise"])
+def test_what_passes_is_asked_again_and_counts_once(cloud: Any, provider: GceProvider, fault: str) -> None:
+    provider.prepare(LABELS)
+    cloud.faults[fault] = 2
+    assert len(made(provider.create([controller(), *nodes(2)]))) == 3
+    assert cloud.faults[fault] == 0
+    assert max(cloud.born.values()) == 1
+    posts = [call for call in cloud.calls if "bulkInsert" in call[1]]
+    assert len(posts) >= 2
+    provider.destroy(provider.list(LABELS))
+    assert cloud.left() == []
+
+
+def test_refusals_say_why_and_stop_nobody_else(cloud: Any, provider: GceProvider) -> None:
+    cloud.faults[f"exhausted:{_A}/n1-standard-4"] = 1
+    one, *others = provider.create([controller(), *nodes(2, zone=_A)])
+    assert isinstance(one, Resource)
+    for each in refused(others):
+        assert (each.cause, each.zone) == (RefusalCause.STOCKOUT, _A)
+        assert "does not have enough resources" in each.reason
+        assert "zones" in each.hint
+    cloud.faults["quota"] = 1
+    [quota] = refused(provider.create(nodes(1, zone=_B)))
+    assert (quota.cause, "Quota 'CPUS' exceeded" in quota.reason) == (RefusalCause.QUOTA, True)
+    assert "console.cloud.google.com" in quota.hint
+    [wrong] = refused(provider.create(nodes(1, zone=_B, lease_s=10)))
+    assert (wrong.cause, "maxRunDuration" in wrong.reason) == (RefusalCause.INVALID, True)
+    stranger = replace(controller(), labels={**LABELS, base.INCARNATION: "c" * 32})
+    [taken] = refused(provider.create([stranger]))
+    assert "not of this cluster" in taken.reason
+    provider.prepare(LABELS)
+    with pytest.raises(ProviderError, match="not of this cluster"):
+        provider.prepare({**LABELS, base.INCARNATION: "c" * 32})
+
+
+def test_slow_operations_and_late_listings_are_waited_for(cloud: Any, provider: GceProvider) -> None:
+    cloud.operation_s, cloud.late_s = 0.3, 0.6
+    provider.prepare(LABELS)
+    first = made(provider.create([controller(), *nodes(2)]))
+    assert len(first) == 3
+    assert made(provider.create([controller(), *nodes(2)])) == first
+    provider.destroy(provider.list(LABELS))
+    assert cloud.left() == []
+
+
+def test_rights_that_are_taken_away_are_said_in_googles_words(
+    cloud: Any, provider: GceProvider, tmp_path: Path
+) -> None:
+    cloud.lacking.add("compute.instances.create")
+    with pytest.raises(ProviderError, match=r"lacks compute\.instances\.create") as caught:
+        provider.check([controller()])
+    assert "roles/compute.admin" in caught.value.hint
+    wrong = section(cloud, tmp_path, credentials=str(cloud.credentials(tmp_path, is_good=False)))
+    before = len(cloud.calls)
+    with pytest.raises(ProviderError, match="Invalid JWT Signature") as caught:
+        GceProvider(wrong).check([controller()])
+    assert "gcloud auth application-default login" in caught.value.hint
+    assert len(cloud.calls) == before
+
+
+@pytest.mark.parametrize(
+    ("request_", "said", "hint"),
+    [
+        (controller(image="fedora:99"), "fedora:99", "debian:12"),
+        (controller(size="colossal-1"), "colossal-1", "machine-types"),
+        (controller(disk_type="pd-stone"), "pd-stone", "pd-ssd"),
+        (replace(nodes(1)[0], gpus=9), "9 nvidia-tesla-t4", "accelerator-types"),
+        (replace(nodes(1)[0], size="n2-standard-8", gpus=0, spot=False), "N2_CPUS", "quotas"),
+    ],
+)
+def test_what_cannot_be_had_is_said_before_anything_is_made(
+    cloud: Any, provider: GceProvider, request_: MachineRequest, said: str, hint: str
+) -> None:
+    cloud.quotas["N2_CPUS"] = 4
+    with pytest.raises(ProviderError, match=said) as caught:
+        provider.check([request_])
+    assert hint in caught.value.hint
+    assert cloud.left() == []
+
+
+def test_regions_and_zones_that_do_not_exist_are_named(cloud: Any, tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match="no region `mars`") as caught:
+        GceProvider(section(cloud, tmp_path, region="mars")).check([controller()])
+    assert "us-central1" in caught.value.hint
+    with pytest.raises(ProviderError, match="no zone `us-central1-z`") as caught:
+        GceProvider(section(cloud, tmp_path, zones="us-central1-z")).check([controller()])
+    assert _A in caught.value.hint
+
+
+def test_without_credentials_or_project_it_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")  # this computer is none of Google's
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no gcloud
+    with pytest.raises(ProviderError, match="no credentials for Google") as caught:
+        GceProvider(GceSection()).list()
+    assert "gcloud auth application-default login" in caught.value.hint
+
+
+# -- a cluster's life -------------------------------------------------------------------------------------------
+
+CLUSTER = """
+provider: {{kind: gce, credentials: {credentials}, endpoint: "{url}", ssh_from: 192.0.2.7/32}}
+image: ubuntu:24.04
+controller: {{size: e2-standard-2}}
+nodes:
+  gpu: {{count: 2, size: [n1-standard-4, n1-standard-8], gpus: 1, gpu_type: t4, spot: true}}
+  cpu: {{count: 1, size: e2-standard-4}}
+limits: {{max_nodes: 5, max_hours: 12}}
+"""
+
+
+@pytest.fixture
+def cluster(cloud: Any, project: Path, tmp_path: Path) -> str:
+    """The name of a definition in the project; nobody answers SSH on the machines."""
+    cloud.public_ip = lambda _name: "127.77.0.1"
+    (project / "cluster").mkdir()
+    text = CLUSTER.format(credentials=cloud.credentials(tmp_path), url=cloud.url)
+    (project / "cluster" / "lab.yaml").write_text(text)
+    return "lab"
+
+
+def definition(project: Path) -> Definition:
+    from ems.cluster import catalog
+
+    return catalog.load("lab", project)
+
+
+def started(project: Path, **counts: int) -> Fleet:
+    fleet = lifecycle.begin("lab", definition(project), counts)
+    lifecycle.start(fleet, setup=False)
+    return fleet
+
+
+def where(cloud: Any) -> dict[str, str]:
+    """Return the stand-in's machines: name -> zone and size."""
+    found = {}
+    for path, each in cloud.machines().items():
+        assert each["name"] not in found, "a machine is there twice"
+        found[each["name"]] = f"{path.split('/')[2][-1]} {each['machineType'].rsplit('/', 1)[1]}"
+    return found
+
+
+def test_the_next_zone_then_the_next_size_is_tried(cloud: Any, cluster: str, project: Path) -> None:
+    for zone in ("a", "b"):
+        cloud.faults[f"exhausted:us-central1-{zone}/n1-standard-4"] = 1
+    fleet = started(project)
+    assert where(cloud) == {
+        "lab-controller": "a e2-standard-2",
+        "lab-gpu-001": "a n1-standard-8",  # no GPUs in the zone c
+        "lab-gpu-002": "a n1-standard-8",
+        "lab-cpu-001": "a e2-standard-4",
+    }
+    asked = [path for verb, path in cloud.calls if "bulkInsert" in path]
+    started(project, gpu=3)  # what was sold out is asked again by another command, but not by this one
+    assert len([path for verb, path in cloud.calls if "bulkInsert" in path]) > len(asked)
+    assert price.of_machines(fleet.definition, list(fleet.machines().values())) == pytest.approx(
+        0.06701142 + 0.13402284 + 3 * (2 * 0.04 + 0.11), abs=2e-4
+    )
+    for zone in ("a", "b", "c"):
+        cloud.faults[f"exhausted:us-central1-{zone}"] = 1
+    outcome = started(project, cpu=2)
+    assert "does not have enough resources" in outcome.record.left_out["lab-cpu-002"]
+    with pytest.raises(UsageError, match=r"limits\.max_nodes"):
+        started(project, gpu=6)
+
+
+def test_start_resize_pause_and_stop_leave_nothing(cloud: Any, cluster: str, project: Path) -> None:
+    """Nobody answers SSH, so SLURM's part of it is left out; that is what the tests with containers are for."""
+    fleet = started(project)
+    assert len(where(cloud)) == 4
+    keys = {name: each.labels[base.HOST_KEY] for name, each in fleet.machines().items()}
+    assert keys["lab-gpu-001"] == keys["lab-gpu-002"] != keys["lab-controller"]
+    lifecycle.change(fleet, (*fleet.record.wanted, "lab-gpu-003"))
+    assert "lab-gpu-003" in where(cloud)
+    lifecycle.change(fleet, ("lab-gpu-001", "lab-gpu-003"), now=True)
+    assert sorted(where(cloud)) == ["lab-controller", "lab-gpu-001", "lab-gpu-003"]
+    cloud.lose("lab-gpu-003")
+    lifecycle.make(fleet)
+    assert len(where(cloud)) == 3
+    lifecycle.pause(fleet)
+    assert sorted(where(cloud)) == ["lab-controller"]  # nodes that are stopped would cost their disks
+    assert fleet.machines()["lab-controller"].state is MachineState.STOPPED
+    assert known("lab").record.phase is Phase.PAUSED
+    assert lifecycle.stop(fleet) > 0
+    assert cloud.left() == []
+
+
+def test_nodes_that_come_and_go_with_the_queue_are_refused_clearly(cloud: Any, cluster: str, project: Path) -> None:
+    path = project / "cluster" / "lab.yaml"
+    path.write_text(path.read_text().replace("count: 1,", "min: 0, max: 4,"))
+    with pytest.raises(ClusterError, match=r"`nodes\.cpu\.max`") as caught:
+        started(project)
+    assert "count" in caught.value.hint
+    assert cloud.left() == []
+
+
+def test_plan_and_check_show_price_and_quota_and_make_nothing(
+    ems: Any, cloud: Any, cluster: str, project: Path
+) -> None:
+    found = json.loads(ems("cluster", "plan", "lab", "--json").stdout)
+    gpu = found["lines"][1]
+    assert (gpu["count"], gpu["sizes"], gpu["price_per_hour"]) == (2, ["n1-standard-4", "n1-standard-8"], 0.15)
+    assert found["price_per_gpu_hour"] == pytest.approx(found["price_per_hour"] / 2)
+    assert {each["subject"] for each in found["findings"]} >= {"credentials", "permissions", "quota", "image", "size"}
+    shown = ems("cluster", "plan", "lab", "--nodes", "gpu=4")
+    assert "a GPU-hour" in shown.stdout
+    assert "PREEMPTIBLE_NVIDIA_T4_GPUS: 4 needed, 16 of 16 free" in shown.stderr
+    cloud.quotas["PREEMPTIBLE_NVIDIA_T4_GPUS"] = 1
+    bad = ems("cluster", "check", "lab", code=1)
+    assert "2 needed, 1 of 1 free" in bad.stderr
+    assert "quotas" in bad.stderr
+    path = project / "cluster" / "lab.yaml"
+    path.write_text(path.read_text().replace("size: e2-standard-4", "size: n4-standard-4"))
+    assert "unknown" in ems("cluster", "plan", "lab").stdout
+    assert cloud.left() == []
+
+
+# -- a client that is killed ------------------------------------------------------------------------------------
+
+_WANTED = ["lab-controller", "lab-cpu-001", "lab-gpu-001", "lab-gpu-002"]
+
+
+class Client:
+    """A process that starts the cluster, forked: to begin a Python anew for each would take most of the time.
+
+    Parameters
+    ----------
+    line
+        It kills itself before it writes this line of the journal; 0: never.
+    """
+
+    def __init__(self, project: Path, line: int = 0) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the stand-in's threads are none of the child's
+            self.pid = os.fork()
+        if not self.pid:
+            self._work(project, line)
+
+    def _work(self, project: Path, line: int) -> None:
+        seen = 0
+
+        def die(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if (
+                event == "open"
+                and str(args[0]).endswith("/journal.jsonl")
+                and args[2] & os.O_WRONLY | args[2] & os.O_RDWR
+            ):
+                seen += 1
+                if seen == line:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        code = 1
+        try:
+            sys.addaudithook(die)
+            with Files("lab").locked():
+                started(project)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Return 0, or the signal that ended it, negative."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def is_sound(cloud: Any) -> None:
+    """Assert that nothing is there twice, nor ever was, nor was begun as a second cluster."""
+    assert all(count == 1 for count in cloud.born.values())
+    things = [each.get("labels") or json.loads(each["description"]) for each in cloud.things.values()]
+    assert len({each[base.INCARNATION] for each in things}) <= 1
+
+
+def test_killed_at_each_line_of_the_journal(ems: Any, cloud: Any, cluster: str, project: Path) -> None:
+    cloud.late_s = 0.3
+    line, code = 0, -1
+    while code:
+        line += 1
+        code = Client(project, line).wait()
+        assert code in {0, -signal.SIGKILL}
+        is_sound(cloud)
+    assert line > 4
+    assert sorted(where(cloud)) == _WANTED
+    ems("cluster", "stop", "lab", "--yes")
+    assert cloud.left() == []
+
+
+def test_killed_at_each_change_of_the_cloud(
+    ems: Any, cloud: Any, cluster: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is killed twice: before the cloud does it, then after, the answer lost.
+
+    What was sold out is there again at the next start, so that another zone is tempting.
+    """
+    cloud.late_s = 0.3
+    change, turn, code = cloud._change, 0, -1
+    running: list[Client] = []
+
+    def deadly(*args: Any) -> Any:
+        if not running:
+            return change(*args)
+        if turn % 2:
+            running.pop().kill()
+            raise ConnectionAbortedError
+        answer = change(*args)
+        running.pop().kill()
+        return answer
+
+    monkeypatch.setattr(cloud, "_change", deadly)
+    while code:
+        turn += 1
+        assert turn < 40
+        cloud.faults[f"exhausted:{_A}/n1-standard-4"] = turn // 2 % 2
+        client = Client(project)
+        running[:] = [client]
+        code = client.wait()
+        is_sound(cloud)
+    assert turn > 12
+    assert sorted(where(cloud)) == _WANTED
+    running.clear()
+    ems("cluster", "stop", "lab", "--yes")
+    assert cloud.left() == []
