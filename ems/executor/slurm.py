@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from submitit import SlurmExecutor as SubmititSlurm
-
-from ems.errors import ExecutorError, UsageError
+from ems.errors import ExecutorError
 from ems.executor import probes
 from ems.executor.base import Check, Limits, Submission, resources_of, writing_to
+from ems.executor.script import Script, flags, insert_raw, parameters, raw_flags
 from ems.executor.states import from_slurm, spell_out
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, install, records
@@ -31,32 +30,6 @@ from ems.node.records import ExperimentFiles, Record
 
 _TIMEOUT_S = 60
 _MAX_ARGUMENT = 100_000  # characters; Linux takes 131,072 in one argument
-# What ems decides about every job; changed by --alloc, it would lose sight of its own runs.
-_OURS = {
-    "--array": "-a",
-    "--job-name": "-J",
-    "--output": "-o",
-    "--error": "-e",
-    "--open-mode": "",
-    "--parsable": "",
-    "--wait": "-W",
-    "--wrap": "",
-    "--test-only": "",
-    "--chdir": "-D",
-    "--signal": "",
-}
-
-
-class _Script(SubmititSlurm):
-    """submitit's checks and sbatch text around a command of our own instead of its pickle entry."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        # submitit wants srun on the machine that writes the script; we start no srun, and --dry-run works anywhere
-        return 2
-
-    def text(self, command: str) -> str:
-        return str(self._make_submission_file_text(command, ""))
 
 
 class SlurmExecutor:
@@ -82,14 +55,14 @@ class SlurmExecutor:
         """See :meth:`Executor.check`; asks sbatch itself by ``--test-only``."""
         if shutil.which("sbatch") is None:
             raise ExecutorError("there is no sbatch on this machine", "log in to the cluster, or run with --on here")
-        lines = ["#!/bin/sh", *_flags(_parameters(resources)), *_raw_flags(resources), "true", ""]
-        done = _call(["sbatch", "--test-only"], stdin="\n".join(lines), env=feed.clean_environment())
+        lines = ["#!/bin/sh", *flags(parameters(resources)), *raw_flags(resources), "true", ""]
+        done = call(["sbatch", "--test-only"], stdin="\n".join(lines), env=feed.clean_environment())
         if done.returncode != 0 and not feed.RefusedError(done.stderr).is_full:
             raise _refusal(feed.RefusedError(feed.words(done.stderr)))
 
     def limits(self) -> Limits:
         """See :meth:`Executor.limits`; asks slurmctld, and the accounting where limits are enforced."""
-        config = _ask(["scontrol", "show", "config"])
+        config = ask(["scontrol", "show", "config"])
         array = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
         tasks = re.search(r"^SchedulerParameters\s*=.*max_array_tasks=(\d+)", config, re.MULTILINE)
         sizes = [int(found.group(1)) for found in (array, tasks) if found]
@@ -101,13 +74,13 @@ class SlurmExecutor:
         files = ExperimentFiles(self.root, experiment.id)
         resources = resources_of(experiment, chunk)
         number = chunk["chunk"]
-        writer = _Script(folder=files.chunks)
+        writer = Script(folder=files.chunks)
         writer.update_parameters(
             job_name=feed.job_name(files, number),
             wckey=None,
             stderr_to_stdout=True,
             use_srun=False,
-            **_parameters(resources),
+            **parameters(resources),
         )
         parallel = f"%{experiment.max_parallel}" if experiment.max_parallel else ""
         writer.parameters["additional_parameters"] = {
@@ -121,7 +94,7 @@ class SlurmExecutor:
         } | ({"gpus": resources.gpus} if resources.gpus else {})
         worker = str(Path(install.install_lib(self.root), "ems", "node", "worker.py"))
         command = shlex.join(["-I", "-S", worker, os.fspath(self.root), experiment.id, str(number)])
-        return _insert_raw(writer.text(f"{self._choose_python()} {command}"), resources)
+        return insert_raw(writer.text(f"{self._choose_python()} {command}"), resources)
 
     def _choose_python(self) -> str:
         """Return shell text that becomes the worker's Python.
@@ -179,87 +152,31 @@ class SlurmExecutor:
     def cancel(self, jobs: Iterable[str]) -> None:
         """See :meth:`Executor.cancel`."""
         for batch in _batches(job for job in jobs if job[:1].isdigit()):
-            _tell(["scancel", "--quiet", *batch])
+            tell(["scancel", "--quiet", *batch])
 
     def hold(self, jobs: Iterable[str], release: bool = False) -> None:
         """See :meth:`Executor.hold`; only pending tasks can be held, the others stay as they are."""
         for batch in _batches(job for job in jobs if job[:1].isdigit()):
-            _tell(["scontrol", "release" if release else "hold", *batch])
+            tell(["scontrol", "release" if release else "hold", *batch])
 
     def doctor(self) -> list[Check]:
         """See :meth:`Executor.doctor`."""
         return [*probes.machine(self.root), *_doctor(self)]
 
 
-# ---------------------------------------------------------------------------------------------- the script
-
-
-def _parameters(resources: Resources) -> dict[str, object]:
-    """Name what is asked as submitit does; its defaults (5 minutes, one node) are not ours."""
-    return {
-        "gres": resources.gres,
-        "cpus_per_task": resources.cpus,
-        "mem": resources.mem,
-        "time": resources.time,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "nodes": resources.nodes,
-        "exclude": resources.exclude,
-    }
-
-
-def _flags(parameters: dict[str, object]) -> list[str]:
-    return [
-        f"#SBATCH --{key.replace('_', '-')}={shlex.quote(str(value))}"
-        for key, value in parameters.items()
-        if value is not None
-    ]
-
-
-def _raw_flags(resources: Resources) -> list[str]:
-    """``--alloc`` as one line: after all others, since the last of equal options counts.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be split, or would change what ems itself relies on.
-    """
-    try:
-        raw = shlex.split(resources.alloc or "")
-    except ValueError as error:
-        raise UsageError(f"`--alloc {resources.alloc}`: {error}", "quote it as on sbatch's own command line") from None
-    for word in raw:
-        option = word.partition("=")[0]
-        # sbatch takes any unambiguous beginning of a long option
-        ours = next(
-            (
-                long
-                for long, short in _OURS.items()
-                if (len(option) > 3 and long.startswith(option)) or (short and word.startswith(short))
-            ),
-            "",
-        )
-        if ours:
-            raise UsageError(f"`--alloc` may not set {ours}: ems sets it itself", f"leave `{word}` out")
-    if "\n" in (resources.alloc or ""):
-        raise UsageError("`--alloc` has a line break in it", "write it on one line")
-    return [f"#SBATCH {shlex.join(raw)}"] if raw else []
-
-
-def _insert_raw(text: str, resources: Resources) -> str:
-    lines = text.split("\n")
-    last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
-    return "\n".join([*lines[: last + 1], *_raw_flags(resources), *lines[last + 1 :]])
-
-
 # ---------------------------------------------------------------------------------------------- asking SLURM
 
 
-def _call(
+def call(
     argv: Sequence[str], stdin: str | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands.
+
+    Raises
+    ------
+    ExecutorError
+        If there is no such command here, or it gives no answer.
+    """
     try:
         return subprocess.run(
             argv,
@@ -279,16 +196,23 @@ def _call(
         raise ExecutorError(f"{argv[0]} gave no answer within {_TIMEOUT_S} s", "try again; ems doctor") from None
 
 
-def _ask(argv: Sequence[str], env: dict[str, str] | None = None) -> str:
-    done = _call(argv, env=env)
+def ask(argv: Sequence[str], env: dict[str, str] | None = None) -> str:
+    """Return what one of SLURM's commands prints.
+
+    Raises
+    ------
+    ExecutorError
+        If it refuses, in its own words.
+    """
+    done = call(argv, env=env)
     if done.returncode != 0:
         raise _refusal(feed.RefusedError(feed.words(done.stderr) or f"{argv[0]}: exit status {done.returncode}"))
     return done.stdout
 
 
-def _tell(argv: Sequence[str]) -> None:
+def tell(argv: Sequence[str]) -> None:
     """Run a command to which jobs that have ended (or were never pending) are no error."""
-    done = _call(argv)
+    done = call(argv)
     said = [line for line in done.stderr.splitlines() if not _HARMLESS.search(line)]
     if done.returncode != 0 and said:
         raise _refusal(feed.RefusedError(feed.words("\n".join(said))))
@@ -331,7 +255,7 @@ def _job_list(ids: Sequence[str]) -> list[str]:
 def _in_queue(ids: Sequence[str]) -> dict[str, JobInfo]:
     """Ask slurmctld; it also remembers what ended within the last minutes (MinJobAge)."""
     wanted = set(ids)
-    done = _call(["squeue", "-h", "-r", "-t", "all", "-o", "%F|%K|%A|%T|%N|%S|%r", *_job_list(ids)])
+    done = call(["squeue", "-h", "-r", "-t", "all", "-o", "%F|%K|%A|%T|%N|%S|%r", *_job_list(ids)])
     # squeue calls a single unknown job an error; of several it leaves the unknown out
     if done.returncode != 0 and "Invalid job id specified" not in done.stderr:
         raise _refusal(feed.RefusedError(feed.words(done.stderr) or "squeue failed"))
@@ -351,7 +275,7 @@ def _in_accounting(ids: Sequence[str]) -> dict[str, JobInfo]:
     if options[0].startswith("--user"):
         options += ["-S", "now-30days"]
     done = (
-        _call(["sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", *options], env=env)
+        call(["sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", *options], env=env)
         if shutil.which("sacct")
         else None
     )
@@ -404,7 +328,7 @@ def _max_submit() -> int | None:
     of_qos = [*show, "qos", "format=Name,MaxSubmitJobsPerUser,MaxSubmitJobsPerAccount,GrpSubmitJobs"]
     try:
         with ThreadPoolExecutor(2) as pool:  # each takes a quarter of a second, whatever is asked
-            associations, qualities = (text.splitlines() for text in pool.map(_ask, (of_user, of_qos)))
+            associations, qualities = (text.splitlines() for text in pool.map(ask, (of_user, of_qos)))
     except ExecutorError:  # no accounting, or it is away: sbatch will say when it is too much
         return None
     bounds, allowed = [], set()
@@ -427,8 +351,8 @@ def _doctor(executor: SlurmExecutor) -> Iterator[Check]:
     if shutil.which("scontrol") is None:
         return
     try:
-        version = _ask(["scontrol", "--version"]).strip()
-        ping = _ask(["scontrol", "ping"]).strip()
+        version = ask(["scontrol", "--version"]).strip()
+        ping = ask(["scontrol", "ping"]).strip()
         is_up = " UP" in ping
         yield Check(
             "slurmctld",
@@ -449,14 +373,14 @@ def _doctor(executor: SlurmExecutor) -> Iterator[Check]:
 def _check_accounting() -> Check:
     hint = "states of runs that were killed are then known for a few minutes only (MinJobAge): harvest in time"
     try:
-        _ask(["sacct", "-X", "-n", "-P", "-S", "now-1minutes", "-o", "JobID"])
+        ask(["sacct", "-X", "-n", "-P", "-S", "now-1minutes", "-o", "JobID"])
     except ExecutorError as error:
         return Check("sacct", False, error.message, hint)
     return Check("sacct", True, "accounting answers")
 
 
 def _check_partitions() -> Check:
-    lines = _ask(["sinfo", "-h", "-o", "%R|%a|%F|%G"]).splitlines()
+    lines = ask(["sinfo", "-h", "-o", "%R|%a|%F|%G"]).splitlines()
     parts = []
     for line in dict.fromkeys(lines):
         name, up, nodes, gres = line.split("|")

@@ -270,11 +270,19 @@ class Worker:
         if self._runs_in is not None:
             self._runs_in.clear(attempt.view)
         if self.spec.get("study_id"):
-            records.call_driver(self.files)
+            self._call_driver()
         if self.job.is_slurm and attempt.record["state"] != "PENDING" and records.has_waiting_chunks(self.files):
             from ems.node import feed
 
             feed.after_run(self.files, self.chunk["chunk"], attempt.index)
+
+    def _call_driver(self) -> None:
+        """Tell a study's driver that a run has ended."""
+        records.call_driver(self.files)
+        if self.job.is_slurm:
+            from ems.node import feed
+
+            feed.call_forward(self.files)
 
     # ------------------------------------------------------------------------------------------ the end
 

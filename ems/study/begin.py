@@ -109,10 +109,14 @@ def clock_of(target: Target, study_id: str) -> Clock:
     UsageError
         If there is none for this kind of target.
     """
+    worker_python = getattr(target.executor, "worker_python", None)
+    if target.remote is not None:
+        raise UsageError(f"studies do not run on {target.name} yet", "run it on this machine: --on here")
     if target.executor.name == "here":
-        worker_python = getattr(target.executor, "worker_python", None)
         return HereClock(target.root, study_id, worker_python)
-    raise UsageError(f"studies do not run on {target.name} yet", "run it on this machine: --on here")
+    from ems.study.slurm_clock import SlurmClock  # noqa: PLC0415  # submitit takes a while to import
+
+    return SlurmClock(target.root, study_id, worker_python)
 
 
 def _experiment(plan: Plan, spec: StudySpec) -> Experiment:

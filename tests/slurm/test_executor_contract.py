@@ -169,8 +169,8 @@ def test_the_scheduler_is_asked_twice_whatever_the_number_of_runs(bench: Any, mo
     experiment, files = bench.make(20)
     [(_, job)] = bench.executor.submit(experiment, files).submitted
     asked: list[str] = []
-    call = module._call
-    monkeypatch.setattr(module, "_call", lambda argv, **kwargs: asked.append(argv[0]) or call(argv, **kwargs))
+    call = module.call
+    monkeypatch.setattr(module, "call", lambda argv, **kwargs: asked.append(argv[0]) or call(argv, **kwargs))
     bench.executor.refresh([f"{job}_{task}" for task in range(20)] + [f"{9_000_000 + n}_0" for n in range(5_000)])
     assert asked == ["squeue", "sacct"]
     bench.wait(lambda: bench.states(files, 20) == ["COMPLETED"] * 20)

@@ -1,0 +1,127 @@
+"""The clock of a study on SLURM: a small job that comes again, called forward by runs that end.
+
+Between two wakes it waits in the queue and holds nothing. As a command, ``python -m ems.study.slurm_clock ROOT STUDY
+[WORKER_PYTHON]`` is one wake: what the job runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ems.errors import EmsError, NotFoundError
+from ems.executor.base import writing_to
+from ems.executor.recurring import Recurring
+from ems.model import Experiment, State
+from ems.node import feed, records
+from ems.node.records import ExperimentFiles
+from ems.study.clock import ClockState
+
+_GUARD_S = 300  # it comes again after this where a wake was killed so that nobody settled when
+_CALLED_S = 5.0  # until the next wake where a run ended while this one worked
+_LATE_S = 120.0  # past its time SLURM is asked whether the job is still there
+
+
+class SlurmClock:
+    """A job named ``ems-tune-STUDY``; see :class:`ems.study.clock.Clock`.
+
+    Parameters
+    ----------
+    root, study_id
+        Of the study.
+    worker_python
+        What starts workers; None: see :class:`ems.executor.slurm.SlurmExecutor`.
+    is_ours
+        Whether this process is the job's.
+    """
+
+    lag_s = 10.0  # SLURM starts a job, Python starts, SLURM starts a run
+
+    def __init__(self, root: Path, study_id: str, worker_python: str | None = None, *, is_ours: bool = False) -> None:
+        self._files = ExperimentFiles(root, study_id)
+        self._worker_python = worker_python
+        self._is_ours = is_ours
+        self._began = time.time()
+        self._job = Recurring(Path(self._files.dir), "driver", f"ems-tune-{study_id}")
+
+    def start(self, next_s: float) -> None:
+        """See :meth:`Clock.start`."""
+        if self._is_ours:
+            next_s = min(next_s, _CALLED_S) if self._was_called() else next_s
+            self._job.move(next_s)
+        else:
+            self._write_script()
+            self._job.submit(next_s)
+        self._note(next_s)
+
+    def wake(self) -> None:
+        """See :meth:`Clock.wake`."""
+        records.call_driver(self._files)
+        feed.call_forward(self._files)
+
+    def stop(self) -> None:
+        """See :meth:`Clock.stop`."""
+        self._job.end()
+        self._note_path.unlink(missing_ok=True)
+
+    def state(self) -> ClockState:
+        """See :meth:`Clock.state`. SLURM is asked only where the next wake is late, or nobody noted when it is."""
+        note = records.read_json(self._note_path) or {}
+        next_at = str(note.get("next_at") or "")
+        if next_at and datetime.fromisoformat(next_at).timestamp() + _LATE_S > time.time():
+            return ClockState(True, next_at, f"job {self._job.successor()}")
+        found = self._job.waiting()
+        if found is None:
+            return ClockState(False)
+        is_running = found.state is State.RUNNING
+        return ClockState(True, "" if is_running else next_at, f"job {found.job} ({found.reason or found.slurm_state})")
+
+    @property
+    def _note_path(self) -> Path:
+        return Path(self._files.dir, "driver.json")
+
+    def _note(self, next_s: float) -> None:
+        at = datetime.now(UTC) + timedelta(seconds=next_s)
+        record = {"clock": "slurm", "job": self._job.successor(), "next_at": f"{at:%FT%TZ}"}
+        records.write_atomic(self._note_path, records.dump(record), durable=False)
+
+    def _was_called(self) -> bool:
+        """Whether something happened since this wake began to look."""
+        try:
+            return Path(self._files.called).stat().st_mtime > self._began
+        except FileNotFoundError:
+            return False
+
+    def _write_script(self) -> None:
+        experiment = Experiment.load(records.read_json(self._files.spec) or {})
+        argv = [sys.executable, "-P", "-m", "ems.study.slurm_clock", self._files.root, self._files.id]
+        argv += [self._worker_python] if self._worker_python else []
+        with writing_to(Path(self._files.root)):
+            self._job.write(argv, experiment.resources, _GUARD_S)
+
+
+def main(argv: list[str]) -> int:
+    """Wake the driver of a study once; return the exit status."""
+    from ems.executor.slurm import SlurmExecutor  # noqa: PLC0415  # submitit takes a while to import
+    from ems.study import driver  # noqa: PLC0415  # which needs the clocks
+
+    root, study_id, *worker_python = argv
+    python = worker_python[0] if worker_python else None
+    clock = SlurmClock(Path(root), study_id, python, is_ours=True)
+    try:
+        report = driver.wake(Path(root), study_id, SlurmExecutor(Path(root), python), clock)
+    except NotFoundError:  # the study was removed
+        clock.stop()
+        return 0
+    except EmsError as error:
+        sys.stderr.write(f"{records.now()} the wake failed: {error.message}\n")
+        return 1
+    if report.wake == 0:  # another one is at work, and looks once more
+        clock.start(_CALLED_S)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
