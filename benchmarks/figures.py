@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from benchmarks import clusters, over_ssh
+from benchmarks import clouds, clusters, over_ssh
 from benchmarks.harness import EMS, Figure, median, project, run, timed
 
 Environment = Mapping[str, str]
@@ -290,4 +290,5 @@ FIGURES: dict[str, tuple[Callable[[Environment], Iterator[Figure]], bool]] = {
     "h": (over_ssh.harvesting, False),
     "i": (over_ssh.pushing, False),
     "j": (clusters.starting, False),
+    "l": (clouds.thousand, False),
 }
