@@ -239,7 +239,7 @@ def _is_known(shape: Any, parts: list[str]) -> bool:
 class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log(self, type: str, message: str, *args: Any) -> None:
+    def log(self, *_: Any) -> None:
         pass
 
 

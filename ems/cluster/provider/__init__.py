@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ems.errors import ProviderError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +28,9 @@ def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _te
 
         return AwsProvider(section, notify)
     if section.kind == "openstack":
-        raise ProviderError("the provider `openstack` is not there yet")
+        from ems.cluster.provider.openstack import OpenstackProvider  # noqa: PLC0415
+
+        return OpenstackProvider(section, notify)
     from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
 
     return ContainerProvider(section, notify)

@@ -12,8 +12,6 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from email.mime.multipart import MIMEMultipart
-from email.mime.text import MIMEText
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -35,6 +33,7 @@ from ems.cluster.provider.base import (
     Traits,
 )
 from ems.cluster.provider.ec2 import Answer, ApiError, Ec2
+from ems.cluster.provider.lease import leased
 from ems.cluster.provider.pool import Drivers, side_by_side
 from ems.cluster.provider.waiting import until
 from ems.errors import ProviderError
@@ -49,14 +48,6 @@ _SEEN_S = 60  # until what was made is listed
 _STATE_S = 300
 _IMAGE_S = 1800
 _KEPT = {"controller", "bake"}  # roles whose machines survive their own shutdown
-# at each boot: the hour at which it ends is the first boot's
-_LEASE = """#!/bin/sh
-f=/var/lib/ems-lease
-[ -s $f ] || echo $(($(date +%s) + {seconds})) >$f
-left=$(($(cat $f) - $(date +%s)))
-[ $left -gt 0 ] || left=0
-exec shutdown -P +$((left / 60))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +294,7 @@ class AwsProvider:
             "InstanceType": size_of(request),
             "MinCount": 1,
             "MaxCount": len(group),
-            "UserData": base64.b64encode(_user_data(request).encode()).decode(),
+            "UserData": base64.b64encode(leased(request).encode()).decode(),
             "NetworkInterface": [interface],
             "BlockDeviceMapping": [{"DeviceName": image["rootDeviceName"], "Ebs": disk}],
             "MetadataOptions": {"HttpTokens": "required", "InstanceMetadataTags": "enabled"},
@@ -484,18 +475,6 @@ def _subnet_order(subnet: Answer) -> tuple[bool, str, str]:
 
 def _survives(request: MachineRequest) -> bool:
     return request.labels.get(ROLE) in _KEPT and request.lease_s is None
-
-
-def _user_data(request: MachineRequest) -> str:
-    """Return user-data that also ends the machine when its lease does, which EC2 itself cannot."""
-    if request.lease_s is None:
-        return request.user_data
-    both = MIMEMultipart()
-    config = MIMEText(request.user_data, "cloud-config", "us-ascii" if request.user_data.isascii() else "utf-8")
-    both.attach(config)
-    both.attach(MIMEText(_LEASE.format(seconds=request.lease_s), "x-shellscript-per-boot", "us-ascii"))
-    both.set_boundary("ems")
-    return both.as_string()
 
 
 def _token(group: Sequence[MachineRequest], gone: dict[str, int]) -> str:

@@ -82,8 +82,13 @@ def check_owner(name: str, found: Mapping[str, str], wanted: Mapping[str, str]) 
     ProviderError
         If it has.
     """
-    if found.get(INCARNATION) != wanted.get(INCARNATION) or found.get(CLUSTER) != wanted.get(CLUSTER):
+    if not is_same_owner(found, wanted):
         raise ProviderError(
             f"there is a `{name}` already that is not of this cluster",
             f"if it is yours: ems cluster status {wanted.get(CLUSTER)} --adopt; else name this cluster differently",
         )
+
+
+def is_same_owner(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two things are of the same incarnation of the same cluster."""
+    return all(one.get(key) == other.get(key) for key in (CLUSTER, INCARNATION))

@@ -1,0 +1,497 @@
+"""OpenStack for tests: Keystone, Nova, Neutron and Glance on loopback, with state, checks and faults.
+
+It knows the part of the public API that a cluster needs (https://docs.openstack.org/api-ref/): a field that the API
+does not have is refused with 400, dependencies are held (a security group in use stays), and what is left is counted
+here instead of by what is under test.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+USER, PASSWORD, PROJECT = "me", "secret", "lab"
+EXTERNAL = "00000000-0000-4000-8000-00000000e47e"
+FLAVORS = {"m1.small": (1, 2048, 20, 0), "m1.medium": (2, 4096, 40, 0), "g1.large": (8, 32768, 80, 1)}
+ZONES = ("nova", "east")
+_PAGE = 250
+_FIELDS = {  # what each request may hold
+    "server": {"name", "flavorRef", "imageRef", "networks", "security_groups", "user_data", "metadata", "min_count"}
+    | {
+        "max_count",
+        "availability_zone",
+        "block_device_mapping_v2",
+        "config_drive",
+        "key_name",
+        "return_reservation_id",
+    },
+    "security_group": {"name", "description"},
+    "security_group_rule": {"security_group_id", "direction", "ethertype", "protocol", "port_range_min"}
+    | {"port_range_max", "remote_ip_prefix", "remote_group_id", "description"},
+    "network": {"name", "description", "admin_state_up"},
+    "subnet": {"name", "description", "network_id", "cidr", "ip_version", "dns_nameservers", "gateway_ip"},
+    "router": {"name", "description", "external_gateway_info", "admin_state_up"},
+    "floatingip": {"floating_network_id", "port_id", "description"},
+}
+_KEYS = {"security-groups": "security_group", "security-group-rules": "security_group_rule", "networks": "network"}
+_KEYS |= {"subnets": "subnet", "routers": "router", "floatingips": "floatingip", "ports": "port"}
+
+
+class RefusedError(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message = status, kind, message
+
+
+@dataclass
+class Cloud:
+    """What the stand-in has, and what is to go wrong.
+
+    Attributes
+    ----------
+    calls
+        Every request, as method and path.
+    faults
+        What is to go wrong so many times: ``stockout``, ``quota``, ``rate``, ``error``, ``raise`` (done, then 500),
+        ``exhausted:ZONE`` (as long as it is there).
+    operation_s
+        How long a server is built.
+    late_s
+        How long a server is missing in listings.
+    most_servers
+        The quota.
+    """
+
+    port: int = 0
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    operation_s: float = 0.0
+    late_s: float = 0.0
+    most_servers: int = 5000
+    servers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    neutron: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    born: Counter[str] = field(default_factory=Counter)  # machine's name -> how many lived at the same time, at most
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    tokens: set[str] = field(default_factory=set)
+    _address: int = 10
+
+    def __post_init__(self) -> None:
+        self.neutron = {key: {} for key in _KEYS.values()}
+        self.neutron["network"][EXTERNAL] = _thing(EXTERNAL, "public", {"router:external": True})
+        for number, name in enumerate(("Debian 12 (bookworm)", "debian-13-generic", "Ubuntu 24.04 LTS")):
+            its_id = f"00000000-0000-4000-8000-{number:012d}"
+            self.images[its_id] = {"id": its_id, "name": name, "status": "active", "visibility": "public"}
+            self.images[its_id]["created_at"] = "2026-11-01T00:00:00Z"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    # -- what tests ask
+
+    def machines(self) -> dict[str, dict[str, Any]]:
+        """Return the servers that are there, by their id."""
+        return dict(self.servers)
+
+    def left(self) -> list[str]:
+        """Return everything labelled that is there."""
+        found = [key for key, each in self.servers.items() if "ems-cluster" in each["metadata"]]
+        found += [key for key, each in self.images.items() if "ems-cluster" in each]
+        found += [
+            f"{kind}/{key}"
+            for kind, all_of in self.neutron.items()
+            for key, each in all_of.items()
+            if "ems-cluster=" in str(each.get("description"))
+        ]
+        return sorted(found)
+
+    def lose(self, name: str) -> None:
+        """Have a server vanish."""
+        with self.lock:
+            for key in [key for key, each in self.servers.items() if each["_name"] == name]:
+                self._drop_server(key)
+
+    def name_of(self, server: dict[str, Any]) -> str:
+        """Return what the machine calls itself: the name at its launch index in what it is told."""
+        stem, *runs = server["metadata"].get("ems-nodes", server["name"]).split()
+        ends = [(int(run.split("-")[0]), int(run.split("-")[-1])) for run in runs]
+        names = [f"{stem}{number:03d}" for first, last in ends for number in range(first, last + 1)] or [stem]
+        return str(names[server["_index"]])
+
+    def take(self, fault: str) -> bool:
+        """Whether something is to go wrong now; it is counted down."""
+        with self.lock:
+            if self.faults[fault] <= 0:
+                return False
+            self.faults[fault] -= 1
+            return True
+
+    # -- requests
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
+        """Return status and content of the answer to a request with a good token."""
+        self.calls.append((method, path))
+        if self.take("rate"):
+            raise RefusedError(429, "overLimit", "This request was rate-limited.")
+        if self.take("error"):
+            raise RefusedError(503, "serviceUnavailable", "The service is unavailable.")
+        with self.lock:
+            done = self._serve(method, path.strip("/").split("/"), query, body)
+        if method != "GET" and self.take("raise"):
+            raise RefusedError(500, "computeFault", "Unexpected API Error.")
+        return done
+
+    def _serve(self, method: str, parts: list[str], query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
+        service, rest = parts[0], parts[2:]
+        if service == "compute":
+            return self._compute(method, rest, query, body)
+        if service == "image":
+            return self._image(method, rest, query)
+        if service == "network":
+            return self._network(method, rest, query, body)
+        raise RefusedError(404, "itemNotFound", f"no service {service}")
+
+    # -- Nova
+
+    def _compute(self, method: str, rest: list[str], query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:  # noqa: PLR0911 - one for each thing
+        what, its_id = rest[0], rest[1] if len(rest) > 1 else ""
+        if what == "flavors":
+            return 200, {"flavors": [_flavor(name) for name in FLAVORS]}
+        if what == "limits":
+            return 200, {"limits": {"rate": [], "absolute": self._limits()}}
+        if what == "os-availability-zone":
+            found = [{"zoneName": zone, "zoneState": {"available": True}, "hosts": None} for zone in ZONES]
+            return 200, {"availabilityZoneInfo": found}
+        if what != "servers":
+            raise RefusedError(404, "itemNotFound", f"no {what}")
+        if method == "GET" and its_id == "detail":
+            return 200, self._listing(query)
+        if method == "POST" and not its_id:
+            return 202, self._boot(_checked("server", body))
+        if its_id not in self.servers:
+            raise RefusedError(404, "itemNotFound", f"Instance {its_id} could not be found.")
+        if method == "DELETE":
+            self._drop_server(its_id)
+            return 204, None
+        return self._act(self.servers[its_id], body)
+
+    def _limits(self) -> dict[str, int]:
+        return {"maxTotalInstances": self.most_servers, "totalInstancesUsed": len(self.servers), "maxTotalCores": -1}
+
+    def _listing(self, query: dict[str, str]) -> dict[str, Any]:
+        if unknown := set(query) - {"name", "limit", "marker", "reservation_id", "status"}:
+            raise RefusedError(400, "badRequest", f"Invalid query parameters: {unknown}")
+        now = time.monotonic()
+        found = [each for each in self.servers.values() if now - each["_born"] >= self.late_s]
+        found = [each for each in found if re.search(query.get("name", ""), each["name"])]
+        ids = [each["id"] for each in found]
+        start = ids.index(query["marker"]) + 1 if query.get("marker") in ids else 0
+        page = found[start : start + min(_PAGE, int(query.get("limit", _PAGE)))]
+        links = [{"rel": "next", "href": "next"}] if start + len(page) < len(found) else []
+        return {"servers": [self._shown(each) for each in page], **({"servers_links": links} if links else {})}
+
+    def _shown(self, server: dict[str, Any]) -> dict[str, Any]:
+        if server["status"] == "BUILD" and time.monotonic() - server["_born"] >= self.operation_s:
+            server["status"] = "ERROR" if "fault" in server else "ACTIVE"
+        is_built = server["status"] != "BUILD"
+        shown = {key: value for key, value in server.items() if not key.startswith("_")}
+        return shown if is_built else {**shown, "addresses": {}}
+
+    def _boot(self, wish: dict[str, Any]) -> dict[str, Any]:
+        count = int(wish.get("max_count", 1))
+        if self.take("quota") or len(self.servers) + count > self.most_servers:
+            raise RefusedError(
+                403, "forbidden", f"Quota exceeded for instances: Requested {count}, but already used all"
+            )
+        self._check_wish(wish)
+        zone = wish.get("availability_zone", ZONES[0])
+        is_out = self.take("stockout") or self.faults[f"exhausted:{zone}"] > 0
+        ids = [self._insert(wish, index, count, zone, is_out=is_out) for index in range(count)]
+        return {"server": {"id": ids[0], "links": [], "security_groups": wish["security_groups"]}}
+
+    def _check_wish(self, wish: dict[str, Any]) -> None:
+        base64.b64decode(wish["user_data"], validate=True)
+        long = [key for key, value in wish["metadata"].items() if len(key) > 255 or len(value) > 255]
+        disks = wish.get("block_device_mapping_v2", [])
+        image = wish.get("imageRef") or (disks[0]["uuid"] if disks else None)
+        networks = [each["uuid"] for each in wish["networks"]]
+        missing = [each for each in networks if each not in self.neutron["network"]]
+        groups = [
+            each["name"] for each in wish["security_groups"] if each["name"] not in self.neutron["security_group"]
+        ]
+        if long or image not in self.images or wish["flavorRef"] not in FLAVORS or missing or groups:
+            raise RefusedError(
+                400, "badRequest", f"Invalid request: {image} {wish['flavorRef']} {long} {missing} {groups}"
+            )
+
+    def _insert(self, wish: dict[str, Any], index: int, count: int, zone: str, *, is_out: bool) -> str:
+        its_id = str(uuid.uuid4())
+        name = wish["name"] if count == 1 else f"{wish['name']}-{index + 1}"
+        fixed = {"version": 4, "addr": self._next_address("10.89"), "OS-EXT-IPS:type": "fixed"}
+        server = {"id": its_id, "name": name, "status": "BUILD", "metadata": dict(wish["metadata"])}
+        server |= {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "flavor": _flavor(wish["flavorRef"])}
+        server |= {"addresses": {"net": [fixed]}, "OS-EXT-AZ:availability_zone": zone, "OS-EXT-STS:task_state": None}
+        server |= {
+            "_index": index,
+            "_born": time.monotonic(),
+            "_groups": [each["name"] for each in wish["security_groups"]],
+        }
+        if is_out:
+            server["fault"] = {"code": 500, "message": "No valid host was found. There are not enough hosts available."}
+        self.servers[its_id] = server
+        port = {"device_id": its_id, "device_owner": "compute:nova", "network_id": wish["networks"][0]["uuid"]}
+        port |= {"fixed_ips": [{"subnet_id": "", "ip_address": fixed["addr"]}]}
+        self._keep("port", port)
+        server["_name"] = mine = self.name_of(server)
+        if not is_out:
+            alive = sum(each["_name"] == mine for each in self.servers.values() if "fault" not in each)
+            self.born[mine] = max(self.born[mine], alive)
+        return its_id
+
+    def _drop_server(self, its_id: str) -> None:
+        self.servers.pop(its_id)
+        gone = [key for key, each in self.neutron["port"].items() if each["device_id"] == its_id]
+        for key in gone:
+            del self.neutron["port"][key]
+        for each in self.neutron["floatingip"].values():
+            each["port_id"] = None if each["port_id"] in gone else each["port_id"]
+
+    def _act(self, server: dict[str, Any], body: dict[str, Any]) -> tuple[int, Any]:
+        action, told = next(iter(body.items()))
+        wanted = {"os-stop": ("ACTIVE", "SHUTOFF"), "os-start": ("SHUTOFF", "ACTIVE")}.get(action)
+        self._shown(server)
+        if wanted:
+            if server["status"] != wanted[0]:
+                raise RefusedError(409, "conflictingRequest", f"Cannot '{action}' while it is {server['status']}")
+            server["status"] = wanted[1]
+            return 202, None
+        if action != "createImage":
+            raise RefusedError(400, "badRequest", f"There is no such action: {action}")
+        its_id = str(uuid.uuid4())
+        self.images[its_id] = {"id": its_id, "name": told["name"], "status": "active", "visibility": "private"}
+        self.images[its_id] |= {"created_at": datetime.now(UTC).isoformat(), **told["metadata"]}
+        return 202, None
+
+    # -- Glance
+
+    def _image(self, method: str, rest: list[str], query: dict[str, str]) -> tuple[int, Any]:
+        if rest[0] != "images":
+            raise RefusedError(404, "", "no such path")
+        if len(rest) > 1:
+            if rest[1] not in self.images:
+                raise RefusedError(404, "", f"No image found with ID {rest[1]}")
+            found = self.images.pop(rest[1]) if method == "DELETE" else self.images[rest[1]]
+            return (204, None) if method == "DELETE" else (200, found)
+        found = [
+            each for each in self.images.values() if query.get("visibility", each["visibility"]) == each["visibility"]
+        ]
+        return 200, {"images": [each for each in found if query.get("status", each["status"]) == each["status"]]}
+
+    # -- Neutron
+
+    def _network(self, method: str, rest: list[str], query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
+        key = _KEYS[rest[0]]
+        kept = self.neutron[key]
+        if method == "POST":
+            return 201, {key: self._make(key, _checked(key, body))}
+        if len(rest) == 1:
+            wanted = {name: value for name, value in query.items() if name not in {"limit", "marker"}}
+            fits = [
+                each for each in kept.values() if all(str(each.get(name)) == value for name, value in wanted.items())
+            ]
+            return 200, {f"{key}s": fits}
+        if rest[1] not in kept:
+            raise RefusedError(404, "NotFound", f"{key} {rest[1]} could not be found")
+        if method == "DELETE":
+            self._drop(key, rest[1])
+            return 204, None
+        if len(rest) == 3:
+            return 200, self._interface(rest[1], rest[2], body["subnet_id"])
+        kept[rest[1]].update(_checked(key, body))
+        self._bind(kept[rest[1]])
+        return 200, {key: kept[rest[1]]}
+
+    def _make(self, key: str, wish: dict[str, Any]) -> dict[str, Any]:
+        if key == "security_group_rule":
+            same = [each for each in self.neutron[key].values() if wish.items() <= each.items()]
+            if same:
+                raise RefusedError(409, "SecurityGroupRuleExists", "Security group rule already exists.")
+        if key == "subnet" and wish["network_id"] not in self.neutron["network"]:
+            raise RefusedError(404, "NetworkNotFound", "Network could not be found")
+        if key == "floatingip":
+            wish = {**wish, "floating_ip_address": self._next_address("203.0")}
+        made = self._keep(key, wish)
+        if key == "floatingip":
+            self._bind(made)
+        return made
+
+    def _keep(self, key: str, wish: dict[str, Any]) -> dict[str, Any]:
+        its_id = str(uuid.uuid4())
+        self.neutron[key][its_id] = _thing(its_id, wish.get("name", ""), wish)
+        return self.neutron[key][its_id]
+
+    def _bind(self, floating: dict[str, Any]) -> None:
+        port = self.neutron["port"].get(floating.get("port_id") or "")
+        server = self.servers.get(port["device_id"]) if port else None
+        if server:
+            address = {"version": 4, "addr": floating["floating_ip_address"], "OS-EXT-IPS:type": "floating"}
+            server["addresses"]["net"].append(address)
+
+    def _interface(self, router: str, verb: str, subnet: str) -> dict[str, Any]:
+        mine = [
+            key
+            for key, each in self.neutron["port"].items()
+            if each["device_id"] == router and each["fixed_ips"][0]["subnet_id"] == subnet
+        ]
+        if verb == "remove_router_interface":
+            if not mine:
+                raise RefusedError(404, "RouterInterfaceNotFoundForSubnet", "the router has no such interface")
+            del self.neutron["port"][mine[0]]
+        elif mine:
+            raise RefusedError(400, "BadRequest", f"Router already has a port on subnet {subnet}")
+        else:
+            port = {"device_id": router, "device_owner": "network:router_interface"}
+            port |= {"network_id": self.neutron["subnet"][subnet]["network_id"]}
+            self._keep("port", {**port, "fixed_ips": [{"subnet_id": subnet, "ip_address": "10.89.0.1"}]})
+        return {"id": router, "subnet_id": subnet}
+
+    def _drop(self, key: str, its_id: str) -> None:
+        ports = self.neutron["port"].values()
+        if key == "security_group" and any(its_id in each["_groups"] for each in self.servers.values()):
+            raise RefusedError(409, "SecurityGroupInUse", f"Security Group {its_id} in use.")
+        if key == "router" and any(each["device_id"] == its_id for each in ports):
+            raise RefusedError(409, "RouterInUse", f"Router {its_id} still has ports")
+        if key == "network" and any(each["network_id"] == its_id for each in ports):
+            raise RefusedError(409, "NetworkInUse", f"Unable to complete operation on network {its_id}.")
+        del self.neutron[key][its_id]
+        if key == "network":
+            self.neutron["subnet"] = {
+                name: each for name, each in self.neutron["subnet"].items() if each["network_id"] != its_id
+            }
+
+    def _next_address(self, prefix: str) -> str:
+        self._address += 1
+        return f"{prefix}.{self._address // 250}.{self._address % 250 + 1}"
+
+    # -- Keystone
+
+    def token(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return a token and its description for good credentials."""
+        said = body["auth"]["identity"]
+        user = said.get("password", {}).get("user", {})
+        secret = said.get("application_credential", {}).get("secret")
+        if secret != PASSWORD and (user.get("name"), user.get("password")) != (USER, PASSWORD):
+            raise RefusedError(401, "error", "The request you have made requires authentication.")
+        token = uuid.uuid4().hex
+        self.tokens.add(token)
+        urls = {"compute": "/compute/v2.1", "network": "/network", "image": "/image", "identity": "/v3"}
+        catalogue = [
+            {
+                "type": kind,
+                "name": kind,
+                "id": kind,
+                "endpoints": [{"interface": "public", "region": "one"} | {"url": self.url + path}],
+            }
+            for kind, path in urls.items()
+        ]
+        ends = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return token, {
+            "token": {"expires_at": ends, "catalog": catalogue, "roles": [], "user": {"id": USER, "name": USER}}
+        }
+
+
+def _thing(its_id: str, name: str, more: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": "",
+        **more,
+        "id": its_id,
+        "name": name,
+        "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _flavor(name: str) -> dict[str, Any]:
+    cpus, ram, disk, _ = FLAVORS[name]
+    return {"id": name, "name": name, "original_name": name, "vcpus": cpus, "ram": ram, "disk": disk}
+
+
+def _checked(key: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Return what a body holds under a key, if the public API has all its fields."""
+    if set(body) != {key} or (unknown := set(body[key]) - _FIELDS[key]):
+        raise RefusedError(400, "badRequest", f"Additional properties are not allowed: {set(body)} {unknown}")
+    if len(str(body[key].get("description", ""))) > 255:
+        raise RefusedError(400, "badRequest", "the description is too long")
+    return dict(body[key])
+
+
+def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _serve(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            where = urlsplit(self.path)
+            try:
+                body = json.loads(raw) if raw else {}
+                if where.path.endswith("/v3/auth/tokens"):
+                    token, answer = cloud.token(body)
+                    self._send(201, answer, {"X-Subject-Token": token})
+                    return
+                if self.headers.get("X-Auth-Token") not in cloud.tokens:
+                    raise RefusedError(401, "error", "The request requires authentication.")  # noqa: TRY301
+                status, answer = cloud.answer(self.command, where.path, dict(parse_qsl(where.query)), body)
+                self._send(status, answer, {})
+            except RefusedError as refused:
+                said = {"code": refused.status, "message": refused.message, "type": refused.kind}
+                self._send(refused.status, {refused.kind or "error": said}, {})
+
+        def _send(self, status: int, answer: Any, headers: dict[str, str]) -> None:
+            content = b"" if answer is None else json.dumps(answer, default=str).encode()
+            self.send_response(status)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(content)),
+                **headers,
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815  # the base class's names
+
+    return Handler
+
+
+@contextmanager
+def serve() -> Iterator[Cloud]:
+    """Give an OpenStack on loopback."""
+    cloud = Cloud()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(cloud))
+    server.daemon_threads = True
+    cloud.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield cloud
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
