@@ -59,6 +59,8 @@ class Cloud:
         How long a machine is missing in listings.
     public_ip
         Gives a machine its address.
+    bodies
+        Makes real machines for those that are here on paper (see bodies.py); None: nothing stands behind them.
     """
 
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Cloud:
     lacking: set[str] = field(default_factory=set)  # permissions that nobody has
     quotas: dict[str, float] = field(default_factory=lambda: {**QUOTAS, **SPOT_QUOTAS})
     public_ip: Callable[[str], str] = lambda name: f"203.0.113.{sum(map(ord, name)) % 250 + 1}"
+    bodies: Any = None
     things: dict[str, dict[str, Any]] = field(default_factory=dict)  # path -> resource
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
     born: Counter[str] = field(default_factory=Counter)  # machine's name -> how many lived at the same time, at most
@@ -254,14 +257,15 @@ class Cloud:
             message = f"The zone 'projects/{PROJECT}/zones/{zone}' does not have enough resources available."
             errors.append({"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": message})
         else:
-            for name in names:
-                if name not in there:
-                    self._insert(zone, name, body["instanceProperties"])
+            new = [name for name in names if name not in there]
+            addresses = self.bodies.make(new, body["instanceProperties"]) if self.bodies else {}
+            for name in new:
+                self._insert(zone, name, body["instanceProperties"], addresses.get(name, ""))
         return self._begun("bulkInsert", f"/zones/{zone}/instances", errors)
 
-    def _insert(self, zone: str, name: str, properties: dict[str, Any]) -> None:
+    def _insert(self, zone: str, name: str, properties: dict[str, Any], address: str) -> None:
         place = f"/zones/{zone}/instances/{name}"
-        address = f"10.89.{len(self.things) // 250 % 250}.{len(self.things) % 250 + 2}"
+        address = address or f"10.89.{len(self.things) // 250 % 250}.{len(self.things) % 250 + 2}"
         [interface] = properties["networkInterfaces"]
         outside = {**interface["accessConfigs"][0], "natIP": self.public_ip(name)}
         path = f"{_URL}/{PROJECT}/zones/{zone}"
@@ -284,6 +288,8 @@ class Cloud:
         if place not in self.things:
             raise RefusedError(404, "notFound", f"The resource 'projects/{PROJECT}{place}' was not found", "global")
         machine = self.things[place]
+        if self.bodies:
+            self.bodies.switch(machine["name"], verb)
         machine["status"] = "RUNNING" if verb == "start" else "TERMINATED"
         [outside] = machine["networkInterfaces"][0]["accessConfigs"]
         outside.pop("natIP", None)
@@ -302,6 +308,8 @@ class Cloud:
             raise RefusedError(400, "resourceInUseByAnotherResource", message, "global")
         del self.things[place]
         if kind == "instances":
+            if self.bodies:
+                self.bodies.end(name)
             self.things.pop(place.replace("/instances/", "/disks/"), None)
         return self._begun("delete", place)
 

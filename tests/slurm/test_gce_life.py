@@ -1,0 +1,86 @@
+"""A whole life at Google Compute Engine: the API is the stand-in, its machines are containers, SLURM is real."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+_CLOUDS = Path(__file__).parents[1] / "clouds"
+DEFINITION = """
+provider: {{kind: gce, credentials: {credentials}, endpoint: "{url}", ssh_from: 192.0.2.7/32, range: {subnet}}}
+image: debian:12
+accounting: false
+controller: {{size: e2-standard-2}}
+nodes:
+  gpu: {{count: 1, size: n1-standard-4, gpus: 2, gpu_type: t4, spot: true}}
+partitions:
+  gpu: {{nodes: [gpu], default: true, time: 1:00:00}}
+"""
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"ems_tests_{name}", _CLOUDS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def life(desks: ModuleType, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
+    """The stand-in with containers behind it, and a laptop that makes a cluster there."""
+    if os.geteuid():
+        pytest.skip("port 22 of a loopback address needs root")
+    number = os.getpid() % 200
+    subnet = f"10.233.{number}.0/24"
+    with _load("gce").serve() as cloud:
+        bodies = _load("bodies").Bodies(subnet, f"127.77.{number}.0")
+        cloud.bodies, cloud.public_ip = bodies, bodies.public_ip
+        said = DEFINITION.format(credentials=cloud.credentials(tmp_path), url=cloud.url, subnet=subnet)
+        desk = desks.Desk(tmp_path, definition=said)
+        try:
+            with desks.ssh_agent(desk.home) as desk.agent:
+                desk.env.update(desk.agent)
+                yield desk, cloud
+        finally:
+            bodies.clear()
+
+
+@pytest.mark.timeout(1500)  # nothing is baked: SLURM is installed on each machine
+def test_start_run_resize_pause_resume_adopt_and_stop(life: tuple[Any, Any], desks: ModuleType, tmp_path: Path) -> None:
+    desk, cloud = life
+    started = desk.cluster("start", "--yes", timeout=900)
+    assert "1 test job passed" in started.stdout
+    assert desk.nodes() == {"gpu-001": "idle"}
+    assert desk.there("srun", "--gres=gpu:t4:1", "hostname").strip() == f"{desk.name}-gpu-001"
+
+    cloud.faults["exhausted:us-central1-a"] = 1
+    desk.cluster("resize", "2", timeout=600)
+    assert set(desk.nodes()) == {"gpu-001", "gpu-002"}
+    zones = {each["name"][-3:]: path.split("/")[2] for path, each in cloud.machines().items()}
+    assert (zones["001"], zones["002"]) == ("us-central1-a", "us-central1-b")
+    far = desk.ems("cluster", "ssh", "gpu-002", "--on", desk.name, "--", "hostname").stdout
+    assert far.strip() == f"{desk.name}-gpu-002"
+    desk.cluster("resize", "1", timeout=300)
+
+    desk.cluster("pause", "--yes", timeout=300)
+    assert [each["status"] for each in cloud.machines().values()] == ["TERMINATED"]
+    desk.cluster("resume", timeout=900)
+    assert [state for state in desk.nodes().values() if state == "idle"] == ["idle"]
+    assert desk.there("srun", "hostname").strip() == f"{desk.name}-gpu-001"
+
+    other = desks.Desk(tmp_path / "other", desk.name, (desk.project / "cluster" / f"{desk.name}.yaml").read_text())
+    other.env.update(desk.agent)
+    other.cluster("status", "--adopt")
+    assert set(other.nodes()) == {"gpu-001"}
+    other.cluster("stop", "--yes", "--no-harvest")
+    assert cloud.left() == []
