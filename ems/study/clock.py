@@ -22,6 +22,7 @@ from ems.node.records import ExperimentFiles
 _POLL_S = 0.2  # a look at one file
 _LONGEST_REST_S = 5.0
 _SLOWEST_S = 300.0  # after wakes that failed
+_LOCK = "EMS_CLOCK_LOCK"  # names the descriptor of the lock that a new process is handed
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +133,23 @@ class HereClock:
     def _spawn(self) -> None:
         argv = [sys.executable, "-P", "-m", "ems.study.clock", self._files.root, self._files.id]
         argv += [self._worker_python] if self._worker_python else []
-        with writing_to(Path(self._files.root)), Path(self._files.dir, "driver.log").open("ab") as log:
+        with (
+            writing_to(Path(self._files.root)),
+            self._alone() as lock,
+            Path(self._files.dir, "driver.log").open("ab") as log,
+        ):
+            if lock is None:
+                return
+            # the lock is handed on: nobody finds the clock standing still while its process starts
             process = subprocess.Popen(
-                argv, cwd=self._files.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                argv,
+                env={**os.environ, _LOCK: str(lock)},
+                cwd=self._files.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(lock,),
+                start_new_session=True,
             )
         process.returncode = 0  # it is meant to outlive us: nobody waits for it
 
@@ -147,8 +162,8 @@ class HereClock:
 
     def run(self) -> None:
         """Be the clock: wake the driver until the study is over or gone. Returns at once where another process is."""
-        with self._alone() as is_alone:
-            if not is_alone:
+        with self._alone() as lock:
+            if lock is None:
                 return
             self._is_ours = True
             with contextlib.suppress(NotFoundError, FileNotFoundError):
@@ -206,14 +221,22 @@ class HereClock:
             return 0
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        with Path(self._files.dir, "clock.lock").open("wb") as lock:
+    def _alone(self) -> Iterator[int | None]:
+        """Hold the clock's lock, or the one that was handed on to this process; yield its number, None if another has.
+
+        A file system without locks goes without.
+        """
+        handed = os.environ.pop(_LOCK, "")
+        path = int(handed) if handed else os.path.join(self._files.dir, "clock.lock")  # noqa: PTH118  # as above
+        with open(path, "wb") as lock:  # noqa: PTH123  # a number is no path
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                yield None
                 return
-            yield True
+            except OSError:
+                pass
+            yield lock.fileno()
 
 
 def main(argv: list[str]) -> None:

@@ -18,6 +18,7 @@ from ems.study import budget
 from ems.study.spec import StudySpec
 
 RUNNING, QUEUED = "running", "queued"
+MODEL_NEEDS = 3  # configurations; below, what was observed is all there is to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class Best:
     number
         Of its first trial; its run has that index.
     mean, sd
-        What the model believes the metric to be there, in the user's sign, and how sure it is; NaN where there is no
-        model yet.
+        What the model believes the metric to be there, in the user's sign, and how sure it is; what was observed and
+        NaN where there is no model yet.
     observed, n
         Mean of what its trials gave, and how many there are.
     budget
@@ -116,19 +117,23 @@ class Standing:
             if each.group == group and _value(each, rung) is not None and each.params == leader.params
         ]
         values = [value for each in same if (value := _value(each, rung)) is not None]
+        is_modelled = self._n_known(group, rung) >= MODEL_NEEDS
         return Best(
             group=group,
             number=leader.config,
             params=leader.params,
             seed=same[0].seed,
-            mean=self.spec.sign * leader.mean,
-            sd=leader.sd,
+            mean=self.spec.sign * (leader.mean if is_modelled else fmean(values)),
+            sd=leader.sd if is_modelled else math.nan,
             observed=self.spec.sign * fmean(values),
             n=len(values),
             budget=self.spec.budget_of(rung),
             runner_up=leader.runner_up,
-            probability=leader.probability if leader.runner_up is not None else math.nan,
+            probability=leader.probability if leader.runner_up is not None and is_modelled else math.nan,
         )
+
+    def _n_known(self, group: str | None, rung: int) -> int:
+        return len({each.config for each in self.trials if each.group == group and _value(each, rung) is not None})
 
     def _top_rung(self, group: str | None) -> int | None:
         """Return the highest rung at which the group has a value: others are not compared with it."""
