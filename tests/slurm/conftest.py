@@ -70,13 +70,17 @@ def baked(desks: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathFact
     They are baked by the first process of the session that needs them, and deleted by the last.
     """
     note = shared / "baked"  # the name of the cluster that they belong to
+    baker = None
     with (shared / "baked.use").open("w") as use:
         with _alone(shared):
             fcntl.flock(use, fcntl.LOCK_SH)
             if not note.exists():
-                _bake(desks.Desk(tmp_path_factory.mktemp("baker")), note)
+                baker = desks.Desk(tmp_path_factory.mktemp("baker"))
+                _bake(baker, note)
         yield
         with _alone(shared):
+            if baker is not None:
+                baker.hand_over()
             try:
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # another process still starts from them

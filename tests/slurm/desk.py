@@ -27,6 +27,36 @@ partitions:
 """
 
 
+# Deletes a cluster when the process that holds its standard input is gone without having said that it did so itself
+_GUARD = """
+import sys, time
+name, n_empty = sys.argv[1], 0
+if sys.stdin.read():
+    sys.exit()
+from ems.cluster import definition
+from ems.cluster.provider import base, connect
+provider = connect(definition.ContainerSection())
+while n_empty < 9:  # what was begun before may still come
+    found = provider.list({base.CLUSTER: name})
+    provider.destroy(found)
+    n_empty = 0 if found else n_empty + 1
+    time.sleep(1)
+"""
+
+
+class Guard:
+    """Sees to it that the machines of a test end with it, however it ends."""
+
+    def __init__(self, cluster: str) -> None:
+        words = [sys.executable, "-c", _GUARD, cluster]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd="/")
+
+    def dismiss(self) -> None:
+        """Say that nothing is left of it, or that somebody else cares."""
+        if self.process.poll() is None:
+            self.process.communicate(b"done")
+
+
 class Desk:
     """A user's laptop.
 
@@ -40,6 +70,7 @@ class Desk:
 
     def __init__(self, folder: Path, name: str = "", definition: str = DEFINITION) -> None:
         self.name = name or f"t{uuid.uuid4().hex[:6]}"
+        self.guard = None if name else Guard(self.name)  # of whoever makes the cluster
         self.home, self.project = folder / "home", folder / "project"
         for each in (self.home, self.project / "cluster"):
             each.mkdir(parents=True)
@@ -122,6 +153,13 @@ class Desk:
         """Delete whatever is left of the cluster, images as well, whatever state it is in."""
         provider = self.provider()
         provider.destroy(provider.list({base.CLUSTER: self.name}))
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Leave what is there to others, also when this process ends."""
+        if self.guard is not None:
+            self.guard.dismiss()
+            self.guard = None
 
 
 def wait_until(condition: Callable[[], Any], limit_s: float = 60, what: str = "") -> Any:

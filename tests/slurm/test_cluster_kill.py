@@ -83,3 +83,10 @@ def test_another_laptop_does_not_double_a_cluster(desk: Any, desks: ModuleType, 
     assert desk.machines() == _WANTED
     other.cluster("stop", "--yes")  # by labels alone
     assert [each for each in desk.resources() if each.thing != "image"] == []
+
+
+def test_machines_end_with_the_process_that_tests_them(desk: Any) -> None:
+    desk.cluster("start", "--no-setup", "--yes")
+    desk.guard.process.stdin.close()  # as the kernel does when that process is killed
+    assert desk.guard.process.wait(120) == 0
+    assert desk.resources() == []
