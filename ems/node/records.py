@@ -319,11 +319,14 @@ def call_driver(files: ExperimentFiles) -> None:
         pass
 
 
-def ask_driver(files: ExperimentFiles, request: Record) -> None:
-    """Leave a request for a study's driver, e.g. ``{"kind": "stop"}``, and call it; see ems.study.wishes."""
+def ask_driver(files: ExperimentFiles, request: Record, name: str = "") -> None:
+    """Leave a request for a study's driver, e.g. ``{"kind": "stop"}``, and call it; see ems.study.wishes.
+
+    Of one name it is taken in once, however often it is left.
+    """
     folder = os.path.join(files.dir, "requests")
     os.makedirs(folder, exist_ok=True)
-    write_atomic(os.path.join(folder, os.urandom(8).hex() + ".json"), dump({"at": now(), **request}))
+    write_atomic(os.path.join(folder, (name or os.urandom(8).hex()) + ".json"), dump({"at": now(), **request}))
     call_driver(files)
 
 

@@ -6,6 +6,7 @@ anybody still listens or not. What its operations print, and what children of th
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import select
@@ -21,6 +22,8 @@ from ems.version import __version__
 
 #: Everything that the other side may ask for; whoever adds operations adds a table of them here.
 OPERATIONS: dict[str, Operation] = {**operations.TABLE, **files.TABLE, **data.TABLE}
+#: Those of layers above this one, ``module:function``: loaded when they are asked for.
+ABOVE = {"study": "ems.study.far:attend"}
 
 _IDLE_S = 1800.0  # every command asks again within seconds
 
@@ -86,6 +89,10 @@ def _of_system(error: OSError) -> TargetError:
 
 
 def _operation(name: str) -> Operation:
+    if name in ABOVE:
+        module, _, function = ABOVE[name].partition(":")
+        above: Operation = getattr(importlib.import_module(module), function)
+        return above
     try:
         return OPERATIONS[name]
     except KeyError:

@@ -119,6 +119,10 @@ class RemoteExecutor:
         root.delete(files)
         return freed
 
+    def study(self, files: ExperimentFiles, **args: Any) -> dict[str, Any]:
+        """Have a study looked after there; see :func:`ems.study.far.attend`."""
+        return self._ask("study", files, **args)
+
     def find_python(self, python: str | None) -> str:
         """Return the Python that runs get there: the one named, the target's own, or what ``python3`` means there."""
         return str(self.agent.call("python", python=python or self.agent.target.python))

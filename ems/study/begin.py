@@ -13,8 +13,8 @@ from ems.model import Experiment
 from ems.node.records import Record
 from ems.plan import Plan
 from ems.store import Store, studies
-from ems.study import budget, driver, intake
-from ems.study.clock import Clock, HereClock
+from ems.study import budget, clocks, driver, intake
+from ems.study.clock import Clock
 from ems.study.driver import WakeReport
 from ems.study.spec import StudySpec
 from ems.target import Target
@@ -70,8 +70,10 @@ def wake(target: Target, study_id: str, store: Store) -> WakeReport:
     Raises
     ------
     EmsError
-        See :func:`ems.study.driver.wake`.
+        See :func:`ems.study.driver.wake`; or the other machine cannot be reached.
     """
+    if target.remote is not None:
+        return WakeReport(**intake.attend(store, target, target.remote, study_id, wake=True)["report"])
     try:
         return driver.wake(target.root, study_id, target.executor, clock_of(target, study_id))
     finally:
@@ -91,32 +93,24 @@ def look_after(target: Target, study_id: str, store: Store) -> bool:
     EmsError
         If it cannot be.
     """
+    if target.is_gone:
+        return False
+    if target.remote is not None:
+        return bool(intake.attend(store, target, target.remote, study_id)["revived"])
     intake.bring(store, target, study_id)
     row = studies.study(store, study_id)
-    if (row is not None and row.is_finished) or target.remote is not None or target.is_gone:
+    if (row is not None and row.is_finished) or not Path(target.files(study_id).study).exists():
         return False
-    if not Path(target.files(study_id).study).exists() or (clock := clock_of(target, study_id)).state().is_running:
+    clock = clock_of(target, study_id)
+    if clock.state().is_running:
         return False
     clock.start(0.0)
     return True
 
 
 def clock_of(target: Target, study_id: str) -> Clock:
-    """Return the clock of a study.
-
-    Raises
-    ------
-    UsageError
-        If there is none for this kind of target.
-    """
-    worker_python = getattr(target.executor, "worker_python", None)
-    if target.remote is not None:
-        raise UsageError(f"studies do not run on {target.name} yet", "run it on this machine: --on here")
-    if target.executor.name == "here":
-        return HereClock(target.root, study_id, worker_python)
-    from ems.study.slurm_clock import SlurmClock  # noqa: PLC0415  # submitit takes a while to import
-
-    return SlurmClock(target.root, study_id, worker_python)
+    """Return the clock of a study on this machine."""
+    return clocks.of(target.executor.name, target.root, study_id, getattr(target.executor, "worker_python", None))
 
 
 def _experiment(plan: Plan, spec: StudySpec) -> Experiment:

@@ -91,6 +91,8 @@ def _spec(store: Store, target: Target, study_id: str) -> StudySpec:
 
 
 def _ask(store: Store, target: Target, study_id: str, record: Record) -> WakeReport:
+    if target.remote is not None:
+        return WakeReport(**intake.attend(store, target, target.remote, study_id, request=record, wake=True)["report"])
     with writing_to(target.root):
         records.ask_driver(target.files(study_id), record)
     return begin.wake(target, study_id, store)

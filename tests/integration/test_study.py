@@ -24,7 +24,7 @@ from ems.search.problem import Fidelity
 from ems.search.space import SearchSpace
 from ems.search.trial import Outcome, Trial
 from ems.store import Store, studies
-from ems.study import driver, intake
+from ems.study import driver, rows
 from ems.study.clock import ClockState
 from ems.study.spec import StudySpec
 
@@ -509,15 +509,21 @@ def test_the_projects_store_has_what_is_new(lab: Callable[..., Lab], tmp_path: P
     study = lab(budget={"trials": 6}, parallel=2)
     path = Path(study.files.dir, driver.STORE)
     with Store(tmp_path / "project" / ".ems" / "ems.db") as store:
-        assert not intake.copy(store, path, ID), "neither of them knows anything yet"
+
+        def bring() -> bool:
+            known = rows.read(path, ID)
+            assert known is not None
+            return rows.put(store, known)
+
+        assert rows.read(path, ID) is None, "neither of them knows anything yet"
         harvest.adopt(store, study.root)
         study.wake()
-        assert intake.copy(store, path, ID)
-        assert not intake.copy(store, path, ID), "nothing is new"
+        assert bring()
+        assert not bring(), "nothing is new"
         assert store.resolve(ID).n_runs == 0
         study.finish(study.bowl)
         assert ID in store.unsettled()
-        assert intake.copy(store, path, ID)
+        assert bring()
         harvest.harvest(store, study.root, study.desk.refresh, [ID])
         assert studies.trials(store, ID) == study.trials()
         assert studies.study(store, ID) == study.study()
