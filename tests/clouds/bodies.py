@@ -23,6 +23,8 @@ from ems.cluster.provider.pool import side_by_side
 
 _NFS = "[Unit]\nDescription=Stands in for NFS\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
 _NFS += "[Install]\nWantedBy=multi-user.target\n"
+# an engine mounts its own /etc/hosts over the container's, which then cannot be replaced
+_OWN_HOSTS = "cat /etc/hosts >/etc/hosts.own && umount /etc/hosts && mv /etc/hosts.own /etc/hosts || true"
 _FAMILIES = {"debian-12": "debian:12", "debian-13": "debian:13", "ubuntu-2404-lts-amd64": "ubuntu:24.04"}
 
 
@@ -69,6 +71,7 @@ class Bodies:
         provider = connect(ContainerSection(subnet=self._subnet, options=(f"--ip={self._private[name]}",)))
         items = {each["key"]: each["value"] for each in properties["metadata"]["items"]}
         config = yaml.safe_load(items["user-data"])
+        config["bootcmd"] = [["sh", "-c", _OWN_HOSTS]]
         config["write_files"].append({"path": "/etc/systemd/system/nfs-server.service", "content": _NFS})
         image = properties["disks"][0]["initializeParams"]["sourceImage"].rsplit("/", 1)[1]
         gpus = sum(each["acceleratorCount"] for each in properties.get("guestAccelerators", ()))
