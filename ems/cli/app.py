@@ -43,7 +43,16 @@ _MODULES = (
         "again",
         "data",
     ),
-    *("cluster", "cluster_life", "cluster_plan", "cluster_status", "cluster_connect", "cluster_show", "setup"),
+    *(
+        "cluster",
+        "cluster_life",
+        "cluster_plan",
+        "cluster_gc",
+        "cluster_status",
+        "cluster_connect",
+        "cluster_show",
+        "setup",
+    ),
 )
 
 

@@ -44,6 +44,7 @@ def start(
     Experiments then go there. After any failure the same command continues.
     """
     from ems.cli import render
+    from ems.cli.cluster_gc import remind
     from ems.cluster import lifecycle
     from ems.cluster.record import Files
 
@@ -55,6 +56,7 @@ def start(
         _confirm(yes, f"start {name}?")
         with live(fleet):
             outcome = lifecycle.start(fleet, setup=not no_setup)
+    remind(definition)
     if no_setup:
         render.say(f"{name}: {render.plural(len(outcome.ready) + 1, 'machine')} made in {outcome.seconds:.0f} s")
         render.note(f"next: ems cluster setup {name}")
@@ -212,6 +214,7 @@ def stop(
     What this project has there is harvested first; what else is on its disks is lost.
     """
     from ems.cli import render
+    from ems.cli.cluster_gc import remind
     from ems.cluster import lifecycle
     from ems.cluster.record import Files
 
@@ -225,6 +228,7 @@ def stop(
         with live(fleet):
             count = lifecycle.stop(fleet, with_images=images)
     render.say(f"{name} is gone: {render.plural(count, 'resource')} deleted")
+    remind(fleet.definition)
 
 
 def _to_stop(name: str) -> Fleet:
@@ -295,13 +299,15 @@ def bake(name: Name, as_json: o.AsJson = False) -> None:
 
 @contextmanager
 def changing(name: str) -> Iterator[Fleet]:
-    """Give a cluster that this machine knows, to be changed by nobody else."""
+    """Give a cluster that this machine knows, to be changed by nobody else; then say what is left of others."""
+    from ems.cli.cluster_gc import remind
     from ems.cluster.fleet import known
     from ems.cluster.record import Files
 
-    known(name)
+    fleet = known(name)
     with Files(name).locked():
         yield known(name)
+    remind(fleet.definition)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def status(
 ) -> None:
     """Show machines, nodes, queue, uptime and cost."""
     from ems.cli import render
+    from ems.cli.cluster_gc import remind
     from ems.cluster import overview
 
     fleet = _adopted(name) if adopt else _fleet(name)
@@ -55,6 +56,7 @@ def status(
     render.print_table(columns, [_row(each) for each in found.nodes], paged=False)
     queue = ", ".join(f"{count:,} {state.lower()}" for state, count in sorted(found.jobs.items())) or "empty"
     render.say("", f"queue: {queue}" if not found.trouble else f"queue: not known, {found.trouble}")
+    remind(fleet.definition)
     lost = [each.name for each in found.nodes if each.machine == "gone"]
     if lost:
         render.note(f"next: `ems cluster start {found.name}` makes {', '.join(lost)} anew")
