@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 _HERE = Path(__file__).parent
+_LIMIT_S = 600  # of a test; most take seconds where nothing else runs
 
 
 def _load(name: str) -> ModuleType:
@@ -36,10 +37,12 @@ def _load(name: str) -> ModuleType:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out."""
+    """Mark everything in this folder, so that ``-m "not slurm"`` leaves it out; give it time on a busy machine."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker("slurm")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_LIMIT_S))
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +192,7 @@ class Lab:
         """Directory of a run."""
         return self.project / ".ems" / "experiments" / experiment / "runs" / str(index)
 
-    def wait_for_start(self, experiment: str, *indices: int, limit_s: float = 60) -> None:
+    def wait_for_start(self, experiment: str, *indices: int, limit_s: float = 120) -> None:
         """Wait until the runs have printed something."""
         logs = [self.run_dir(experiment, index) / "stdout.log" for index in indices]
 
@@ -204,7 +207,7 @@ class Lab:
                 error.add_note(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}")
             raise
 
-    def wait_for_states(self, experiment: str, state: str, limit_s: float = 60) -> None:
+    def wait_for_states(self, experiment: str, state: str, limit_s: float = 120) -> None:
         """Harvest until all runs are in ``state``."""
 
         def reached() -> bool:

@@ -162,7 +162,7 @@ class Desk:
             self.guard = None
 
 
-def wait_until(condition: Callable[[], Any], limit_s: float = 60, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], limit_s: float = 120, what: str = "") -> Any:
     """Wait for a condition; returns what it gave."""
     deadline = time.monotonic() + limit_s
     while not (found := condition()):

@@ -120,11 +120,11 @@ def test_resized_to_three_and_back_without_a_job_lost(desk: Any, whole: Callable
     experiment = _parrun(desk, "long.py", "--gres", "gpu:3")
     desk.cluster("resize", "3")
     assert desk.machines() == ["controller", "gpu-001", "gpu-002", "gpu-003"]
-    whole(lambda: _counts(desk, experiment).get("running") == 3, 60, "a run on each node")
+    whole(lambda: _counts(desk, experiment).get("running") == 3, 120, "a run on each node")
     with ThreadPoolExecutor() as pool:
         leaving = pool.submit(desk.cluster, "resize", "gpu=2")
         try:
-            whole(lambda: any("drain" in str(state) for state in desk.nodes().values()), 60, "a node that drains")
+            whole(lambda: any("drain" in str(state) for state in desk.nodes().values()), 120, "a node that drains")
         finally:
             desk.there("touch", "go")
         leaving.result()
@@ -143,7 +143,7 @@ def test_set_up_again_changes_nothing(desk: Any) -> None:
 def test_a_node_killed_in_mid_run_has_its_run_finished_elsewhere(desk: Any, whole: Callable[..., Any]) -> None:
     desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:4")  # one on each node, two wait
-    whole(lambda: _counts(desk, experiment).get("running") == 2, 60, "two runs")
+    whole(lambda: _counts(desk, experiment).get("running") == 2, 120, "two runs")
     [lost] = [each for each in desk.resources() if each.name.endswith("gpu-002")]
     desk.provider().destroy([lost])
     desk.there("touch", "go")
@@ -288,4 +288,4 @@ def test_a_removed_node_is_not_made_again(desk: Any, whole: Callable[..., Any]) 
     assert desk.machines() == ["controller", "gpu-002"]
     desk.cluster("resize", "2")
     assert desk.machines() == ["controller", "gpu-001", "gpu-002"]
-    assert whole(lambda: desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}, 60)
+    assert whole(lambda: desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}, 120)

@@ -24,7 +24,6 @@ def desk(desks: ModuleType, tmp_path: Path) -> Iterator[Any]:
     assert made.resources() == []
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("when", "least"), [("before", 4), ("after", 3), ("amid", 2)])
 def test_killed_at_each_line(desk: Any, when: str, least: int) -> None:
     """Each start goes on from the one before, which was killed a line earlier, until one has nothing more to do."""

@@ -23,7 +23,7 @@ from ems.cluster.provider.images import base_image
 from ems.errors import ProviderError
 
 # Booting on a busy machine with two cores; a machine usually is there after 3 s
-_BOOT_S = 60
+_BOOT_S = 180
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = _BOOT_S) -> Any:

@@ -19,7 +19,7 @@ from ems.cluster.provider.base import MachineRequest, Resource
 from ems.errors import ConnectionFailedError, HostKeyError
 from ems.ssh import Host
 
-_BOOT_S = 60  # usually 3 s
+_BOOT_S = 180  # usually 3 s
 
 
 class Pair:

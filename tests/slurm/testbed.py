@@ -179,7 +179,7 @@ class Cluster:
         ended = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE")
         return [(id_, state, reason) for id_, state, reason in found if state not in ended]
 
-    def wait_for_empty_queue(self, limit_s: float = 60) -> None:
+    def wait_for_empty_queue(self, limit_s: float = 120) -> None:
         """Wait until nothing is queued, running or completing."""
         wait_until(lambda: not self.queue(), limit_s, "empty queue")
 
@@ -212,7 +212,7 @@ class Cluster:
     def start_controller(self) -> None:
         """Start slurmctld and wait until it answers."""
         self._start("slurmctld", ["slurmctld", "-D"])
-        wait_until(lambda: self._answers("scontrol", "ping"), 20, "slurmctld")
+        wait_until(lambda: self._answers("scontrol", "ping"), 60, "slurmctld")
 
     def stop_accounting(self) -> None:
         """End slurmdbd: sacct and sacctmgr then fail, sbatch and squeue do not."""
@@ -258,7 +258,7 @@ class Cluster:
             lines = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).split("\n")
             return wanted <= {line.split()[0] for line in lines if line.split()[1:] and line.split()[1] in usable}
 
-        wait_until(ready, 30, f"nodes {', '.join(sorted(wanted))}")
+        wait_until(ready, 90, f"nodes {', '.join(sorted(wanted))}")
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class Cluster:
         def registered() -> bool:
             return "ems" in self.run("sacctmgr", "-n", "-P", "show", "cluster", "format=cluster", check=False)
 
-        wait_until(registered, 20, "registration of the cluster in slurmdbd")
+        wait_until(registered, 60, "registration of the cluster in slurmdbd")
         self.sacctmgr("add", "account", "lab", "cluster=ems")
         self.sacctmgr("add", "user", self.user, "account=lab", "cluster=ems")
         self._wait_for_association()
@@ -310,7 +310,7 @@ class Cluster:
     def _wait_for_association(self) -> None:
         """Slurmdbd tells slurmctld of a new user a moment later; until then sbatch is refused."""
         show = ("scontrol", "show", "assoc_mgr", "flags=assoc", f"users={self.user}")
-        wait_until(lambda: f"UserName={self.user}" in self.run(*show, check=False), 20, f"association of {self.user}")
+        wait_until(lambda: f"UserName={self.user}" in self.run(*show, check=False), 60, f"association of {self.user}")
 
     def _modify_user(self, limits: Mapping[str, int]) -> None:
         words = [f"{name}={value}" for name, value in limits.items()]
@@ -321,7 +321,7 @@ class Cluster:
             record = self.run(*show).split(f"UserName={self.user}")[-1]
             return all(f"{name}={value if value >= 0 else ''}" in record for name, value in limits.items())
 
-        wait_until(known, 10, f"limits {words} in slurmctld")
+        wait_until(known, 60, f"limits {words} in slurmctld")
 
     def _configure(self, options: dict[str, object]) -> None:
         self.options = options
@@ -347,7 +347,7 @@ class Cluster:
                 raise RuntimeError(f"{name} ended: {daemon.log.read_text(errors='replace')[-1500:]}")
             return condition()
 
-        wait_until(ready, 30, name)
+        wait_until(ready, 90, name)
 
     def _wait_for_port(self, name: str, port: int) -> None:
         def listens() -> bool:
