@@ -23,6 +23,7 @@ from ems.errors import ClusterError, ConnectionFailedError, HostKeyError, NotFou
 
 _REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
 _EMPTY_S = 300
+_LATE_S = 2.0  # a cloud's listing may lack what was made a moment ago
 _REQUEUE_S = 60
 
 
@@ -64,7 +65,7 @@ def begin(name: str, definition: Definition, counts: Mapping[str, int], report: 
     UsageError
         If there is no such kind.
     """
-    _refuse_elastic(definition)
+    _refuse_later(definition)
     files = Files(name)
     record = files.load()
     if record is not None and record.phase is Phase.MAKING and record.digest != definition.digest:
@@ -88,13 +89,18 @@ def want(fleet: Fleet, wanted: tuple[str, ...]) -> None:
     fleet.trust()
 
 
-def _refuse_elastic(definition: Definition) -> None:
+def _refuse_later(definition: Definition) -> None:
     """Refuse what a definition may say already and nothing does yet."""
     kind = next((name for name, each in definition.nodes.items() if each.max is not None), None)
     if kind is not None:
         raise ClusterError(
             f"`nodes.{kind}.max` asks for nodes that come and go with the queue, which this version cannot make",
             f"say `count` instead; ems cluster resize {definition.name} {kind}=N changes it",
+        )
+    if definition.limits.max_cost is not None:
+        raise ClusterError(
+            "`limits.max_cost` asks for a limit that this version cannot keep",
+            f"`max_nodes` and `max_hours` are kept; ems cluster plan {definition.name} says what an hour costs",
         )
 
 
@@ -456,7 +462,7 @@ def _destroy_until_empty(fleet: Fleet, things: list[Resource]) -> None:
         if things and time.monotonic() > deadline:
             left = ", ".join(f"{each.thing} {each.name}" for each in things)
             raise ClusterError(f"these cannot be deleted: {left}", f"ems cluster stop {fleet.name} tries again")
-        time.sleep(0.2)
+        time.sleep(_LATE_S if empty == 1 and not fleet.provider.traits.is_free else 0.2)
     fleet.report("machines", "gone")
 
 
