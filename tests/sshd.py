@@ -55,6 +55,8 @@ class Far:
         self.folder = folder
         # what a login there finds is not the home of who runs the tests
         self.environment = {"HOME": f"{folder}/home", "EMS_SLOTS": os.environ["EMS_SLOTS"], "EMS_HERE_GPUS": ""}
+        if "PYTHONPATH" in os.environ:  # a checkout that is tested, but not installed
+            self.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
         self.environment |= environment or {}
         self.root = folder / "home" / "ems"
         self._sshd: subprocess.Popen[bytes] | None = None
