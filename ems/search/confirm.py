@@ -15,7 +15,7 @@ from functools import cached_property
 from ems.model import Params
 from ems.search import noise
 from ems.search.problem import Problem
-from ems.search.rungs import entries, seed_of, value_at
+from ems.search.rungs import Entry, entries, seed_of, value_at
 from ems.search.trial import Origin, Outcome, Proposal, Start, Trial
 
 MOST = 5  # configurations that race
@@ -47,13 +47,11 @@ def confirmations(problem: Problem, trials: Sequence[Trial], n_total: float) -> 
 def _races(problem: Problem, trials: Sequence[Trial], n_total: float) -> list[Race]:
     """Return a race for each group; where the budget is not enough for all groups, the first ones'."""
     race = entries(problem, trials)
-    top = problem.n_rungs - 1
     found: list[tuple[str | None, list[int]]] = []
     for group in problem.groups or (None,):
-        own = [each for each in race if each.group == group and each.has_completed(top)]
-        own.sort(key=lambda each: (each.values[top], each.config))
-        if len(own) > 1:
-            found.append((group, [each.config for each in own]))
+        best = _best([each for each in race if each.group == group])
+        if len(best) > 1:
+            found.append((group, best))
     share = n_total / len(found) if found else 0.0
     if share < 2:
         found, share = found[: int(n_total // 2)], 2.0
@@ -66,6 +64,20 @@ def _races(problem: Problem, trials: Sequence[Trial], n_total: float) -> list[Ra
     return [
         Race(problem, group, tuple(configs[: _n_candidates(share)]), share, params, made) for group, configs in found
     ]
+
+
+def _best(own: Sequence[Entry]) -> list[int]:
+    """Return the configurations that did best, by the highest rung that each reached."""
+    rated = [(rung, each) for each in own for rung in [_reached(each)] if rung >= 0]
+    rated.sort(key=lambda pair: (-pair[0], pair[1].values[pair[0]], pair[1].config))
+    return [each.config for _, each in rated][:MOST]
+
+
+def _reached(entry: Entry) -> int:
+    """Return the highest rung that an entry completed, -1 if none or if it failed later."""
+    if entry.state.is_bad:
+        return -1
+    return max((rung for rung in range(entry.rung + 1) if entry.has_completed(rung)), default=-1)
 
 
 def _n_candidates(n_total: float) -> int:
@@ -154,8 +166,10 @@ class Race:
         pairs = f"{told.n} paired run{'s' * (told.n > 1)}"
         if told.is_better:
             return f"Trial {first}{where} is better than trial {second}, the next best, by {pairs}."
-        chance = f" (better with probability {told.probability:.2f})" if told.n > 1 else ""
-        return f"Trial {first}{where} cannot be told from trial {second}, the next best, by {pairs}{chance}."
+        if told.n < noise.FIRST_LOOK:
+            return f"Trial {first}{where} did best in {pairs} with trial {second}: too few to tell luck from merit."
+        chance = f"it is better with probability {told.probability:.2f}"
+        return f"Trial {first}{where} cannot be told from trial {second}, the next best, by {pairs}: {chance}."
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,8 +10,9 @@ is ever paid by half.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from ems.search import confirm, fidelity, groups, schedulers
 from ems.search.problem import Problem
 from ems.search.rungs import Entry, budgets, charge, entries, seed_of
 from ems.search.schedulers import Curves
-from ems.search.trial import Decisions, Origin, Outcome, Promote, Proposal, Start, Trial
+from ems.search.trial import Decision, Decisions, Origin, Outcome, Promote, Proposal, Start, Trial
 
 _LOST_NEEDS = 10  # trials lost with their machines before more of them than of others end a search
 
@@ -66,8 +67,10 @@ def decide(
     wake.start()
     if not wake.actions and not view.is_pending and free > 0:
         wake.promote(schedulers.promotions(problem, view.race, closed=True))
-        wake.promote(schedulers.finale(problem, view.race, wake.left))
-        reason = wake.confirm()
+        if not wake.actions:
+            wake.promote(schedulers.finale(problem, view.race, wake.left))
+        if not wake.actions:
+            reason = wake.confirm()
     return Decisions([*stops, *wake.actions], "" if wake.actions or free <= 0 else reason)
 
 
@@ -229,8 +232,6 @@ class _Wake:
 
     def confirm(self) -> str:
         """Begin replicates of the best where nothing else is left to do; returns why the search is finished if so."""
-        if self.actions:
-            return ""
         problem, n_total = self.problem, math.inf
         if problem.trials is not None:
             n_total = problem.trials - sum(each.outcome is not Outcome.LOST for each in self.view.searched)
@@ -256,3 +257,93 @@ class _Wake:
         if self.room <= 0:
             return "The budget of the search is spent."
         return f"No further configuration was found that the constraints allow, after {made} trials."
+
+
+def replay(problem: Problem, trials: Sequence[Trial], spent: Mapping[int, float] | None = None) -> list[str]:
+    """Decide each wake of a search again, by what was known then, and say where that differs from what was asked.
+
+    Empty for a search that was made by `decide` alone, however often its driver was killed or its wakes repeated.
+    Stops are not looked at: the curves of that time are not kept.
+
+    Parameters
+    ----------
+    trials
+        As they stand now; ``asked``, ``told`` and ``history`` tell what was known when.
+    spent
+        Share of the measured budgets at each wake, as `decide` was given it. Where none is given and no other budget
+        ends the search, nothing new was begun after the last wake that did so.
+
+    Returns
+    -------
+    list of str
+        A sentence a wake that cannot be explained, in order.
+    """
+    own = [each for each in trials if each.origin is not Origin.GIVEN]
+    given = [each for each in trials if each.origin is Origin.GIVEN]
+    begun = {each.number: (each.history[0] if each.history else (each.asked, each.told))[0] for each in own}
+    last = max((begun[each.number] for each in own if each.origin is not Origin.CONFIRM), default=-1)
+    is_measured = problem.trials is None and problem.epochs is None
+    differences = []
+    for wake in sorted({asked for each in own for asked, _ in (*each.history, (each.asked, each.told))}):
+        known = [then for each in own if (then := as_of(each, wake)) is not None]
+        actual = _asked_in(own, wake)
+        n_asked = 1 + max((each.number for each in known), default=-1)
+        share = (1 - problem.confirm) if is_measured and wake > last else 0.0
+        share = share if spent is None else spent.get(wake, share)
+        decided = decide(problem, [*given, *known], len(actual), n_asked, spent=share)
+        expected = {_words(each, n_asked + index) for index, each in enumerate(_starts_first(decided.actions))}
+        if expected != actual:
+            missing, more = sorted(expected - actual), sorted(actual - expected)
+            differences.append(
+                f"wake {wake} asked for {'; '.join(more) or 'nothing else'} where {'; '.join(missing) or 'no more'} "
+                "follows from what was known"
+            )
+    return differences
+
+
+def as_of(trial: Trial, wake: int) -> Trial | None:
+    """Return a trial as it was known when a wake decided; None where it had not been asked for."""
+    segments = (*trial.history, (trial.asked, trial.told))
+    index = max((at for at, (asked, _) in enumerate(segments) if asked < wake), default=None)
+    if index is None:
+        return None
+    (asked, told), is_newest = segments[index], index + 1 == len(segments)
+    rung = trial.rung - (len(segments) - 1 - index)
+    outcome = trial.outcome if is_newest else Outcome.OK
+    if told < 0 or told > wake:
+        outcome = Outcome.PENDING
+    values = trial.values[: rung + (outcome is Outcome.OK)] if index or outcome is not Outcome.PENDING else ()
+    return replace(
+        trial, rung=rung, outcome=outcome, values=values, asked=asked, told=told, history=segments[:index], cost=0.0
+    )
+
+
+def _asked_in(trials: Sequence[Trial], wake: int) -> set[str]:
+    """Return what a wake asked for, in words."""
+    found = set()
+    for trial in trials:
+        segments = (*trial.history, (trial.asked, trial.told))
+        for index, (asked, _) in enumerate(segments):
+            rung = trial.rung - (len(segments) - 1 - index)
+            if asked == wake and index:
+                found.add(_words(Promote(trial.number, rung), trial.number))
+            elif asked == wake:
+                proposal = Proposal(trial.params, trial.origin)
+                start = Start(proposal, trial.seed, trial.config, trial.group, trial.bracket, rung)
+                found.add(_words(start, trial.number))
+    return found
+
+
+def _starts_first(actions: Sequence[Decision]) -> list[Start | Promote]:
+    """Return starts, which are numbered in their order, then promotions; stops are left out."""
+    starts = [each for each in actions if isinstance(each, Start)]
+    return [*starts, *(each for each in actions if isinstance(each, Promote))]
+
+
+def _words(action: Start | Promote, number: int) -> str:
+    if isinstance(action, Promote):
+        return f"trial {action.number} to rung {action.rung}"
+    config = number if action.config in (None, -1) else action.config
+    params = json.dumps(action.proposal.params, sort_keys=True)
+    where = f"{action.group or ''} {action.bracket}.{action.rung}".strip()
+    return f"trial {number} ({action.proposal.origin} of {config}, seed {action.seed}, {where}) with {params}"
