@@ -24,7 +24,8 @@ from ems.model import JobInfo, Resources, State
 from ems.node import feed, records
 
 _TIME_MIN = 30
-_RETRY_S = 10  # after a command that was killed
+_RETRY_S = 2  # after a command that was killed
+_KILLED = 128  # and more: exit status by a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Recurring:
         Parameters
         ----------
         command
-            What it runs each time. Ending with 0 it has settled when it comes again (:meth:`move`, :meth:`end`).
+            What it runs each time, and what settles when it comes again (:meth:`move`, :meth:`end`). Killed, it comes
+            again at once.
         resources
             Of the runs it serves: partition, account, QOS and raw flags are its own too, nothing that it would waste.
         guard_s
@@ -84,7 +86,9 @@ class Recurring:
                 f'[ -z "$next" ] || {{ echo "$next" > {job}.$$ && mv {job}.$$ {job}; }}',
                 shlex.join(command),
                 "status=$?",
-                f'[ $status -eq 0 ] || [ -z "$next" ] || scontrol update JobId="$next" StartTime=now+{_RETRY_S}',
+                f'if [ $status -ge {_KILLED} ] && [ -n "$next" ]; then',
+                f'scontrol update JobId="$next" StartTime=now+{_RETRY_S}',
+                "fi",
                 "exit $status",
             )
         )

@@ -27,13 +27,13 @@ from ems.store import Store, studies
 from ems.store.studies import FAILED, FINISHED, RUNNING, SegmentRow, TrialRow, WakeRow
 from ems.study import budget, buffer, handover, ledger, outcomes, rules, wishes
 from ems.study.clock import Clock
+from ems.study.rows import STORE
 from ems.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from ems.search.trial import Decisions
 
 MAX_FAILURES = 5  # wakes that fail one after another before the driver gives up
-STORE = "study.db"
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def _wake(site: Site, files: ExperimentFiles) -> dict[str, Any]:
 
 def _revive(site: Site, files: ExperimentFiles) -> bool:
     """Set the clock going where it stopped though the study goes on; return whether it had."""
-    known = rows.read(Path(files.dir, driver.STORE), files.id)
+    known = rows.read(Path(files.dir, rows.STORE), files.id)
     if known is None or known.is_finished:
         return False
     ticking = clocks.of(site.kind, site.root, files.id, site.worker_python)
@@ -78,7 +78,7 @@ def _revive(site: Site, files: ExperimentFiles) -> bool:
 
 def _known(files: ExperimentFiles, n_runs: int) -> dict[str, Any] | None:
     """Return the rows of the study, and the lines of the runs that the other side does not have."""
-    known = rows.read(Path(files.dir, driver.STORE), files.id)
+    known = rows.read(Path(files.dir, rows.STORE), files.id)
     if known is None:
         return None
     new = list(records.iterate_runs(files, n_runs)) if records.count_runs(files) > n_runs else []

@@ -12,7 +12,6 @@ from ems.node.records import Record
 from ems.remote.executor import RemoteExecutor
 from ems.store import Store
 from ems.study import rows
-from ems.study.driver import STORE
 from ems.target import Target
 
 
@@ -31,7 +30,7 @@ def bring(store: Store, target: Target, study_id: str) -> bool:
     if target.remote is not None:
         attend(store, target, target.remote, study_id)
         return True
-    known = rows.read(Path(target.files(study_id).dir, STORE), study_id)
+    known = rows.read(Path(target.files(study_id).dir, rows.STORE), study_id)
     return known is not None and rows.put(store, known)
 
 

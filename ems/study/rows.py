@@ -14,6 +14,7 @@ from ems.store.studies import RUNNING
 
 Row: TypeAlias = "Sequence[object]"
 
+STORE = "study.db"  # of the driver, beside the runs
 _FACTS = ("id", "spec", "state", "reason", "ending", "wakes", "resumed", "failures", "next_wake", "cache")
 _TABLES = ("trials", "segments", "wakes")
 
@@ -29,6 +30,11 @@ class Rows:
     def is_finished(self) -> bool:
         """Whether no driver has anything left to do for it."""
         return self.study[_FACTS.index("state")] != RUNNING
+
+    @property
+    def failures(self) -> int:
+        """Wakes that failed since the last one that did not."""
+        return int(str(self.study[_FACTS.index("failures")]))
 
 
 def read(path: Path, study_id: str) -> Rows | None:

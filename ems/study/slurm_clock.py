@@ -11,16 +11,18 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ems.errors import EmsError, NotFoundError
+from ems.errors import NotFoundError
 from ems.executor.base import writing_to
 from ems.executor.recurring import Recurring
 from ems.model import Experiment, State
 from ems.node import feed, records
 from ems.node.records import ExperimentFiles
+from ems.study import rows
 from ems.study.clock import ClockState
 
 _GUARD_S = 300  # it comes again after this where a wake was killed so that nobody settled when
 _CALLED_S = 5.0  # until the next wake where a run ended while this one worked
+_FAILED_S = 10.0  # after a wake that failed; twice as long after each further one
 _LATE_S = 120.0  # past its time SLURM is asked whether the job is still there
 
 
@@ -78,6 +80,14 @@ class SlurmClock:
         is_running = found.state is State.RUNNING
         return ClockState(True, "" if is_running else next_at, f"job {found.job} ({found.reason or found.slurm_state})")
 
+    def retry(self) -> None:
+        """Have the driver wake again after one that failed, each time later; no more once the study has failed."""
+        known = rows.read(Path(self._files.dir, rows.STORE), self._files.id)
+        if known is not None and known.is_finished:
+            self.stop()
+        else:
+            self.start(min(_GUARD_S, _FAILED_S * 2.0 ** (known.failures if known else 0)))
+
     @property
     def _note_path(self) -> Path:
         return Path(self._files.dir, "driver.json")
@@ -115,8 +125,9 @@ def main(argv: list[str]) -> int:
     except NotFoundError:  # the study was removed
         clock.stop()
         return 0
-    except EmsError as error:
-        sys.stderr.write(f"{records.now()} the wake failed: {error.message}\n")
+    except Exception as error:  # noqa: BLE001  # whatever it is: it is in the log, and the next wake carries on
+        sys.stderr.write(f"{records.now()} the wake failed: {type(error).__name__}: {error}\n")
+        clock.retry()
         return 1
     if report.wake == 0:  # another one is at work, and looks once more
         clock.start(_CALLED_S)

@@ -171,7 +171,7 @@ class Lab:
         return self.wake()
 
     def store(self) -> Store:
-        return Store(Path(self.files.dir, driver.STORE))
+        return Store(Path(self.files.dir, rows.STORE))
 
     def study(self) -> studies.StudyRow:
         with self.store() as store:
@@ -507,7 +507,7 @@ def test_trials_of_another_study_count_and_are_no_runs(lab: Callable[..., Lab]) 
 
 def test_the_projects_store_has_what_is_new(lab: Callable[..., Lab], tmp_path: Path) -> None:
     study = lab(budget={"trials": 6}, parallel=2)
-    path = Path(study.files.dir, driver.STORE)
+    path = Path(study.files.dir, rows.STORE)
     with Store(tmp_path / "project" / ".ems" / "ems.db") as store:
 
         def bring() -> bool:
