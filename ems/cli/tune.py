@@ -384,8 +384,30 @@ def _places(plan: Plan) -> int:
 
 
 def _price(plan: Plan) -> float | None:
-    """Return what a trial costs an hour, in US dollars; None where nobody knows."""
-    return None
+    """Return what a trial costs an hour, in US dollars: its share of a node; None where nobody knows.
+
+    Of a cluster that ems has made; by the first kind of node of its partition.
+    """
+    if plan.target.remote is None:
+        return None
+    from ems.cluster import price
+    from ems.cluster.definition import Definition
+    from ems.cluster.record import Files
+
+    kept = Files(plan.target.name).load()
+    if kept is None:
+        return None
+    resources, definition = plan.experiment.resources, Definition.model_validate(kept.definition)
+    partition = definition.partitions.get(resources.partition or definition.default_partition)
+    kind = partition.nodes[0] if partition is not None else next(iter(definition.nodes))
+    node, whole = definition.kind(kind), price.of_kind(definition, kind)
+    if whole is None:
+        return None
+    if resources.gpus_per_run:
+        share = resources.gpus_per_run / max(node.gpus, resources.gpus_per_run)
+    else:
+        share = (resources.cpus or 1) / max(node.cpus or 1, resources.cpus or 1)
+    return whole * share * (resources.nodes or 1)
 
 
 def _study_id(session: Session, reference: str) -> str:

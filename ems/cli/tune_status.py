@@ -21,6 +21,7 @@ from ems.model import PassAs
 if TYPE_CHECKING:
     from ems.cli.session import Session
     from ems.model import Experiment, Json, Params
+    from ems.report.study import Configuration
     from ems.study.standing import Best, Standing
 
 _WATCH_S = 2.0
@@ -83,9 +84,10 @@ def best(study: AnyStudy = None, as_json: o.AsJson = False) -> None:
             render.print_json([_describe_best(standing, each) for each in standing.best])
             return
         for each in standing.best:
-            render.say(*_best_lines(standing, each), "")
-            render.say(run_command(standing, each))
-        render.note("", f"next: ems reproduce {experiment.id}/{standing.best[0].number} · ems report {experiment.id}")
+            command_line = run_command(standing, each)
+            render.say(*_best_lines(standing, each), *(["", command_line] if command_line else []))
+        again = f"ems reproduce {experiment.id}/{standing.best[0].number} · " if experiment.script else ""
+        render.note("", f"next: {again}ems report {experiment.id} · ems plot {experiment.id} slice")
 
 
 # ------------------------------------------------------------------------------------------------ looking
@@ -297,9 +299,11 @@ def _best_lines(standing: Standing, best: Best) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def run_command(standing: Standing, best: Best) -> str:
+def run_command(standing: Standing, best: Best | Configuration) -> str:
     """Return the command that runs a configuration once, to be copied."""
     experiment, spec = standing.experiment, standing.spec
+    if not experiment.script:  # of a program that asks and tells itself
+        return ""
     params = {**spec.run_params(best.params, best.group, best.seed), **spec.overlay(best.budget)}
     words = ["ems", "run", experiment.script]
     for name, value in params.items():

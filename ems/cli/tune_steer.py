@@ -10,6 +10,7 @@ import typer
 from ems.cli import options as o
 from ems.cli.tune import STEER, command, read_space
 from ems.cli.tune_status import Study
+from ems.errors import UsageError
 
 if TYPE_CHECKING:
     from ems.cli.session import Session
@@ -59,7 +60,6 @@ def resume(
 ) -> None:
     """Have a search go on that was stopped, failed, or lost its driver."""
     from ems.cli.session import open_session
-    from ems.errors import UsageError
     from ems.study import requests, words
 
     if parallel is not None and parallel < 1:
@@ -97,7 +97,6 @@ def extend(
 ) -> None:
     """Give a search more trials or budget; one that has ended goes on."""
     from ems.cli.session import open_session
-    from ems.errors import UsageError
     from ems.study import requests, words
 
     if trials is not None and trials < 1:
@@ -123,13 +122,21 @@ def find(session: Session, reference: str) -> Standing:
     ------
     NotFoundError
         If there is no such study, or its files were removed.
+    UsageError
+        If a program asks and tells it.
     """
     from ems.cli import render, tune_status
 
     experiment = tune_status.find(session, reference)
     session.check_kept(experiment)
     render.note(*tune_status.look(session, experiment))
-    return tune_status.load(session, experiment)
+    found = tune_status.load(session, experiment)
+    if not experiment.script:
+        raise UsageError(
+            f"{experiment.name} {experiment.id} has no driver: a program asks and tells it",
+            f"ems.study({experiment.name!r}) goes on with it, and with more trials=N where it is over",
+        )
+    return found
 
 
 def _say(session: Session, experiment: Experiment, trouble: str, as_json: bool) -> None:

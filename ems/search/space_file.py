@@ -131,9 +131,33 @@ def listed(name: str, values: Sequence[Json], when: str | None = None) -> Dimens
     return Categorical(name, tuple(values), when=when)
 
 
+class _Given(Document):
+    """What a program gives instead of a file: its errors name no line."""
+
+    def error(self, location: Location, problem: str, hint: str = "") -> ConfigError:  # noqa: ARG002  # no line
+        return ConfigError(f"{self.path}: {problem}", hint)
+
+
+def of_mapping(content: Mapping[str, Json]) -> SearchSpace:
+    """Return the space of a mapping that says what a space file does.
+
+    Raises
+    ------
+    UsageError
+        As :func:`parse` does.
+    """
+    dimensions, constraints = _content(_Given("the space", dict(content), ""))
+    space = SearchSpace(tuple(dimensions.values()), constraints)
+    space.draw(np.random.default_rng(0), _DRAWS)
+    return space
+
+
 def _read(path: Path) -> tuple[dict[str, Dimension], tuple[str, ...]]:
     """Return the dimensions and constraints of a file."""
-    document = read(path, "space file")
+    return _content(read(path, "space file"))
+
+
+def _content(document: Document) -> tuple[dict[str, Dimension], tuple[str, ...]]:
     content = dict(document.content)
     constraints = content.pop("constraints", [])
     if isinstance(constraints, str):
