@@ -9,7 +9,7 @@ import numpy as np
 
 from ems.search.candidates import Ground
 from ems.search.gp import Posterior
-from ems.search.model import Factory, Known, fit
+from ems.search.model import Factory, Known, fit_faithful
 from ems.search.problem import Problem
 from ems.search.trial import Trial
 from ems.search.warp import Array
@@ -41,7 +41,7 @@ def importance(
     trials: Sequence[Trial],
     group: str | None = None,
     rung: int = 0,
-    factory: Factory = fit,
+    factory: Factory = fit_faithful,
 ) -> list[Importance]:
     """Return the searched params by importance, greatest first; empty where no value is known.
 

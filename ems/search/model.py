@@ -14,7 +14,7 @@ from ems.search.feasibility import Feasibility
 from ems.search.gp import Posterior, Surrogate
 from ems.search.problem import Problem
 from ems.search.trial import Origin, Outcome, Proposal, Trial
-from ems.search.warp import Array
+from ems.search.warp import FAITHFUL_TAIL, Array
 
 N_REFINED = 8  # candidates that local refinement starts from
 N_DRAWN = 700  # candidates of a joint draw, about: its cost grows with the cube
@@ -61,8 +61,13 @@ Factory = Callable[[Known, np.random.Generator], Posterior]
 
 
 def fit(known: Known, rng: np.random.Generator) -> Posterior:
-    """Return the model of one rung alone: the default :data:`Factory`."""
+    """Return the model of one rung alone that proposals are made by: the default :data:`Factory`."""
     return Surrogate.fit(known.x, known.y, rng, known.ground.layout)
+
+
+def fit_faithful(known: Known, rng: np.random.Generator) -> Surrogate:
+    """Return the model of one rung alone that reports are made by: bad values are pulled in only if extreme."""
+    return Surrogate.fit(known.x, known.y, rng, known.ground.layout, heavy_tail=FAITHFUL_TAIL)
 
 
 def propose(

@@ -16,8 +16,8 @@ from scipy.special import ndtr, ndtri, stdtr
 from ems.model import Params
 from ems.search import acquisition
 from ems.search.candidates import Ground, best_first, pool, refine
-from ems.search.gp import Posterior, Surrogate
-from ems.search.model import Factory, Known, fit
+from ems.search.gp import Posterior
+from ems.search.model import Factory, Known, fit_faithful
 from ems.search.problem import Problem
 from ems.search.trial import Trial
 from ems.search.warp import Array
@@ -220,7 +220,7 @@ class Outlook:
 
 
 def leader(
-    problem: Problem, trials: Sequence[Trial], group: str | None = None, rung: int = 0, factory: Factory = fit
+    problem: Problem, trials: Sequence[Trial], group: str | None = None, rung: int = 0, factory: Factory = fit_faithful
 ) -> Leader | None:
     """Return the best configuration by posterior mean; None where no value is known at ``rung``."""
     ground = Ground(problem.space)
@@ -271,7 +271,7 @@ def outlook(problem: Problem, trials: Sequence[Trial], group: str | None = None,
     if len(known.y) < ground.n_dimensions + 2:
         return None
     rng = np.random.default_rng(problem.seed)
-    model = Surrogate.fit(known.x, known.y, rng, ground.layout)
+    model = fit_faithful(known, rng)
     means, _ = model.predict(model.observed)
     incumbent = float(np.min(means))
 
