@@ -40,6 +40,7 @@ _MODULES = (
         "steer",
         "results",
         "report",
+        "plot",
         "again",
         "data",
     ),
@@ -310,4 +311,5 @@ def explain_usage(error: Exception, typed: Sequence[str]) -> EmsError | None:
 
 
 def _names() -> list[str]:
-    return [str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands]
+    commands = [str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands]
+    return [*commands, *(str(info.name) for info in app.registered_groups)]

@@ -113,7 +113,8 @@ def report(
 ) -> None:
     """Show the results as a table or a curve.
 
-    One row a run, or one a group with --by; the best is marked.
+    One row a run, or one a group with --by; the best is marked. Of a study:
+    the best configurations, what matters, the rungs (--columns all: its runs).
     """
     from ems.cli.session import open_session
 
@@ -135,11 +136,22 @@ def report(
     )
     with open_session() as session:
         found = _experiments(session, experiments or ["last"])
-        if curve:
+        if _is_of_study(found, query, chosen) and not curve and output is None:
+            from ems.cli import study_report
+
+            study_report.show(session, found[0], query.top, as_json=chosen is Format.JSON)
+        elif curve:
             _draw(session, found, query, _split(curve), x, png, output)
         else:
             _tabulate(session, found, query, chosen, output)
         _say_what_is_new(session, found)
+
+
+def _is_of_study(found: Sequence[Experiment], query: Query, chosen: Format) -> bool:
+    """Whether a study is reported as one: nothing was said that shapes a table of runs."""
+    said = (query.metrics, query.by, query.goals, query.where, query.sort, query.columns, query.baseline)
+    is_plain = not any(said) and query.stat is Stat.LAST and chosen in (Format.TABLE, Format.JSON)
+    return is_plain and len(found) == 1 and found[0].study_id is not None
 
 
 def _split(typed: Names) -> tuple[str, ...]:

@@ -391,12 +391,11 @@ def progress_line(standing: Standing) -> str:
 
 
 def short(standing: Standing) -> str:
-    """Say in few words how far a study is, for a cell of a table: ``31 of 60 trials, best loss 0.012``."""
+    """Say in few words how far a study is, for a cell of a table: ``31 of 60 trials, loss 0.012``."""
     from ems.cli import render
 
     found = _luckiest(standing)
-    tail = f", best {standing.spec.metric} {render.number(found[1])}" if found else ""
-    return f"study: {_how_far(standing)}{tail}"
+    return _how_far(standing) + (f", {standing.spec.metric} {render.number(found[1])}" if found else "")
 
 
 def _how_far(standing: Standing) -> str:

@@ -260,7 +260,7 @@ def draw(drawn: Plot, width: int, height: int, is_coloured: bool = False) -> lis
     EmsError
         If plotext cannot be loaded.
     """
-    plotext = _plotext()
+    plotext = load_plotext()
     plotext.terminal.limit(width=False, height=False)  # the room is the caller's to give, whatever the terminal
     figure = plotext.figure.clear().plot_size(width, height).theme("simple")
     figure.axes(active=False, axis="x", side="upper").axes(active=False, axis="y", side="right")
@@ -268,15 +268,22 @@ def draw(drawn: Plot, width: int, height: int, is_coloured: bool = False) -> lis
     lines = [_logarithmic(line, drawn.is_log_x, drawn.is_log_y) for line in drawn.lines]
     for signal in _signals(plotext, lines, pixels, drawn.has_bars):
         figure.draw(signal)
-    _scale(figure.ruler("x"), [x for line in lines for x in line.x], width // 10, drawn.is_log_x)
-    _scale(figure.ruler("y"), _heights(lines, drawn.has_bars), height // 3, drawn.is_log_y)
+    scale_axis(figure.ruler("x"), [x for line in lines for x in line.x], width // 10, drawn.is_log_x)
+    scale_axis(figure.ruler("y"), _heights(lines, drawn.has_bars), height // 3, drawn.is_log_y)
     figure.title(drawn.y_name + " (log)" * drawn.is_log_y).label(drawn.x_name + " (log)" * drawn.is_log_x)
     body = figure.build().string(colorless=not is_coloured).splitlines()
     markers = [plotext.colorize(m, p).string() if is_coloured else m for m, p in zip(MARKERS, pixels, strict=False)]
     return [*map(str.rstrip, body), *_legend([line.label for line in lines], markers, width)]
 
 
-def _plotext() -> Any:
+def load_plotext() -> Any:
+    """Return plotext.
+
+    Raises
+    ------
+    EmsError
+        If it cannot be loaded.
+    """
     try:
         import plotext  # noqa: PLC0415 - slow
     except ImportError as error:  # its compiled part is missing where there is no wheel for the machine
@@ -320,7 +327,7 @@ def _heights(lines: Sequence[Line], has_bars: bool) -> list[float]:
     return [*ys, *(min(max(v, min(ys) - room), max(ys) + room) for v in ends)]
 
 
-def _scale(ruler: Any, values: Sequence[float], most: int, is_log: bool) -> None:
+def scale_axis(ruler: Any, values: Sequence[float], most: int, is_log: bool) -> None:
     """Limit an axis to ``values``, with about ``most`` round ticks; powers of ten on a logarithmic one."""
     low, high = min(values), max(values)
     if not low < high:
