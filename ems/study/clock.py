@@ -167,6 +167,7 @@ class HereClock:
                 return
             self._is_ours = True
             with contextlib.suppress(NotFoundError, FileNotFoundError):
+                self._note(0.0)
                 failures = 0
                 while (next_s := self._beat(failures)) is not None:
                     failures = failures + 1 if next_s < 0 else 0
