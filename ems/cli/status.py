@@ -166,7 +166,7 @@ def _next(session: Session, experiment: Experiment) -> str:
 
 
 def _search(session: Session, experiment: Experiment) -> list[str]:
-    """Say how far a study is: ``12 of 60 trials, best loss 0.012``; nothing of what is no study."""
+    """Say how far a study is: ``12 of 60 trials, loss 0.012``; nothing of what is no study."""
     if experiment.study_id is None:
         return []
     from ems.cli import tune_status

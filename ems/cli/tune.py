@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ems.search.space import SearchSpace
     from ems.space import Sweep
     from ems.study.asked import Asked
+    from ems.study.driver import WakeReport
     from ems.study.spec import StudySpec
 
 SECTIONS = START, LOOK, STEER = "Start", "Look", "Steer"
@@ -204,15 +205,24 @@ def tune(ctx: typer.Context, **typed: Any) -> None:
             if _is_kept(plan):
                 error.hint = submit.carries_on(error.hint, spec.id, f"ems tune resume {spec.id}")
             raise
-        if typed["as_json"] and not typed["wait"]:
-            render.print_json({**submit.summary(plan), "study": spec.id, "asked": report.asked})
-        elif not typed["as_json"]:
-            render.say(tune_show.started_line(plan, report, time.monotonic() - started))
-        if typed["wait"]:
-            tune_status.until_ended(session, plan.experiment, quiet=typed["as_json"])
-        elif not typed["as_json"]:
-            away = "" if Path.cwd().is_relative_to(session.project) else f"cd {session.project} && "
-            render.note(f"next: {away}ems tune status · ems tune best · ems report last · ems tune stop {spec.id}")
+        with tune_status.outlived(plan.experiment):
+            _go_on(session, plan, typed, report, time.monotonic() - started)
+
+
+def _go_on(session: Session, plan: Plan, typed: Mapping[str, Any], report: WakeReport, seconds: float) -> None:
+    """Say that a study has been started; stay with it where that is wished."""
+    from ems.cli import render, tune_show, tune_status
+
+    exp_id = plan.experiment.id
+    if typed["as_json"] and not typed["wait"]:
+        render.print_json({**submit.summary(plan), "study": exp_id, "asked": report.asked})
+    elif not typed["as_json"]:
+        render.say(tune_show.started_line(plan, report, seconds))
+    if typed["wait"]:
+        tune_status.until_ended(session, plan.experiment, quiet=typed["as_json"])
+    elif not typed["as_json"]:
+        away = "" if Path.cwd().is_relative_to(session.project) else f"cd {session.project} && "
+        render.note(f"next: {away}ems tune status · ems tune best · ems report last · ems tune stop {exp_id}")
 
 
 def _check_word(script: str | None) -> None:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated
 
@@ -339,24 +340,17 @@ def _as_typed(name: str, value: Json) -> str:
 
 
 def until_ended(session: Session, experiment: Experiment, *, quiet: bool) -> None:
-    """Show progress until a study has ended, then what it has found. Ctrl-C ends the waiting, not the study.
+    """Show progress until a study has ended, then what it has found.
 
     Raises
     ------
     typer.Exit
-        With 1 if the study failed or found nothing, with 130 after Ctrl-C.
+        With 1 if the study failed or found nothing.
     """
     from ems.cli import render
 
-    try:
-        with render.progress() as show:
-            standing = _watch(session, experiment, (lambda _: None) if quiet else show)
-    except KeyboardInterrupt:
-        render.note(
-            f"{experiment.name} {experiment.id} goes on without you",
-            f"next: ems tune status {experiment.id} · ems tune stop {experiment.id}",
-        )
-        raise typer.Exit(130) from None
+    with render.progress() as show:
+        standing = _watch(session, experiment, (lambda _: None) if quiet else show)
     if quiet:
         render.print_json(describe(session, experiment))
     else:
@@ -364,6 +358,27 @@ def until_ended(session: Session, experiment: Experiment, *, quiet: bool) -> Non
         render.note("", _next(standing))
     if standing.row.state == "FAILED" or not standing.best:
         raise typer.Exit(1)
+
+
+@contextmanager
+def outlived(experiment: Experiment) -> Iterator[None]:
+    """Take Ctrl-C for the end of the waiting, not of the study.
+
+    Raises
+    ------
+    typer.Exit
+        With 130 after Ctrl-C.
+    """
+    from ems.cli import render
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        render.note(
+            f"{experiment.name} {experiment.id} goes on without you",
+            f"next: ems tune status {experiment.id} · ems tune stop {experiment.id}",
+        )
+        raise typer.Exit(130) from None
 
 
 def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]) -> Standing:
