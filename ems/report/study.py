@@ -133,7 +133,7 @@ class Study:
 
         def factory(known: models.Known, rng: np.random.Generator) -> Posterior:
             if not rung:
-                return models.fit(known, rng)
+                return models.fit_faithful(known, rng)
             group = own[0].group
             below = [models.Known.of(known.ground, races.at_rung(own, each), group) for each in range(rung)]
             return Stack.fit([*below, known], rng)
@@ -195,7 +195,7 @@ def _beliefs(
     if len(members) < MODEL_NEEDS:
         return [(math.nan, math.nan)] * len(members)
     known = models.Known.of(ground, study.trials, group, rung)
-    model = Model(ground, models.fit(known, np.random.default_rng(study.problem.seed)), rung)
+    model = Model(ground, models.fit_faithful(known, np.random.default_rng(study.problem.seed)), rung)
     mean, sd = study.predict(model, ground.locate(same[0].params for same in members))
     return list(zip(mean.tolist(), sd.tolist(), strict=True))
 

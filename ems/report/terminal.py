@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from ems.report import curve
@@ -35,13 +36,13 @@ def draw(figure: Figure, width: int, height: int, *, is_coloured: bool = False) 
         If plotext cannot be loaded.
     """
     total = sum(figure.heights or [1.0] * len(figure.rows)) / len(figure.rows)
-    lines = [figure.title, ""]
+    lines = [*textwrap.wrap(figure.title, width), ""]
     for column in range(len(figure.rows[0])):  # a column belongs together: a slice and its acquisition
         for i, row in enumerate(figure.rows):
             share = figure.heights[i] / total if figure.heights else 1.0
             lines += _panel(row[column], width, max(7, round(height * share / len(figure.rows))), is_coloured)
         lines.append("")
-    return [*lines, *figure.notes]
+    return [*lines, *(line for note in figure.notes for line in textwrap.wrap(note, width))]
 
 
 def _panel(panel: Panel, width: int, height: int, is_coloured: bool) -> list[str]:
@@ -57,13 +58,13 @@ def _panel(panel: Panel, width: int, height: int, is_coloured: bool) -> list[str
 def _bars(panel: Panel, bars: Sequence[Bars], width: int) -> list[str]:
     room = max(map(len, panel.y_labels))
     most = max((value for layer in bars for value in layer.values), default=0.0) or 1.0
-    cells = max(10, width - room - 10 - 8 * (len(bars) - 1))
+    others = [[f"   {layer.label} {value:.2f}" for value in layer.values] for layer in bars[1:]]
+    cells = max(8, width - room - 8 - sum(max(map(len, each)) for each in others))
     lines = []
     for i, name in enumerate(panel.y_labels):
         eighths = round(8 * cells * bars[0].values[i] / most)
         bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-        others = "".join(f"   {layer.label} {layer.values[i]:.2f}" for layer in bars[1:])
-        lines.append(f"{name:>{room}}  {bar} {bars[0].values[i]:.2f}{others}")
+        lines.append(f"{name:>{room}}  {bar} {bars[0].values[i]:.2f}{''.join(each[i] for each in others)}")
     return [*lines, f"{'':>{room}}  {panel.x_name}, {bars[0].label}"]
 
 
@@ -105,7 +106,7 @@ def _plotted(panel: Panel, width: int, height: int, is_coloured: bool) -> list[s
     curve.scale_axis(figure.ruler("y"), ys, height // 3, panel.is_log_y)
     figure.title(panel.y_name.replace("\n", " ")).label(panel.x_name + " (log)" * panel.is_log_x)
     body = figure.build().string(colorless=not is_coloured).splitlines()
-    return [*map(str.rstrip, body), *_legend(panel)]
+    return [*map(str.rstrip, body), *_legend(panel, width)]
 
 
 def _signals(panel: Panel) -> Iterator[tuple[list[float], list[float], str, bool, str]]:
@@ -147,7 +148,7 @@ def _scaled(values: Sequence[float], is_log: bool) -> list[float]:
     return [math.log10(value) for value in values] if is_log else list(values)
 
 
-def _legend(panel: Panel) -> list[str]:
+def _legend(panel: Panel, width: int) -> list[str]:
     marks: dict[str, str] = {}
     for layer in panel.layers:
         if isinstance(layer, Points | Way | Band) and layer.label:
@@ -155,4 +156,5 @@ def _legend(panel: Panel) -> list[str]:
                 _MARKS.get(layer.style, "▪") if isinstance(layer, Points) else "·" if isinstance(layer, Band) else "▪"
             )
             marks.setdefault(layer.label, mark)
-    return ["   ".join(f"{mark} {label}" for label, mark in marks.items())] if marks else []
+    joined = "   ".join(f"{mark} {label}".replace(" ", "\xa0") for label, mark in marks.items())
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, width)]

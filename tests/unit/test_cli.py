@@ -21,8 +21,8 @@ Main = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     "parrun", "run", "tune", "status", "logs", "cancel", "hold", "release", "list", "rm", "ls", "cat", "get", "show",
-    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "data", "cluster", "config",
-    "doctor",
+    "diff", "checkout", "rerun", "reproduce", "harvest", "gather", "reduce", "report", "plot", "data", "cluster",
+    "config", "doctor",
 ]  # fmt: skip
 PARRUN = [
     "--set", "--zip", "--samples", "--seed", "--sweep", "--count-by-running", "--pass-as", "--again", "--on",
@@ -129,7 +129,7 @@ def test_parrun_has_every_flag_and_run_has_no_sweep(main: Main) -> None:
 @pytest.mark.parametrize(
     ("argv", "message", "hint"),
     [
-        (["repot"], "no such command `repot`", "did you mean `report`? `ems --help` lists all"),
+        (["reporrt"], "no such command `reporrt`", "did you mean `report`? `ems --help` lists all"),
         (["cluster", "conect"], "no such command `conect`", "did you mean `connect`? `ems cluster --help` lists all"),
         (["cluster", "connect", "--rot", "/x"], "no such option: --rot", "did you mean --root"),
         (["parrun", "x.py", "--gress", "gpu:1"], "no such option: --gress", "did you mean --gres"),
