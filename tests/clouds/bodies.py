@@ -93,6 +93,8 @@ class Bodies:
         """Start or stop a container."""
         change = self._provider.start if verb == "start" else self._provider.stop
         change([self._known[name]])
+        found = self._provider.list({**self._labels, base.NODE: name})
+        self._known[name] = next(each for each in found if each.thing is Thing.MACHINE)  # its port is another
 
     def end(self, name: str) -> None:
         """Delete a container."""
@@ -114,15 +116,14 @@ class Bodies:
             threading.Thread(target=self._hand_on, args=(client, name), daemon=True).start()
 
     def _hand_on(self, client: socket.socket, name: str) -> None:
-        found = [each for each in self._provider.list({**self._labels, base.NODE: name}) if each.thing is Thing.MACHINE]
-        with client, contextlib.suppress(OSError):
-            if found and found[0].ssh_address:
-                with socket.create_connection((found[0].ssh_address, found[0].ssh_port), timeout=10) as far:
-                    far.settimeout(None)
-                    back = threading.Thread(target=_copy, args=(far, client), daemon=True)
-                    back.start()
-                    _copy(client, far)
-                    back.join()
+        with client, contextlib.suppress(OSError, KeyError):
+            found = self._known[name]
+            with socket.create_connection((found.ssh_address, found.ssh_port), timeout=10) as far:
+                far.settimeout(None)
+                back = threading.Thread(target=_copy, args=(far, client), daemon=True)
+                back.start()
+                _copy(client, far)
+                back.join()
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:

@@ -139,6 +139,10 @@ class Cloud:
         return self._operation(done["name"])
 
     def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        if path.endswith("/operations"):
+            [group] = re.findall(r"\(operationGroupId = (\w+)\) AND \(operationType = insert\)", query["filter"])
+            found = [each for each in self.operations.values() if each.get("operationGroupId") == group]
+            return {"items": [self._operation(each["name"]) for each in found if each["operationType"] == "insert"]}
         if "/operations/" in path:
             return self._operation(path.rsplit("/", 1)[1])
         if path in self.things:
@@ -194,9 +198,8 @@ class Cloud:
         if not scope:
             scopes: dict[str, Any] = {f"zones/{zone}": {"warning": {"code": "NO_RESULTS_ON_PAGE"}} for zone in ZONES}
             for each in page["items"]:
-                scopes.setdefault(each["zone"].rsplit("/projects/", 1)[1].partition("/")[2], {}).setdefault(
-                    kind, []
-                ).append(each)
+                place = each["selfLink"].rsplit(f"/{PROJECT}/", 1)[1].rsplit("/", 2)[0]
+                scopes.setdefault(place, {}).setdefault(kind, []).append(each)
             page["items"] = scopes
         return page
 
@@ -248,20 +251,26 @@ class Cloud:
             message = "Quota 'CPUS' exceeded.  Limit: 24.0 in region us-central1."
             raise RefusedError(403, "quotaExceeded", message, "usageLimits")
         there = [name for name in names if f"/zones/{zone}/instances/{name}" in self.things]
-        errors = [
-            {"code": "RESOURCE_ALREADY_EXISTS", "message": f"The resource '{name}' already exists"} for name in there
-        ]
+        group, failed = uuid.uuid4().hex, {}
+        for name in there:
+            failed[name] = {"code": "RESOURCE_ALREADY_EXISTS", "message": f"The resource '{name}' already exists"}
         size = body["instanceProperties"]["machineType"]
         is_out = self.faults[f"exhausted:{zone}"] > 0 or self.faults[f"exhausted:{zone}/{size}"] > 0
-        if is_out or self.take("stockout"):
+        new = [name for name in names if name not in there]
+        n_out = len(new) if is_out or self.take("stockout") else int(self.take("partial"))
+        for name in new[len(new) - n_out :]:
             message = f"The zone 'projects/{PROJECT}/zones/{zone}' does not have enough resources available."
-            errors.append({"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": message})
-        else:
-            new = [name for name in names if name not in there]
-            addresses = self.bodies.make(new, body["instanceProperties"]) if self.bodies else {}
-            for name in new:
-                self._insert(zone, name, body["instanceProperties"], addresses.get(name, ""))
-        return self._begun("bulkInsert", f"/zones/{zone}/instances", errors)
+            failed[name] = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": message}
+        new = new[: len(new) - n_out]
+        addresses = self.bodies.make(new, body["instanceProperties"]) if self.bodies else {}
+        for name in new:
+            self._insert(zone, name, body["instanceProperties"], addresses.get(name, ""))
+        for name, error in failed.items():
+            self._begun("insert", f"/zones/{zone}/instances/{name}", [error], operationGroupId=group)
+        errors = [] if new else [{"code": "VM_MIN_COUNT_NOT_REACHED", "message": "Requested minimum count of 1 VMs"}]
+        status = {f"zones/{zone}": {"targetVmCount": len(names), "createdVmCount": len(new)}}
+        done = {"instancesBulkInsertOperationMetadata": {"perLocationStatus": status}, "operationGroupId": group}
+        return self._begun("bulkInsert", f"/zones/{zone}/instances", errors, **done)
 
     def _insert(self, zone: str, name: str, properties: dict[str, Any], address: str) -> None:
         place = f"/zones/{zone}/instances/{name}"
@@ -313,10 +322,11 @@ class Cloud:
             self.things.pop(place.replace("/instances/", "/disks/"), None)
         return self._begun("delete", place)
 
-    def _begun(self, verb: str, place: str, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    def _begun(self, verb: str, place: str, errors: list[dict[str, str]] | None = None, **more: Any) -> dict[str, Any]:
         name = f"operation-{uuid.uuid4().hex}"
         scope, value = place.split("/")[1:3] if not place.startswith("/global") else ("", "")
         self.operations[name] = {
+            **more,
             "name": name,
             "operationType": verb,
             "targetLink": f"{_URL}/{PROJECT}{place}",
@@ -349,10 +359,10 @@ def _born(place: str) -> dict[str, Any]:
 def _passes(thing: dict[str, Any], text: str) -> bool:
     """Whether something passes a filter; one of another form than the API's is an error."""
     for term in text.split(" AND ") if text else ():
-        if found := re.fullmatch(r"labels\.([a-z0-9_-]+)=([a-z0-9_-]*)", term):
+        if found := re.fullmatch(r"\(labels\.([a-z0-9_-]+) = ([a-z0-9_-]*)\)", term):
             if thing.get("labels", {}).get(found[1]) != found[2]:
                 return False
-        elif found := re.fullmatch(r"labels\.([a-z0-9_-]+):\*", term):
+        elif found := re.fullmatch(r"\(labels\.([a-z0-9_-]+):\*\)", term):
             if found[1] not in thing.get("labels", {}):
                 return False
         elif found := re.fullmatch(r"name eq (\S+)", term):

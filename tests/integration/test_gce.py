@@ -203,6 +203,12 @@ def test_refusals_say_why_and_stop_nobody_else(cloud: Any, provider: GceProvider
         assert (each.cause, each.zone) == (RefusalCause.STOCKOUT, _A)
         assert "does not have enough resources" in each.reason
         assert "zones" in each.hint
+    cloud.faults["partial"] = 1
+    *some, other = provider.create(nodes(3, zone=_B))
+    assert [each.zone for each in made(some)] == [_B, _B]
+    assert isinstance(other, Refusal)
+    assert (other.name, other.cause, other.zone) == ("demo-gpu-003", RefusalCause.STOCKOUT, _B)
+    provider.destroy(made(some))
     cloud.faults["quota"] = 1
     [quota] = refused(provider.create(nodes(1, zone=_B)))
     assert (quota.cause, "Quota 'CPUS' exceeded" in quota.reason) == (RefusalCause.QUOTA, True)

@@ -25,7 +25,7 @@ from ems.cluster.provider.base import (
     Thing,
     Traits,
 )
-from ems.cluster.provider.googleapi import Api, ApiError, Fault
+from ems.cluster.provider.googleapi import Api, ApiError, Fault, faults_of
 from ems.cluster.provider.pool import side_by_side
 from ems.errors import ProviderError
 
@@ -183,19 +183,28 @@ class GceProvider:
         )
         try:
             operation = self.api.post(f"/zones/{zone}/instances/bulkInsert", gcewords.bulk(requests, properties))
-            faults = self.api.wait(operation)
+            faults = self._faults(zone, requests, self.api.wait(operation))
         except ApiError as error:
-            faults = [Fault(error.code, error.message, _cause(error))]
-        faults = [each for each in faults if not each.is_there]
-        if not faults:
-            return {}
-        made = self._there(requests)  # some may have been made, whatever was said of the others
-        hint = gcecheck.HINTS.get(faults[0].cause, "")
+            fault = Fault(error.code, error.message, _cause(error))
+            there = self._there(requests)  # some may have been made, whatever was said
+            faults = {each.name: fault for each in requests if each.name not in there}
         return {
-            each.name: Refusal(each.name, faults[0].message, hint, faults[0].cause, zone)
-            for each in requests
-            if each.name not in made
+            name: Refusal(name, fault.message, gcecheck.HINTS.get(fault.cause, ""), fault.cause, zone)
+            for name, fault in faults.items()
+            if not fault.is_there
         }
+
+    def _faults(self, zone: str, requests: Sequence[MachineRequest], ended: dict[str, Any]) -> dict[str, Fault]:
+        """Return why machines were not made: of each its own reason, else what was said of all."""
+        if gcewords.is_complete(ended, len(requests)):
+            return {}
+        inserts = self.api.items(f"/zones/{zone}/operations", gcewords.inserts(ended))
+        failed = {gcewords.last(each["targetLink"]): faults_of(each) for each in inserts}
+        found = {name: faults[0] for name, faults in failed.items() if faults}
+        if common := faults_of(ended):
+            there = self._there(requests)
+            found |= {each.name: common[0] for each in requests if each.name not in found and each.name not in there}
+        return found
 
     def _result(self, request: MachineRequest, found: Resource | None, refusal: Refusal | None) -> Resource | Refusal:
         if found is None:
@@ -288,7 +297,7 @@ class GceProvider:
         yield from self._described(Thing.NETWORK, "/global/networks")
 
     def _subnetworks(self, _labels: dict[str, str]) -> Iterator[Resource]:
-        yield from self._described(Thing.NETWORK, f"/regions/{self.section.region}/subnetworks")
+        yield from self._described(Thing.NETWORK, "/aggregated/subnetworks")
 
     def _firewalls(self, _labels: dict[str, str]) -> Iterator[Resource]:
         yield from self._described(Thing.RULE, "/global/firewalls")

@@ -170,6 +170,17 @@ def alike(requests: Sequence[MachineRequest]) -> list[list[MachineRequest]]:
     return [group[start : start + 1000] for group in found.values() for start in range(0, len(group), 1000)]
 
 
+def is_complete(ended: Mapping[str, Any], count: int) -> bool:
+    """Whether a ``bulkInsert`` that has ended has made all machines."""
+    places = (ended.get("instancesBulkInsertOperationMetadata") or {}).get("perLocationStatus") or {}
+    return "error" not in ended and sum(int(each.get("createdVmCount", 0)) for each in places.values()) >= count
+
+
+def inserts(ended: Mapping[str, Any]) -> str:
+    """Return the filter that finds what a ``bulkInsert`` did for each machine."""
+    return f"(operationGroupId = {ended.get('operationGroupId', '')}) AND (operationType = insert)"
+
+
 def machine_of(said: Mapping[str, Any]) -> Resource:
     """Return an instance; where its labels do not say which node it is, its name does."""
     interface = (said.get("networkInterfaces") or [{}])[0]
@@ -222,9 +233,8 @@ def labels_in(said: Mapping[str, Any]) -> dict[str, str]:
 def wanted(labels: Mapping[str, str]) -> str:
     """Return the filter that finds what carries labels."""
     every = {key: value for key, value in labels.items() if key != NODE}  # those that are made alike lack it
-    if CLUSTER not in every:
-        return " AND ".join([f"labels.{CLUSTER}:*", *(f"labels.{key}={value}" for key, value in every.items())])
-    return " AND ".join(f"labels.{key}={value}" for key, value in every.items())
+    terms = [f"(labels.{key} = {value})" for key, value in every.items()]
+    return " AND ".join(terms if CLUSTER in every else [f"(labels.{CLUSTER}:*)", *terms])
 
 
 def path_of(said: Mapping[str, Any]) -> str:

@@ -20,8 +20,9 @@ import google.auth
 import google.auth.transport.requests
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.oauth2 import service_account
-from libcloud.common.google import GoogleBaseConnection, GoogleBaseError
-from libcloud.compute.drivers.gce import GCEConnection
+from libcloud.common.google import GoogleBaseConnection, GoogleBaseError, GoogleResponse
+from libcloud.common.types import LibcloudError
+from libcloud.compute.drivers.gce import GCEConnection, GCEResponse
 from requests.exceptions import RequestException
 
 from ems.cluster.provider.backoff import Backoff
@@ -147,9 +148,18 @@ def _from_key_file(path: Path) -> tuple[Any, str | None]:
     return found, found.project_id
 
 
+class _Response(GCEResponse):
+    """libcloud's answer, but for operations that failed: it would raise their first error and lose the rest."""
+
+    def parse_body(self) -> Any:
+        body = super(GoogleResponse, self).parse_body() if self.status == 200 else super().parse_body()
+        return body if isinstance(body, dict) else {}
+
+
 class _Connection(GCEConnection):
     """libcloud's connection with one identity for all, and no token on the disk."""
 
+    responseCls = _Response  # noqa: N815 - the name that libcloud looks for
     timeout = _TIMEOUT_S
     request: Any  # libcloud gives it no types
 
@@ -246,16 +256,14 @@ class Api:
                 return
             params = {**params, "pageToken": token}
 
-    def wait(self, operation: Mapping[str, Any] | None, limit_s: float = _OPERATION_S) -> list[Fault]:
-        """Wait until an operation has ended; returns why it failed, nothing where it did not.
+    def wait(self, operation: Mapping[str, Any], limit_s: float = _OPERATION_S) -> dict[str, Any]:
+        """Wait until an operation has ended, well or not; returns it.
 
         Raises
         ------
         ProviderError
             If it takes longer than ``limit_s``.
         """
-        if operation is None:
-            return []
         pause_s, deadline = _POLL_S, time.monotonic() + limit_s
         while operation["status"] != "DONE":
             if time.monotonic() > deadline:
@@ -264,8 +272,7 @@ class Api:
             self._backoff.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
             operation = self.get(_path_of(operation))
-        errors = (operation.get("error") or {}).get("errors") or ()
-        return [_fault(str(each.get("code", "")), str(each.get("message", ""))) for each in errors]
+        return dict(operation)
 
     def done(self, operation: Mapping[str, Any] | None, limit_s: float = _OPERATION_S) -> None:
         """Wait until an operation has succeeded.
@@ -275,7 +282,7 @@ class Api:
         ApiError
             If it fails.
         """
-        for fault in self.wait(operation, limit_s):
+        for fault in faults_of(self.wait(operation, limit_s)) if operation else ():
             raise ApiError(fault.message, fault.code, 200)
 
     def sleep(self, seconds: float) -> None:
@@ -300,8 +307,11 @@ class Api:
         return self._backoff.retry(call, lambda error: isinstance(error, ApiError) and error.is_passing)
 
 
-def _fault(code: str, message: str) -> Fault:
-    return Fault(code, message or code, _CAUSES.get(code, RefusalCause.OTHER))
+def faults_of(operation: Mapping[str, Any]) -> list[Fault]:
+    """Return why an operation that has ended failed; nothing where it did not."""
+    errors = (operation.get("error") or {}).get("errors") or ()
+    found = [(str(each.get("code", "")), str(each.get("message", ""))) for each in errors]
+    return [Fault(code, said or code, _CAUSES.get(code, RefusalCause.OTHER)) for code, said in found]
 
 
 def _sent(send: Callable[[], Any]) -> dict[str, Any]:
@@ -314,7 +324,7 @@ def _sent(send: Callable[[], Any]) -> dict[str, Any]:
         status = int(error.http_code or 0)
         hint = _LOGIN if status == 401 else ""
         raise ApiError(_first_line(said) or f"HTTP {status}", str(error.code or ""), status, hint) from None
-    except (OSError, RequestException) as error:  # RequestException is an OSError, but for one of its kinds
+    except (OSError, RequestException, LibcloudError) as error:
         raise ApiError(f"Google's API cannot be reached: {_first_line(error)}") from None
     return answer if isinstance(answer, dict) else {}
 
