@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from ems.cluster.gc import Leftover
 
 
-@command(LIFE, "ems cluster gc", "ems cluster gc --all --yes")
+@command(LIFE, "ems cluster gc", "ems cluster gc gce --yes", "ems cluster gc --all")
 def gc(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Look only where this cluster's machines are.", show_default=False),
+    ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Also what other people left.")] = False,
     images: Annotated[bool, typer.Option("--images", help="Also the baked images of clusters that are gone.")] = False,
     older_than: Annotated[
         float, typer.Option("--older-than", metavar="MIN", min=0, help="Leave alone what was made since then.")
-    ] = 5.0,
+    ] = 10.0,
     yes: o.Yes = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -44,7 +48,7 @@ def gc(
 
     young = timedelta(minutes=older_than)
     with ThreadPoolExecutor() as pool:
-        looks = list(pool.map(look, cleaning.definitions(project_here())))
+        looks = list(pool.map(look, cleaning.definitions(project_here(), name)))
     render.note(*(each for each in looks if isinstance(each, str)))
     listed = [each for part in looks if not isinstance(part, str) for each in part]
     found = list({each.incarnation: each for each in listed}.values())  # one place may be in several definitions

@@ -25,7 +25,7 @@ from ems.cluster.record import Files, Phase, Record, label_value, names, owner
 from ems.errors import ClusterError, EmsError
 
 #: What is younger may still be in somebody's hands.
-YOUNG = timedelta(minutes=5)
+YOUNG = timedelta(minutes=10)
 _BAKING = timedelta(hours=2)  # a machine that becomes an image has no controller beside it
 _EMPTY_S = 300
 _AGAIN_S = 1.0  # listings may be late: nothing is left once two of them, so far apart, say so
@@ -62,9 +62,22 @@ class Leftover:
         return dict(Counter(str(each.thing) for each in self.things))
 
 
-def definitions(project: Path | None) -> list[Definition]:
-    """Return a definition for each provider, and place there, that the clusters known here and the files speak of."""
-    found = [verified(record) for record in _records()]
+def definitions(project: Path | None, name: str | None = None) -> list[Definition]:
+    """Return a definition for each provider, and place there, that the clusters known here and the files speak of.
+
+    Parameters
+    ----------
+    name
+        Only that of the cluster, or the definition, of this name.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none of that name.
+    """
+    found = [verified(record) for record in _records() if name in {None, record.name}]
+    if name is not None:
+        return found or [catalog.load(name, project)]
     for entry in catalog.entries(project):
         try:
             found.append(entry.read())

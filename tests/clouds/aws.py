@@ -8,9 +8,12 @@ left is counted in its own state instead of by the API that is under test.
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
+import time
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +22,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"  # thousands, of which none is asked for
+
 import botocore.session
-from moto.core.model_instances import reset_model_data
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -42,47 +46,37 @@ _IMAGES = {
 
 
 @dataclass
-class Call:
-    """One request."""
-
-    action: str
-    fields: dict[str, str]
-
-
-@dataclass
-class Fault:
-    """What is to go wrong.
+class Cloud:
+    """The stand-in: its calls, and what is to go wrong; its state is moto's.
 
     Attributes
     ----------
-    is_after
-        Whether the thing is done all the same.
+    calls
+        Every request, as action and parameters.
+    faults
+        What is to go wrong so many times: ``stockout``, ``quota``, ``rate``, ``error``, ``raise`` (done, then 500),
+        ``exhausted:ZONE`` (as long as it is there).
+    operation_s
+        How long a machine is pending.
+    late_s
+        How long a machine is missing in listings.
+    most_per_call
+        Of how many a call makes so many.
     """
 
-    action: str
-    code: str
-    message: str = "a fault of the test"
-    status: int = 400
-    times: int = 1
-    is_after: bool = False
-    matches: Callable[[dict[str, str]], bool] = lambda _fields: True
-
-
-@dataclass
-class Ec2Cloud:
-    """The stand-in: its state, its calls, its faults."""
-
     port: int = 0
-    calls: list[Call] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    hidden_looks: int = 0  # so many listings do not show a machine that was just made
-    pending_looks: int = 0  # so many listings show it as pending
-    most_per_call: int = 10**6  # capacity: a call that asks for more gets so many
+    calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    operation_s: float = 0.0
+    late_s: float = 0.0
+    most_per_call: int = 10**6
+    born: Counter[str] = field(default_factory=Counter)  # machine's name -> how many lived at the same time, at most
+    lock: threading.RLock = field(default_factory=threading.RLock)  # moto's state is not for several threads
     _tokens: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
-    _looks: dict[str, int] = field(default_factory=dict)
+    _born: dict[str, float] = field(default_factory=dict)
 
     @property
-    def endpoint(self) -> str:
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -92,68 +86,133 @@ class Ec2Cloud:
     def left(self) -> list[str]:
         """Return the ids of everything labelled that is there, by its own state."""
         backend = self.backend
-        there = {each.id for each in self.instances()}
+        there = set(self.machines())
         there |= {*backend.volumes, *backend.snapshots, *backend.amis, *backend.addresses}
         there |= {group for groups in backend.groups.values() for group in groups}
         return sorted(each for each, tags in backend.tags.items() if "ems-cluster" in tags and each in there)
 
-    def instances(self) -> list[Any]:
-        """Return the instances that are not gone."""
+    def machines(self) -> dict[str, Any]:
+        """Return the instances that are not gone, by id."""
         found = [each for part in self.backend.reservations.values() for each in part.instances]
-        return [each for each in found if each.state not in {"terminated", "shutting-down"}]
+        return {each.id: each for each in found if each.state not in {"terminated", "shutting-down"}}
 
-    def lose(self, machine: str) -> None:
-        """Have an instance vanish, as by a preemption."""
-        self.backend.terminate_instances([machine])
+    def names(self) -> list[str]:
+        """Return what the machines that are there call themselves."""
+        return sorted(map(self._name_of, self.machines().values()))
 
-    def count(self, action: str | None = None) -> int:
-        return sum(action in {None, call.action} for call in self.calls)
+    def _name_of(self, instance: Any) -> str:
+        """Return the name at the launch index of what the machine's tags say."""
+        stem, *runs = self.backend.tags[instance.id].get("ems-nodes", instance.id).split()
+        ends = [(int(run.split("-")[0]), int(run.split("-")[-1])) for run in runs]
+        names = [f"{stem}{number:03d}" for first, last in ends for number in range(first, last + 1)] or [stem]
+        return str(names[instance.ami_launch_index])
+
+    def lose(self, name: str) -> None:
+        """Have a machine vanish, as by a preemption."""
+        with self.lock:
+            found = [its_id for its_id, each in self.machines().items() if self._name_of(each) == name]
+            self.backend.terminate_instances(found)
+
+    def take(self, fault: str) -> bool:
+        """Whether something is to go wrong now; it is counted down."""
+        with self.lock:
+            if self.faults[fault] <= 0:
+                return False
+            self.faults[fault] -= 1
+            return True
 
     # -- a request
 
-    def __call__(self, app: Callable[..., Any], environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+    def answer(self, app: Callable[..., Any], environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        """Serve one request."""
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         fields = dict(parse_qsl(body.decode(), keep_blank_values=True))
-        self.calls.append(Call(fields.get("Action", ""), fields))
-        wrong = _refusal(environ, fields)
-        fault = wrong or self._due(fields)
-        if fault is not None and not fault.is_after:
-            return _answer(start, fault.status, _error(fault.code, fault.message))
-        status, answer = self._done(app, environ, fields)
-        if fault is not None:
-            return _answer(start, fault.status, _error(fault.code, fault.message))
-        return _answer(start, status, answer)
+        action = fields.get("Action", "")
+        self.calls.append((action, fields))
+        try:
+            self._refuse(environ, fields)
+            status, answer = self._done(app, environ, fields)
+            if not action.startswith("Describe") and self.take("raise"):
+                status, answer = 500, _error("InternalError", "An internal error has occurred")
+        except RefusedError as refused:
+            status, answer = refused.status, _error(refused.code, str(refused))
+        start(f"{status} -", [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))])
+        return [answer]
 
-    def _due(self, fields: dict[str, str]) -> Fault | None:
-        if fields.get("DryRun") == "true":
-            return None
-        for fault in self.faults:
-            if fault.times and fault.action in {"*", fields["Action"]} and fault.matches(fields):
-                fault.times -= 1
-                return fault
-        return None
+    def _refuse(self, environ: dict[str, Any], fields: dict[str, str]) -> None:
+        """Raise what is wrong with a request, or is to go wrong with it."""
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        form = r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/[a-z0-9-]+/ec2/"
+        if environ.get("QUERY_STRING") or not re.match(form, signed):
+            raise RefusedError(400, "MissingAuthenticationToken", "not signed as EC2 wants it")
+        if f"Credential={KEY}/" not in signed:
+            raise RefusedError(401, "AuthFailure", "AWS was not able to validate the provided access credentials")
+        if unknown := unknown_fields(fields):
+            raise RefusedError(400, "UnknownParameter", f"The parameters {', '.join(unknown)} are not recognized")
+        if self.take("rate"):
+            raise RefusedError(503, "RequestLimitExceeded", "Request limit exceeded.")
+        if self.take("error"):
+            raise RefusedError(503, "Unavailable", "The service is unavailable. Please try again shortly.")
+        if fields["Action"] == "RunInstances" and fields.get("DryRun") != "true":
+            self._refuse_machines(fields)
+
+    def _refuse_machines(self, fields: dict[str, str]) -> None:
+        zone = self.backend.get_subnet(fields["NetworkInterface.1.SubnetId"]).availability_zone
+        size = fields["InstanceType"]
+        is_out = self.faults[f"exhausted:{zone}"] > 0 or self.faults[f"exhausted:{zone}/{size}"] > 0
+        if is_out or self.take("stockout"):
+            said = (
+                f"We currently do not have sufficient {size} capacity in the Availability Zone you requested ({zone})."
+            )
+            raise RefusedError(500, "InsufficientInstanceCapacity", said)
+        if self.take("quota"):
+            raise RefusedError(
+                400, "VcpuLimitExceeded", "You have requested more vCPU capacity than your current limit"
+            )
 
     def _done(self, app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
+        with self.lock:
+            if fields["Action"].startswith("Describe"):
+                status, answer = _through(app, environ, fields)
+                return status, self._seen(answer) if fields["Action"] == "DescribeInstances" else answer
+            return self._change(app, environ, fields)
+
+    def _change(self, app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
         token = fields.get("ClientToken", "")
         if token in self._tokens:
             before, answer = self._tokens[token]
             if before != fields:
-                return 400, _error("IdempotentParameterMismatch", "the token was used with other parameters")
+                raise RefusedError(400, "IdempotentParameterMismatch", "the token was used with other parameters")
             return 200, answer
         asked = dict(fields)
         if fields["Action"] == "RunInstances":
             # moto makes as many as the least that is asked for
             asked["MinCount"] = asked["MaxCount"] = str(min(int(fields["MaxCount"]), self.most_per_call))
+        if fields["Action"] == "TerminateInstances":  # moto fails for those that are gone
+            ids = [value for key, value in fields.items() if key.startswith("InstanceId.") and value in self.machines()]
+            asked = {key: value for key, value in fields.items() if not key.startswith("InstanceId.")}
+            asked |= {f"InstanceId.{number}": its_id for number, its_id in enumerate(ids, 1)}
+            if not ids:
+                return 200, b"<TerminateInstancesResponse/>"
+        if fields["Action"] == "CreateImage" and fields["Name"] in {each.name for each in self.backend.amis.values()}:
+            raise RefusedError(400, "InvalidAMIName.Duplicate", f"AMI name {fields['Name']} is already in use")
         if fields["Action"] == "CreateImage":  # moto cannot tag the snapshot at once
             asked = {key: value for key, value in asked.items() if not key.startswith("TagSpecification.2.")}
         status, answer = _through(app, environ, asked)
         if status == 200 and token:
             self._tokens[token] = (fields, answer)
+            self._count()
         if status == 200 and fields["Action"] == "CreateImage":
             self._tag_snapshot(answer, fields)
-        if status == 200 and fields["Action"] == "DescribeInstances":
-            answer = self._seen(answer)
         return status, answer
+
+    def _count(self) -> None:
+        alive = self.machines()
+        for its_id in alive:
+            self._born.setdefault(its_id, time.monotonic())
+        if len(alive) < 100:
+            for name, count in Counter(map(self._name_of, alive.values())).items():
+                self.born[name] = max(self.born[name], count)
 
     def _tag_snapshot(self, answer: bytes, fields: dict[str, str]) -> None:
         image = self.backend.amis[re.search(rb"<imageId>(.*?)</imageId>", answer)[1].decode()]  # type: ignore[index]
@@ -163,33 +222,29 @@ class Ec2Cloud:
         self.backend.create_tags([image.ebs_snapshot.id], tags)
 
     def _seen(self, answer: bytes) -> bytes:
-        """Hide machines that are too new to be listed, and show others as pending."""
-        if not self.hidden_looks and not self.pending_looks:
+        """Hide machines that are too new to be listed, show others as pending; nobody answers at their addresses."""
+        answer = re.sub(rb"<ipAddress>[^<]+<", b"<ipAddress>127.77.0.1<", answer)
+        if not self.late_s and not self.operation_s:
             return answer
         root = ET.fromstring(answer)
         space = {"e": _NAMESPACE.rstrip("/")}
         for instances in root.iterfind(".//e:instancesSet", space):
             for each in list(instances):
-                its_id = each.findtext("e:instanceId", "", space)
-                looks = self._looks[its_id] = self._looks.get(its_id, 0) + 1
+                age = time.monotonic() - self._born[each.findtext("e:instanceId", "", space)]
                 state = each.find("e:instanceState/e:name", space)
-                if looks <= self.hidden_looks:
+                if age < self.late_s:
                     instances.remove(each)
-                elif looks <= self.hidden_looks + self.pending_looks and state is not None:
+                elif age < self.operation_s and state is not None:
                     state.text = "pending"
         return ET.tostring(root)
 
 
-def _refusal(environ: dict[str, Any], fields: dict[str, str]) -> Fault | None:
-    """Return what is wrong with a request: its signature's form, its key, its fields."""
-    signed = environ.get("HTTP_AUTHORIZATION", "")
-    if environ.get("QUERY_STRING") or not re.match(r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/[a-z0-9-]+/ec2/", signed):
-        return Fault("*", "MissingAuthenticationToken", "not signed as EC2 wants it")
-    if f"Credential={KEY}/" not in signed:
-        return Fault("*", "AuthFailure", "AWS was not able to validate the provided access credentials", 401)
-    if unknown := unknown_fields(fields):
-        return Fault("*", "UnknownParameter", f"The parameters {', '.join(unknown)} are not recognized")
-    return None
+class RefusedError(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
 
 
 def _through(app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
@@ -198,11 +253,6 @@ def _through(app: Callable[..., Any], environ: dict[str, Any], fields: dict[str,
     inner = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
     parts = app(inner, lambda status, _headers, *_: said.append(int(status.split()[0])))
     return said[0] if said else 500, b"".join(parts)
-
-
-def _answer(start: Callable[..., Any], status: int, body: bytes) -> list[bytes]:
-    start(f"{status} -", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
-    return [body]
 
 
 def _error(code: str, message: str) -> bytes:
@@ -244,18 +294,16 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def ec2_cloud() -> Iterator[Ec2Cloud]:
+def serve() -> Iterator[Cloud]:
     """Give a fresh EC2 on loopback."""
-    reset_model_data()
-    cloud = Ec2Cloud()
+    ec2_backends[ACCOUNT][REGION].reset()
+    cloud = Cloud()
     app = DomainDispatcherApplication(create_backend_app)
-    lock = threading.Lock()  # moto's state is not for several threads
 
-    def locked(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-        with lock:
-            return cloud(app, environ, start)
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        return cloud.answer(app, environ, start)
 
-    server = make_server("127.0.0.1", 0, locked, threaded=True, request_handler=_Quiet)
+    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Quiet)
     cloud.port = server.server_port
     for its_id, (owner, name, made) in _IMAGES.items():
         about = {"name": name, "owner_id": owner, "creation_date": datetime.fromisoformat(made)}
@@ -270,4 +318,4 @@ def ec2_cloud() -> Iterator[Ec2Cloud]:
         server.shutdown()
         thread.join()
         server.server_close()
-        reset_model_data()
+        ec2_backends[ACCOUNT][REGION].reset()

@@ -108,6 +108,10 @@ class Cloud:
         """Return the servers that are there, by their id."""
         return dict(self.servers)
 
+    def names(self) -> list[str]:
+        """Return what the machines that are there call themselves."""
+        return sorted(each["_name"] for each in self.servers.values())
+
     def left(self) -> list[str]:
         """Return everything labelled that is there."""
         found = [key for key, each in self.servers.items() if "ems-cluster" in each["metadata"]]
@@ -151,10 +155,14 @@ class Cloud:
         if self.take("error"):
             raise RefusedError(503, "serviceUnavailable", "The service is unavailable.")
         with self.lock:
-            done = self._serve(method, path.strip("/").split("/"), query, body)
+            serve = self._serve if method == "GET" else self._change
+            done = serve(method, path.strip("/").split("/"), query, body)
         if method != "GET" and self.take("raise"):
             raise RefusedError(500, "computeFault", "Unexpected API Error.")
         return done
+
+    def _change(self, *request: Any) -> tuple[int, Any]:
+        return self._serve(*request)
 
     def _serve(self, method: str, parts: list[str], query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
         service, rest = parts[0], parts[2:]
@@ -334,7 +342,7 @@ class Cloud:
         if key == "subnet" and wish["network_id"] not in self.neutron["network"]:
             raise RefusedError(404, "NetworkNotFound", "Network could not be found")
         if key == "floatingip":
-            wish = {**wish, "floating_ip_address": self._next_address("203.0")}
+            wish = {**wish, "floating_ip_address": self._next_address("127.77")}
         made = self._keep(key, wish)
         if key == "floatingip":
             self._bind(made)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import base64
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ems.cluster.provider import address, awskeys, bulk
 from ems.cluster.provider import awsthings as things
+from ems.cluster.provider.awsgroups import Groups, group_name
 from ems.cluster.provider.awsimages import DISTRIBUTIONS, find_image
 from ems.cluster.provider.awssizes import size_of
 from ems.cluster.provider.backoff import Backoff
@@ -25,6 +25,7 @@ from ems.cluster.provider.base import (
     CLUSTER,
     INCARNATION,
     ROLE,
+    Finding,
     MachineRequest,
     Refusal,
     RefusalCause,
@@ -46,16 +47,9 @@ _IDS = 500  # of one call that takes ids
 _DISK_GB = 30  # the images' own have 8, which is not enough for CUDA, or anybody's /home
 _SEEN_S = 60  # until what was made is listed
 _STATE_S = 300
+_FREE_S = 20
 _IMAGE_S = 1800
 _KEPT = {"controller", "bake"}  # roles whose machines survive their own shutdown
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """A cluster's security group."""
-
-    id: str
-    tags: dict[str, str]
 
 
 class AwsProvider:
@@ -116,6 +110,10 @@ class AwsProvider:
         return str(self._vpc["cidrBlock"])
 
     @cached_property
+    def _groups(self) -> Groups:
+        return Groups(self._call, self._vpc["vpcId"], self.section.ssh_from)
+
+    @cached_property
     def _subnets(self) -> dict[str, str]:
         """Zone -> subnet, in order of preference."""
         said = self.section.subnet
@@ -159,16 +157,45 @@ class AwsProvider:
 
     def check(self, requests: Sequence[MachineRequest]) -> None:
         """Find out what can be wrong before anything is made: access, zone, image, size, GPUs, permission."""
+        for found in self._looks(requests):
+            if not found.is_good:
+                raise ProviderError(found.said, found.hint)
+
+    def findings(self, requests: Sequence[MachineRequest]) -> Sequence[Finding]:
+        """Return everything that :meth:`check` looks at; see :class:`.base.Inspector`."""
+        return [*self._looks(requests)]
+
+    def _looks(self, requests: Sequence[MachineRequest]) -> Iterator[Finding]:
+        looks: list[tuple[str, Callable[[], str]]] = [
+            ("credentials", self._enter),
+            ("zone", lambda: self._check_zones(requests)),
+            ("size", lambda: self._check_sizes(requests)),
+            ("image", lambda: ", ".join(sorted({self._image(each)["imageId"] for each in requests}))),
+            ("ssh", lambda: ", ".join(address.sources(self.section.ssh_from))),
+            ("permissions", lambda: self._may_run(requests)),
+        ]
+        for subject, look in looks:
+            try:
+                yield Finding(subject, look())
+            except ProviderError as error:
+                yield Finding(subject, error.message, is_good=False, hint=error.hint)
+                if subject in {"credentials", "zone", "size", "image"}:  # what follows would say the same again
+                    return
+
+    def _enter(self) -> str:
+        return f"they are good for {self._region}, VPC {self._vpc['vpcId']}"
+
+    def _check_zones(self, requests: Sequence[MachineRequest]) -> str:
         zones = {request.zone for request in requests if request.zone}
         if unknown := zones - set(self._subnets):
             raise ProviderError(f"there is no zone `{min(unknown)}`", f"zones are {', '.join(self._subnets)}")
-        address.sources(self.section.ssh_from)
+        return ", ".join(sorted(zones) or self._subnets)
+
+    def _check_sizes(self, requests: Sequence[MachineRequest]) -> str:
         types = self._types(sorted({size_of(request) for request in requests}))
         for request in requests:
             _check_gpus(request, types[size_of(request)])
-        for group in bulk.groups(requests, _MOST):
-            image = self._image(group[0])
-            self._may_run(group, image)
+        return ", ".join(types)
 
     def _types(self, names: Sequence[str]) -> dict[str, Answer]:
         """Return what EC2 says of sizes, all of which some zone has."""
@@ -183,54 +210,19 @@ class AwsProvider:
             raise ProviderError(f"EC2 has no size `{missing[0]}` in {self._region}", "change `size` in the definition")
         return types
 
-    def _may_run(self, group: Sequence[MachineRequest], image: Answer) -> None:
+    def _may_run(self, requests: Sequence[MachineRequest]) -> str:
         """Ask EC2 whether it would make these, without making them."""
-        try:
-            self._call("RunInstances", DryRun=True, **self._run_parameters(group, image, None))
-        except ApiError as error:
-            if error.code != "DryRunOperation":
-                raise
+        for group in bulk.groups(requests, _MOST):
+            try:
+                self._call("RunInstances", DryRun=True, **self._run_parameters(group, self._image(group[0]), None))
+            except ApiError as error:
+                if error.code != "DryRunOperation":
+                    raise
+        return "EC2 would make all of it"
 
     def prepare(self, labels: dict[str, str]) -> None:
         """Make the cluster's security group: SSH from outside, everything from inside."""
-        name = _group_name(labels[CLUSTER])
-        group = self._group(name)
-        if group is None:
-            group = self._make_group(name, labels)
-        bulk.check_owner(name, group.tags, labels)
-        inside = {"IpProtocol": "-1", "Groups": [{"GroupId": group.id}]}
-        ranges = [{"CidrIp": each, "Description": "ems: SSH"} for each in address.sources(self.section.ssh_from)]
-        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": ranges}
-        for rule in (inside, ssh):
-            try:
-                self._call("AuthorizeSecurityGroupIngress", GroupId=group.id, IpPermissions=[rule])
-            except ApiError as error:
-                if error.code != "InvalidPermission.Duplicate":
-                    raise
-
-    def _make_group(self, name: str, labels: dict[str, str]) -> _Group:
-        tags = self._tag_sets({**labels, "Name": name}, "security-group")
-        description = f"ems cluster {labels[CLUSTER]}"
-        try:
-            self._call(
-                "CreateSecurityGroup",
-                GroupName=name,
-                GroupDescription=description,
-                VpcId=self._vpc["vpcId"],
-                TagSpecification=tags,
-            )
-        except ApiError as error:
-            if error.code != "InvalidGroup.Duplicate":
-                raise
-        found: _Group | None = until(lambda: self._group(name), _SEEN_S)
-        if found is None:
-            raise ProviderError(f"the security group {name} was made and is not there", "give the command again")
-        return found
-
-    def _group(self, name: str) -> _Group | None:
-        filters = [{"Name": "group-name", "Value": [name]}, {"Name": "vpc-id", "Value": [self._vpc["vpcId"]]}]
-        found = self._call("DescribeSecurityGroups", Filter=filters).get("securityGroupInfo") or []
-        return _Group(found[0]["groupId"], things.tags(found[0])) if found else None
+        self._groups.prepare(labels, self._tag_sets({**labels, "Name": group_name(labels[CLUSTER])}, "security-group"))
 
     def create(self, requests: Sequence[MachineRequest]) -> list[Resource | Refusal]:
         """Make machines, those that are alike in one call; see :meth:`.base.Provider.create`."""
@@ -286,7 +278,7 @@ class AwsProvider:
         if request.is_public:
             interface["AssociatePublicIpAddress"] = True
         if token is not None:  # else it is asked before there is a group
-            interface["SecurityGroupId"] = [self._group_id(request.labels)]
+            interface["SecurityGroupId"] = [self._groups.id(request.labels)]
         size_gb = request.disk_gb or _DISK_GB
         disk = {"VolumeSize": size_gb, "VolumeType": request.disk_type or "gp3", "DeleteOnTermination": True}
         parameters: dict[str, object] = {
@@ -307,14 +299,6 @@ class AwsProvider:
         if request.is_trusted and self.section.instance_profile:
             parameters["IamInstanceProfile"] = {"Name": self.section.instance_profile}
         return parameters
-
-    def _group_id(self, labels: dict[str, str]) -> str:
-        name = _group_name(labels[CLUSTER])
-        group = self._group(name)
-        if group is None:
-            raise ProviderError(f"the security group {name} is gone", f"ems cluster start {labels[CLUSTER]}")
-        bulk.check_owner(name, group.tags, labels)
-        return group.id
 
     def _there(self, clusters: Iterable[str]) -> tuple[dict[str, Resource], dict[str, int]]:
         """Return the machines of clusters by name, and how many of each name are gone but still listed."""
@@ -381,22 +365,22 @@ class AwsProvider:
             self._forget("DeleteVolume", VolumeId=resource.id)
 
     def _forget(self, action: str, **parameters: object) -> None:
-        """Delete something; that it is gone is no error, and that something uses it is waited out."""
+        """Delete something; that it is gone is no error.
+
+        What something uses yet is tried for a while, and then stays listed: a machine may be there that is not listed.
+        """
 
         def gone() -> bool | None:
             try:
                 self._call(action, **parameters)
             except ApiError as error:
                 if error.code in {"DependencyViolation", "InvalidGroup.InUse", "InvalidSnapshot.InUse", "VolumeInUse"}:
-                    refused.append(error)
                     return None
                 if not error.is_missing:
                     raise
             return True
 
-        refused: list[ApiError] = []
-        if not until(gone, _STATE_S):
-            raise refused[-1]
+        until(gone, _FREE_S)
 
     def start(self, machines: Sequence[Resource]) -> None:
         """Start instances that are stopped, controllers first; returns when they run."""
@@ -463,10 +447,6 @@ class AwsProvider:
     def _tag_sets(self, tags: dict[str, str], *kinds: str) -> Sequence[dict[str, object]]:
         listed = [{"Key": key, "Value": value} for key, value in {**self.section.tags, **tags}.items()]
         return [{"ResourceType": kind, "Tag": listed} for kind in kinds]
-
-
-def _group_name(cluster: str) -> str:
-    return f"ems-{cluster}"
 
 
 def _subnet_order(subnet: Answer) -> tuple[bool, str, str]:

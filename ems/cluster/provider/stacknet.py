@@ -17,7 +17,7 @@ from ems.errors import ProviderError
 if TYPE_CHECKING:
     from ems.cluster.definition import OpenstackSection
 
-_FREE_S = 180  # until nothing uses what is to be deleted
+_FREE_S = 20  # until nothing uses what is to be deleted; then it stays listed, for a machine may not be listed yet
 _CONFLICT = 409
 # path, key of one, kind of resource; in the order in which they are deleted
 _KINDS = (
@@ -225,21 +225,18 @@ class Network:
         key, _, its_id = resource.id.partition("/")
         if key in {"router", "network"}:
             self._empty(key, its_id)
-        refused: list[ApiError] = []
 
         def gone() -> bool | None:
             try:
                 self._call("network", "DELETE", f"{_PATHS[key]}/{its_id}")
             except ApiError as error:
                 if error.status == _CONFLICT:  # a machine that is going still uses it
-                    refused.append(error)
                     return None
                 if error.status != 404:
                     raise
             return True
 
-        if not until(gone, _FREE_S):
-            raise refused[-1]
+        until(gone, _FREE_S)
 
     def _empty(self, key: str, its_id: str) -> None:
         """Take a router off its subnets, or a network from routers that are not listed any more."""

@@ -1,0 +1,550 @@
+"""What every cloud's provider does, against a stand-in over real HTTP: the contract, each fault, nothing left behind.
+
+Nobody answers SSH on the stand-ins' machines: what a cluster does once they run is tested with containers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ems.cluster import gc, lifecycle
+from ems.cluster.definition import AwsSection, Definition, GceSection, OpenstackSection
+from ems.cluster.fleet import Fleet, known
+from ems.cluster.provider import base, connect
+from ems.cluster.provider.aws import AwsProvider
+from ems.cluster.provider.backoff import Backoff
+from ems.cluster.provider.base import MachineRequest, MachineState, Provider, Refusal, RefusalCause, Resource, Thing
+from ems.cluster.provider.gce import GceProvider
+from ems.cluster.provider.openstack import OpenstackProvider
+from ems.cluster.record import Files, Phase
+from ems.errors import ProviderError
+
+_CLOUDS = Path(__file__).parents[1] / "clouds"
+LABELS = {base.CLUSTER: "demo", base.INCARNATION: "a" * 32, base.OWNER: "eve"}
+NOW = timedelta()
+
+
+def _load(name: str) -> ModuleType:
+    module_name = f"ems_tests_clouds_{name}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, _CLOUDS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[module_name]
+
+
+def hurried() -> Backoff:
+    """Return waits that are as many as they are and take a fiftieth of their time."""
+    return Backoff(sleep=lambda seconds: time.sleep(seconds / 50))
+
+
+@dataclass
+class Bench:
+    """One cloud: its stand-in, and how a provider is connected to it.
+
+    Attributes
+    ----------
+    zones
+        Two; the first is preferred.
+    sizes
+        Two that have what a node needs; the first is the controller's.
+    """
+
+    kind: str
+    cloud: Any
+    said: dict[str, Any]
+    zones: tuple[str, str]
+    sizes: tuple[str, str]
+    node: dict[str, Any]
+
+    def provider(self, **more: Any) -> Any:
+        sections = {"gce": GceSection, "aws": AwsSection, "openstack": OpenstackSection}
+        providers = {"gce": GceProvider, "aws": AwsProvider, "openstack": OpenstackProvider}
+        return providers[self.kind](sections[self.kind].model_validate({**self.said, **more}), backoff=hurried())
+
+    def names(self) -> list[str]:
+        if self.kind == "gce":
+            return sorted(each["name"] for each in self.cloud.machines().values())
+        return list(self.cloud.names())
+
+    def is_sound(self) -> None:
+        """Assert that no name was ever borne by two machines at a time."""
+        doubles = {name: count for name, count in self.cloud.born.items() if count > 1}
+        assert not doubles or self.kind == "openstack", doubles
+
+    def controller(self, **changes: Any) -> MachineRequest:
+        labels = {**LABELS, base.ROLE: "controller", base.NODE: "demo-controller"}
+        wish = MachineRequest("demo-controller", "debian:12", "#cloud-config\n", labels, size=self.sizes[0])
+        return replace(wish, is_public=True, is_trusted=True, **changes)
+
+    def nodes(self, count: int, **changes: Any) -> list[MachineRequest]:
+        labels = {**LABELS, base.ROLE: "compute", base.KIND: "gpu"}
+        wish = MachineRequest("", "ubuntu:24.04", "#cloud-config\n", labels, **{"size": self.sizes[1], **self.node})
+        return [replace(wish, name=f"demo-gpu-{number:03d}", **changes) for number in range(1, count + 1)]
+
+
+def _gce(folder: Path, monkeypatch: pytest.MonkeyPatch, cloud: Any) -> Bench:
+    cloud.public_ip = lambda _name: "127.77.0.1"
+    said = {"kind": "gce", "credentials": str(cloud.credentials(folder)), "endpoint": cloud.url}
+    zones = ("us-central1-a", "us-central1-b")
+    return Bench("gce", cloud, said, zones, ("e2-standard-2", "n1-standard-4"), {"gpus": 1, "gpu_type": "t4"})
+
+
+def _aws(folder: Path, monkeypatch: pytest.MonkeyPatch, cloud: Any) -> Bench:
+    path = folder / "credentials"
+    path.write_text("[lab]\naws_access_key_id = AKIATESTING\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    said = {"kind": "aws", "region": "us-east-1", "profile": "lab", "endpoint": cloud.url}
+    return Bench("aws", cloud, said, ("us-east-1a", "us-east-1b"), ("m7i.large", "g4dn.xlarge"), {"gpus": 1})
+
+
+def _openstack(folder: Path, monkeypatch: pytest.MonkeyPatch, cloud: Any) -> Bench:
+    login = {"auth_url": f"{cloud.url}/v3", "username": "me", "project_id": "p1", "user_domain_name": "Default"}
+    clouds = {"lab": {"auth": login, "region_name": "one"}, "other": {"auth": login}}
+    path = folder / "clouds.yaml"
+    path.write_text(json.dumps({"clouds": clouds}))
+    path.with_name("secure.yaml").write_text(json.dumps({"clouds": {"lab": {"auth": {"password": "secret"}}}}))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
+    for name in ("OS_CLOUD", "OS_AUTH_URL"):
+        monkeypatch.delenv(name, raising=False)
+    said = {"kind": "openstack", "cloud": "lab"}
+    return Bench("openstack", cloud, said, ("nova", "east"), ("m1.medium", "g1.large"), {"gpus": 1})
+
+
+_BENCHES: dict[str, Callable[..., Bench]] = {"gce": _gce, "aws": _aws, "openstack": _openstack}
+
+
+@pytest.fixture(params=sorted(_BENCHES))
+def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    with _load(request.param).serve() as cloud:
+        bench = _BENCHES[request.param](tmp_path, monkeypatch, cloud)
+        bench.said["ssh_from"] = "192.0.2.7/32"
+        yield bench
+
+
+def made(results: list[Resource | Refusal]) -> list[Resource]:
+    assert [each for each in results if isinstance(each, Refusal)] == []
+    return [each for each in results if isinstance(each, Resource)]
+
+
+def refused(results: list[Resource | Refusal]) -> list[Refusal]:
+    assert [each for each in results if isinstance(each, Resource)] == []
+    return [each for each in results if isinstance(each, Refusal)]
+
+
+def clear(bench: Bench, provider: Provider) -> None:
+    """Delete everything, again, and have the stand-in count what is left."""
+    everything = provider.list(LABELS)
+    provider.destroy(everything)
+    assert provider.list(LABELS) == []
+    assert bench.cloud.left() == []
+    provider.destroy(everything)
+
+
+# -- the contract -------------------------------------------------------------------------------------------------
+
+
+def test_machines_are_made_found_stopped_saved_and_deleted(bench: Bench) -> None:
+    provider = bench.provider()
+    wanted = [bench.controller(), *bench.nodes(3)]
+    provider.check(wanted)
+    assert bench.cloud.left() == []
+    assert all(each.is_good for each in provider.findings(wanted))
+    provider.prepare(LABELS)
+    first = made(provider.create(wanted))
+    assert [each.name for each in first] == [each.name for each in wanted]
+    assert {each.state for each in first} == {MachineState.RUNNING}
+    assert all(each.address and each.created_at for each in first)
+    assert len({each.address for each in first}) == 4
+    assert first[0].ssh_address
+    assert [each.size for each in first[:2]] == list(bench.sizes)
+    assert all(each.labels.items() >= wish.labels.items() for each, wish in zip(first, wanted, strict=True))
+
+    before = bench.names()
+    provider.prepare(LABELS)
+    assert made(bench.provider().create(wanted)) == first  # as another command does it
+    assert bench.names() == before
+    found = provider.list(LABELS)
+    assert {Thing.MACHINE, Thing.RULE} <= {each.thing for each in found}
+    assert {each.name: each for each in found}[first[2].name] == first[2]
+    assert all(each.labels.items() >= LABELS.items() for each in found)
+    assert first[0] in provider.list()
+    assert provider.list({**LABELS, base.INCARNATION: "b" * 32}) == []
+    assert first[0].name in {each.name for each in provider.list({base.NODE: "demo-controller"})}
+
+    provider.stop(first[:1])
+    provider.stop(first[:1])
+    [stopped] = [each for each in provider.list(LABELS) if each.name == "demo-controller"]
+    assert stopped.state is MachineState.STOPPED
+    provider.start([stopped])
+    [started] = [each for each in provider.list(LABELS) if each.name == "demo-controller"]
+    assert (started.state, started.address) == (MachineState.RUNNING, first[0].address)
+
+    image = provider.save_image(first[1], "demo-gpu-image", {**LABELS, base.IMAGE: "0123"})
+    assert image.id in {each.id for each in provider.list({base.IMAGE: "0123"})}
+    assert provider.save_image(first[1], "demo-gpu-image", {**LABELS, base.IMAGE: "0123"}).id == image.id
+    [born] = made(provider.create([replace(bench.nodes(4)[3], image=image.id)]))
+    assert born.name == "demo-gpu-004"
+    provider.destroy([first[2]])
+    assert "demo-gpu-002" not in bench.names()
+    assert made(provider.create(wanted))[2].name == "demo-gpu-002"
+    assert bench.names() == ["demo-controller", *(f"demo-gpu-{number:03d}" for number in range(1, 5))]
+    bench.is_sound()
+    clear(bench, provider)
+
+
+def test_what_belongs_to_another_incarnation_is_refused(bench: Bench) -> None:
+    provider = bench.provider()
+    provider.prepare(LABELS)
+    made(provider.create([bench.controller()]))
+    others = {**LABELS, base.INCARNATION: "f" * 32}
+    [taken] = refused(provider.create([bench.controller(labels={**bench.controller().labels, **others})]))
+    assert "not of this cluster" in taken.reason
+    with pytest.raises(ProviderError, match="not of this cluster"):
+        provider.prepare(others)
+    clear(bench, provider)
+
+
+def test_what_cannot_be_had_is_said_before_anything_is_made(bench: Bench) -> None:
+    provider = bench.provider()
+    for wish, said in (
+        (bench.controller(image="fedora:99"), "fedora:99"),
+        (bench.controller(size="colossal.1"), "colossal"),
+        (bench.controller(zone="mars-1"), "mars-1"),
+    ):
+        with pytest.raises(ProviderError, match=said) as caught:
+            provider.check([wish])
+        assert caught.value.hint
+    assert not all(each.is_good for each in provider.findings([bench.controller(image="fedora:99")]))
+    assert bench.cloud.left() == []
+
+
+def test_wrong_credentials_are_said_at_once_in_the_clouds_words(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, Any] = {}
+    if bench.kind == "gce":
+        said, words = {"credentials": str(bench.cloud.credentials(tmp_path, is_good=False))}, "Invalid JWT Signature"
+    elif bench.kind == "aws":
+        Path(os.environ["AWS_SHARED_CREDENTIALS_FILE"]).write_text(
+            "[lab]\naws_access_key_id = AKIAWRONG\naws_secret_access_key = secret\n"
+        )
+        words = "not able to validate the provided access credentials"
+    else:
+        said, words = {"cloud": "other"}, "requires authentication"
+    with pytest.raises(ProviderError, match=words) as caught:
+        bench.provider(**said).check([bench.controller()])
+    assert caught.value.hint
+    assert "secret" not in f"{caught.value.message}{caught.value.hint}"
+
+
+def test_a_thousand_machines_are_a_handful_of_calls(bench: Bench) -> None:
+    if bench.kind == "aws":
+        count = 60  # moto takes minutes for a thousand; the number of calls grows with every 500
+    else:
+        count = 999
+        getattr(bench.cloud, "quotas", {})["NVIDIA_T4_GPUS"] = 5000
+    provider = bench.provider()
+    provider.prepare(LABELS)
+    _ = provider.traits
+    bench.cloud.calls.clear()
+    assert len(made(provider.create(bench.nodes(count)))) == count
+    found = provider.list(LABELS)
+    assert len([each for each in found if each.thing is Thing.MACHINE]) == count
+    assert len({each.name for each in found if each.thing is Thing.MACHINE}) == count
+    assert len(bench.cloud.calls) < 60
+    bench.is_sound()
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["rate", "error", "raise"])
+def test_what_passes_is_asked_again_and_counts_once(bench: Bench, fault: str) -> None:
+    provider = bench.provider()
+    bench.cloud.faults[fault] = 1
+    provider.prepare(LABELS)
+    bench.cloud.faults[fault] += 2
+    assert len(made(provider.create([bench.controller(), *bench.nodes(2)]))) == 3
+    assert bench.cloud.faults[fault] == 0
+    assert bench.names() == ["demo-controller", "demo-gpu-001", "demo-gpu-002"]
+    bench.cloud.faults[fault] = 1
+    clear(bench, provider)
+
+
+def test_refusals_say_why_where_and_stop_nobody_else(bench: Bench) -> None:
+    provider = bench.provider(zones=list(bench.zones))
+    provider.prepare(LABELS)
+    first, second = bench.zones
+    bench.cloud.faults[f"exhausted:{second}"] = 1
+    one, *others = provider.create([bench.controller(zone=first), *bench.nodes(2, zone=second)])
+    assert isinstance(one, Resource)
+    for each in refused(others):
+        assert (each.cause, each.zone) == (RefusalCause.STOCKOUT, second)
+        assert each.reason
+    assert bench.names() == ["demo-controller"]  # what came to nothing is not left lying about
+    bench.cloud.faults["quota"] = 1
+    [quota] = refused(provider.create(bench.nodes(1, zone=first)))
+    assert quota.cause is RefusalCause.QUOTA
+    assert quota.hint
+    assert len(made(provider.create(bench.nodes(2, zone=first)))) == 2
+    clear(bench, provider)
+
+
+def test_slow_operations_and_late_listings_are_waited_for(bench: Bench) -> None:
+    bench.cloud.operation_s, bench.cloud.late_s = 0.4, 0.8
+    provider = bench.provider()
+    provider.prepare(LABELS)
+    wanted = [bench.controller(), *bench.nodes(2)]
+    first = made(provider.create(wanted))
+    assert {each.address for each in made(provider.create(wanted))} == {each.address for each in first}
+    assert len(bench.names()) == 3
+    bench.is_sound()
+    clear(bench, provider)
+
+
+def test_a_machine_that_is_lost_is_made_anew(bench: Bench) -> None:
+    provider = bench.provider()
+    provider.prepare(LABELS)
+    wanted = [bench.controller(), *bench.nodes(3)]
+    first = made(provider.create(wanted))
+    bench.cloud.lose("demo-gpu-002")
+    assert "demo-gpu-002" not in {each.name for each in provider.list(LABELS)}
+    again = made(provider.create(wanted))
+    assert [one.id == other.id for one, other in zip(first, again, strict=True)] == [
+        True,
+        True,
+        bench.kind == "gce",
+        True,
+    ]
+    bench.is_sound()
+    clear(bench, provider)
+
+
+# -- a cluster's life, and a client that is killed ----------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(bench: Bench, project: Path) -> Definition:
+    """A definition in the project."""
+    from ems.cluster import catalog
+
+    nodes = {"gpu": {"count": 2, "size": bench.sizes[1], **bench.node}, "cpu": {"count": 1, "size": bench.sizes[0]}}
+    content = {"provider": bench.said, "controller": {"size": bench.sizes[0]}, "nodes": nodes}
+    (project / "cluster").mkdir()
+    (project / "cluster" / "lab.yaml").write_text(json.dumps(content))
+    return catalog.load("lab", project)
+
+
+_WANTED = ["lab-controller", "lab-cpu-001", "lab-gpu-001", "lab-gpu-002"]
+
+
+def started(definition: Definition) -> Fleet:
+    fleet = lifecycle.begin("lab", definition, {})
+    lifecycle.start(fleet, setup=False)
+    return fleet
+
+
+def cleaned(definition: Definition, **how: Any) -> int:
+    """Delete what is left, as ``ems cluster gc`` does; returns how much it was."""
+    return sum(gc.delete(each) for each in gc.leftovers(definition, young=NOW, **how))
+
+
+def test_start_resize_pause_resume_and_stop_leave_nothing(bench: Bench, cluster: Definition) -> None:
+    fleet = started(cluster)
+    assert bench.names() == _WANTED
+    keys = {name: each.labels[base.HOST_KEY] for name, each in fleet.machines().items()}
+    assert keys["lab-gpu-001"] == keys["lab-gpu-002"] != keys["lab-controller"]
+    assert fleet.provider.traits.network
+    lifecycle.change(fleet, (*fleet.record.wanted, "lab-gpu-003"))
+    assert "lab-gpu-003" in bench.names()
+    lifecycle.change(fleet, ("lab-gpu-001", "lab-gpu-003"), now=True)
+    assert bench.names() == ["lab-controller", "lab-gpu-001", "lab-gpu-003"]
+    bench.cloud.lose("lab-gpu-003")
+    lifecycle.make(fleet)
+    assert bench.names() == ["lab-controller", "lab-gpu-001", "lab-gpu-003"]
+    lifecycle.pause(fleet)
+    assert bench.names() == ["lab-controller"]
+    assert known("lab").record.phase is Phase.PAUSED
+    assert gc.leftovers(cluster, young=NOW) == []  # a cluster that is paused is none that was left
+    bench.is_sound()
+    assert lifecycle.stop(fleet) > 0
+    assert bench.cloud.left() == []
+
+
+class Client:
+    """A process that starts the cluster, forked: to begin a Python anew for each would take most of the time.
+
+    Parameters
+    ----------
+    line
+        It kills itself before it writes this line of the journal; 0: never.
+    """
+
+    def __init__(self, definition: Definition, line: int = 0) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the stand-in's threads are none of the child's
+            self.pid = os.fork()
+        if not self.pid:
+            self._work(definition, line)
+
+    def _work(self, definition: Definition, line: int) -> None:
+        seen = 0
+
+        def die(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event == "open" and str(args[0]).endswith("/journal.jsonl") and args[2] & (os.O_WRONLY | os.O_RDWR):
+                seen += 1
+                if seen == line:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        code = 1
+        try:
+            sys.addaudithook(die)
+            with Files("lab").locked():
+                started(definition)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Return 0, or the signal that ended it, negative."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_killed_at_each_line_of_the_journal_nothing_is_left_after_gc(bench: Bench, cluster: Definition) -> None:
+    """Every start is a new one, for gc has deleted all of the one before."""
+    bench.cloud.late_s = 0.3
+    line, code = 0, -1
+    while code:
+        line += 1
+        code = Client(cluster, line).wait()
+        assert code in {0, -signal.SIGKILL}
+        bench.is_sound()
+        if code:
+            if bench.cloud.left():
+                assert gc.leftovers(cluster) == []  # somebody may be at it yet
+            cleaned(cluster)
+            assert bench.cloud.left() == [], line
+    assert line > 4
+    assert bench.names() == _WANTED
+    lifecycle.stop(known("lab"))
+    assert bench.cloud.left() == []
+
+
+def test_killed_at_each_change_of_the_cloud_it_goes_on_and_doubles_nothing(
+    bench: Bench, cluster: Definition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is killed twice: before the cloud does it, then after, the answer lost."""
+    bench.cloud.late_s = 0.3
+    change, turn, code = bench.cloud._change, 0, -1
+    running: list[Client] = []
+
+    def deadly(*args: Any) -> Any:
+        if not running:
+            return change(*args)
+        if turn % 2:
+            running.pop().kill()
+            raise ConnectionAbortedError
+        answer = change(*args)
+        running.pop().kill()
+        return answer
+
+    monkeypatch.setattr(bench.cloud, "_change", deadly)
+    while code:
+        turn += 1
+        assert turn < 60
+        client = Client(cluster)
+        running[:] = [client]
+        code = client.wait()
+        bench.is_sound()
+    assert turn > 8
+    assert bench.names() == _WANTED
+    running.clear()
+    lifecycle.stop(known("lab"))
+    assert bench.cloud.left() == []
+
+
+# -- what is left over --------------------------------------------------------------------------------------------
+
+
+def test_gc_takes_what_nobody_needs_and_nothing_else(
+    ems: Any, bench: Bench, cluster: Definition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS",):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")  # this computer is none of Google's
+    fleet = started(cluster)
+    fleet.update(phase=Phase.READY)
+    provider = connect(cluster.provider)
+    mine = {**LABELS, base.OWNER: fleet.record.labels()[base.OWNER]}
+    provider.prepare(mine)
+    node = replace(bench.nodes(1)[0], labels={**bench.nodes(1)[0].labels, **mine})
+    made(provider.create([node]))
+    others = {**LABELS, base.CLUSTER: "theirs", base.INCARNATION: "c" * 32}
+    provider.prepare(others)
+
+    assert gc.leftovers(cluster) == []  # all of it is young
+    [left] = gc.leftovers(cluster, young=NOW)
+    assert (left.cluster, left.why) == ("demo", "its controller is gone")
+    assert left.counts()["machine"] == 1
+    both = gc.leftovers(cluster, young=NOW, everyone=True)
+    assert {each.cluster for each in both} == {"demo", "theirs"}
+
+    # `lab`: what this computer's containers are is not for this test to touch
+    listed = json.loads(ems("cluster", "gc", "lab", "--older-than", "0", "--json").stdout)
+    assert [each["cluster"] for each in listed] == ["demo"]
+    shown = ems("cluster", "gc", "lab", "--older-than", "0", code=2)
+    assert "1 machine" in shown.stdout
+    assert "--yes" in shown.stderr
+    assert bench.names() == sorted([*_WANTED, "demo-gpu-001"])
+    ems("cluster", "gc", "lab", "--all", "--older-than", "0", "--yes")
+    assert bench.names() == _WANTED
+    assert "nothing is left" in ems("cluster", "gc", "lab", "--all", "--older-than", "0").stdout
+    assert known("lab").record.phase is Phase.READY
+
+    bench.cloud.lose("lab-controller")
+    cleaned(cluster)
+    assert bench.cloud.left() == []
+    assert Files("lab").load() is None
+
+
+def test_requests_of_one_call_know_their_names_by_their_place() -> None:
+    from ems.cluster.provider import bulk
+
+    names = ["a-gpu-001", "a-gpu-002", "a-gpu-003", "a-gpu-007"]
+    assert bulk.encode(names) == "a-gpu- 001-003 007"
+    assert bulk.decode(bulk.encode(names)) == names
+    assert bulk.decode("a-controller") == ["a-controller"]
+    assert bulk.name_at(bulk.encode(names), 3) == "a-gpu-007"
+    assert bulk.name_at(bulk.encode(names), 4) == ""
+    odd = [f"a-gpu-{number:03d}" for number in range(1, 999, 2)]
+    wish = MachineRequest("", "debian:12", "", {})
+    parts = bulk.groups([replace(wish, name=name) for name in odd] + [replace(wish, name="a-gpu-002", gpus=1)], 500)
+    assert [each.name for part in parts for each in part] == [*odd, "a-gpu-002"]
+    assert all(len(bulk.encode([each.name for each in part])) <= 255 for part in parts)
+    assert dataclasses.asdict(wish)["name"] == ""
