@@ -152,7 +152,8 @@ class _Response(GCEResponse):
     """libcloud's answer, but for operations that failed: it would raise their first error and lose the rest."""
 
     def parse_body(self) -> Any:
-        body = super(GoogleResponse, self).parse_body() if self.status == 200 else super().parse_body()
+        parse: Any = super(GoogleResponse, self).parse_body if self.status == 200 else super().parse_body
+        body = parse()
         return body if isinstance(body, dict) else {}
 
 
