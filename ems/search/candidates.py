@@ -124,7 +124,13 @@ def pool(ground: Ground, best: Array, rng: np.random.Generator) -> Array:
 
 
 def refine(
-    ground: Ground, start: Array, scores: Array, score: Score, taken: Taken, rng: np.random.Generator
+    ground: Ground,
+    start: Array,
+    scores: Array,
+    score: Score,
+    taken: Taken,
+    rng: np.random.Generator,
+    count: int = N_REFINE,
 ) -> tuple[Array, float]:
     """Return the best point found from ``start`` (k, d), best first, by rounds of ever smaller steps, and its score.
 
@@ -134,10 +140,12 @@ def refine(
         Of ``start``, (k,), greatest first.
     score
         What points (m, d) are worth, (m,).
+    count
+        Points a round.
     """
     centres, worth = start, scores
     for scale in REFINE_SCALES:
-        fresh = ground.perturb(centres, scale, N_REFINE, rng)
+        fresh = ground.perturb(centres, scale, count, rng)
         fresh = fresh[taken.free(fresh)]
         if not len(fresh):
             continue

@@ -12,7 +12,7 @@ from ems.search.gp import Layout, Surrogate
 from ems.search.warp import Array
 
 LEAST_SD = 0.05  # of the share of failures: no model is surer than that
-FUTILE = 0.05  # at less than that probability points come last: improvements get small without bound, too
+FUTILE = 1e-3  # at less than that probability points come last: improvements get small without bound, too
 _LAST = 1e4
 
 

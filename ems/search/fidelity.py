@@ -144,11 +144,14 @@ class Stack:
             total = level.slope * total + level.residual.warp.invert(level.residual.draw(x, rng, count))
         return total
 
-    def condition(self, x: Array) -> Stack:
-        """Return the stack that believes itself at ``x`` (m, d), at all rungs: pending points repel others."""
-        return Stack(
-            [Level(each.slope, each.residual.condition(x)) for each in self._levels], self._warp, self._observed
-        )
+    def condition(self, x: Array, lift: Array | None = None) -> Stack:
+        """Return the stack that believes itself at ``x`` (m, d), at all rungs: pending points repel others.
+
+        What ``lift`` adds at the top rung is no rung's below.
+        """
+        *below, top = self._levels
+        levels = [Level(each.slope, each.residual.condition(x)) for each in below]
+        return Stack([*levels, Level(top.slope, top.residual.condition(x, lift))], self._warp, self._observed)
 
     def in_units(self, mean: Array, sd: Array) -> tuple[Array, Array]:
         """Return means and standard deviations in units of the objective at the top rung."""

@@ -47,8 +47,11 @@ class Posterior(Protocol):
         """Return ``count`` joint draws at points ``x`` (m, d): an array (count, m)."""
         ...
 
-    def condition(self, x: Array) -> Self:
-        """Return the model as if its own mean had been observed at ``x`` (m, d): means stay, deviations shrink."""
+    def condition(self, x: Array, lift: Array | None = None) -> Self:
+        """Return the model as if its own mean had been observed at ``x`` (m, d), or ``lift`` (m,) more.
+
+        Without a lift means stay and deviations shrink.
+        """
         ...
 
     def in_units(self, mean: Array, sd: Array) -> tuple[Array, Array]:
@@ -315,8 +318,8 @@ class Surrogate:
         mean: Array = self._z @ self._whiten(x)
         return mean + rng.standard_normal((count, len(x))) @ factor.T
 
-    def condition(self, x: Array, values: Array | None = None) -> Surrogate:
-        """Return the model that knows ``values`` (m,), warped, at ``x`` (m, d) too; its own mean where none are given.
+    def condition(self, x: Array, lift: Array | None = None) -> Surrogate:
+        """Return the model that has seen its own mean at ``x`` (m, d) too, or ``lift`` (m,) more, in its own units.
 
         Kriging believer (Ginsbourger et al. 2010, section 4.2). The Cholesky factor grows by a block of rows.
         """
@@ -327,8 +330,8 @@ class Surrogate:
         n, m = len(self._z), len(x)
         factor = np.zeros((n + m, n + m), order="F")
         factor[:n, :n], factor[n:, :n], factor[n:, n:] = self._factor, v.T, corner
-        surprise = np.zeros(m) if values is None else values - self._z @ v
-        z = np.concatenate([self._z, solve_triangular(corner, surprise, lower=True, check_finite=False)])
+        fresh = np.zeros(m) if lift is None else solve_triangular(corner, lift, lower=True, check_finite=False)
+        z = np.concatenate([self._z, fresh])
         grown = Surrogate(self.layout, self.theta, np.vstack([self._x, x]), self.warp, z, factor, self._n_observed)
         grown._remembered = self._remembered
         return grown

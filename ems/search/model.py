@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ems.search import acquisition
-from ems.search.candidates import N_CENTRES, Ground, Score, Taken, best_first, pool, refine
+from ems.search.candidates import N_CENTRES, N_REFINE, Ground, Score, Taken, best_first, pool, refine
 from ems.search.feasibility import Feasibility
 from ems.search.gp import Posterior, Surrogate
 from ems.search.problem import Problem
@@ -17,6 +17,7 @@ from ems.search.trial import Origin, Outcome, Proposal, Trial
 from ems.search.warp import FAITHFUL_TAIL, Array
 
 N_REFINED = 8  # candidates that local refinement starts from
+MANY = 16  # proposals at once: of more each is refined with half the effort, so that a driver's wake stays short
 N_DRAWN = 700  # candidates of a joint draw, about: its cost grows with the cube
 
 
@@ -103,7 +104,8 @@ def propose(
         return _blind(known, count, rng)
     posterior = factory(known, rng)
     feasibility = Feasibility.fit(known.x, known.bad, rng, ground.layout)
-    hunt = Hunt(known, posterior, feasibility, pool(ground, _leaders(posterior), rng))
+    n_refine = N_REFINE if count <= MANY else N_REFINE // 2
+    hunt = Hunt(known, posterior, feasibility, pool(ground, _leaders(posterior), rng), n_refine)
     if not len(hunt.x):
         return []
     STRATEGIES[problem.sampler](hunt, [np.random.default_rng([problem.seed, n]) for n in numbers[:count]])
@@ -131,6 +133,8 @@ class Hunt:
     ----------
     posterior
         Of what is known; pending points are conditioned on by the strategies that want it so.
+    n_refine
+        Points a round of local refinement.
     chosen
         Points that were chosen, and their acquisition.
     """
@@ -139,6 +143,7 @@ class Hunt:
     posterior: Posterior
     feasibility: Feasibility | None
     x: Array
+    n_refine: int = N_REFINE
     chosen: list[tuple[Array, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -155,7 +160,9 @@ class Hunt:
         free = self.known.taken.free(self.x)
         top = best_first(np.where(free, scores, -np.inf), min(N_REFINED, int(free.sum())))
         if top:
-            point, worth = refine(self.known.ground, self.x[top], scores[top], score, self.known.taken, rng)
+            point, worth = refine(
+                self.known.ground, self.x[top], scores[top], score, self.known.taken, rng, self.n_refine
+            )
             self.known.taken.add(point[None])
             self.chosen.append((point, worth))
         return bool(top)
@@ -187,16 +194,16 @@ def _greedy(acquire: Acquisition) -> Callable[[Hunt, Generators], None]:
     def choose(hunt: Hunt, generators: Generators) -> None:
         model, least = hunt.posterior, hunt.incumbent
         model.predict(hunt.x)  # remembered: conditioning adds to it
-        fresh = hunt.known.pending
+        model, least = believe(model, least, hunt.known.pending)
+        model = doubt(model, least, hunt.known.bad)
         for rng in generators:
-            model, least = believe(model, least, fresh)
 
             def score(x: Array, model: Posterior = model, least: float = least) -> Array:
                 return acquire(*model.predict(x), least) + hunt.weigh(x)
 
             if not hunt.take(acquire(*model.predict(hunt.x), least) + hunt.weights, score, rng):
                 return
-            fresh = hunt.chosen[-1][0][None]
+            model, least = believe(model, least, hunt.chosen[-1][0][None])
 
     return choose
 
@@ -206,6 +213,17 @@ def believe(model: Posterior, least: float, x: Array) -> tuple[Posterior, float]
     if not len(x):
         return model, least
     return model.condition(x), min(least, float(np.min(model.predict(x)[0])))
+
+
+def doubt(model: Posterior, least: float, x: Array) -> Posterior:
+    """Return the model for which points ``x`` (m, d) that went wrong are at best as good as ``least``.
+
+    It sees its own mean there or, where that is better, ``least``: the next points do not crowd along the border beyond
+    which trials crash. The worst value, a common choice, would shun good regions where crashes strike anywhere.
+    """
+    if not len(x):
+        return model
+    return model.condition(x, np.maximum(least - model.predict(x)[0], 0.0))
 
 
 def _thompson(hunt: Hunt, generators: Generators) -> None:

@@ -12,7 +12,7 @@ from ems.search import acquisition
 from ems.search.candidates import Ground
 from ems.search.feasibility import Feasibility
 from ems.search.gp import Posterior
-from ems.search.model import ACQUISITIONS, Factory, Known, believe, fit
+from ems.search.model import ACQUISITIONS, Factory, Known, believe, doubt, fit
 from ems.search.problem import Problem
 from ems.search.trial import Trial
 from ems.search.warp import Array
@@ -55,5 +55,6 @@ def view(
     posterior = factory(known, rng)
     incumbent = float(np.min(posterior.predict(posterior.observed)[0]))
     believed, incumbent = believe(posterior, incumbent, known.pending)
+    believed = doubt(believed, incumbent, known.bad)
     feasibility = Feasibility.fit(known.x, known.bad, rng, ground.layout)
     return View(problem.sampler, ground, posterior, believed, incumbent, feasibility)

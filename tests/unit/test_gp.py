@@ -98,7 +98,8 @@ def test_conditioning_by_blocks_is_fitting_all_at_once():
     more, news = points(7, 3), np.linspace(-1, 1, 7)
     at = points(300, 5)  # many enough to be remembered
     model.predict(at)
-    grown = model.condition(more[:2], news[:2]).condition(more[2:], news[2:])
+    grown = model.condition(more[:2], news[:2] - model.predict(more[:2])[0])
+    grown = grown.condition(more[2:], news[2:] - grown.predict(more[2:])[0])
     whole = Surrogate.of(
         np.vstack([x, more]), np.concatenate([model.warp.apply(y), news]), model.theta, MIXED, model.warp
     )

@@ -132,17 +132,17 @@ def test_pending_points_are_not_crowded(sampler):
     assert gaps.min() > 0.01
 
 
-def test_where_trials_crash_no_more_are_made():
-    rng = np.random.default_rng(0)
-    draws = SQUARE.draw(rng, 30)
-    objective = lambda p: -p["x"]  # noqa: E731 - the best is where all crash
-    trials = [
-        Trial(i, p, outcome=Outcome.OOM) if p["x"] > 0.6 else Trial(i, p, outcome=Outcome.OK, values=(objective(p),))
-        for i, p in enumerate(draws)
-    ]
-    proposals = propose(Problem(SQUARE), trials, 8, range(30, 38))
-    assert sum(each.params["x"] < 0.7 for each in proposals) >= 6
-    assert max(each.params["x"] for each in proposals) > 0.45, "nor is the border shunned"
+def test_the_border_beyond_which_trials_crash_is_found_at_the_cost_of_few():
+    def evaluated(number: int, params) -> Trial:
+        outcome = Outcome.OOM if params["x"] > 0.6 else Outcome.OK
+        return Trial(number, params, outcome=outcome, values=(-params["x"],) if outcome is Outcome.OK else ())
+
+    trials = [evaluated(i, p) for i, p in enumerate(SQUARE.draw(np.random.default_rng(0), 10))]
+    for number in range(10, 22):
+        trials.append(evaluated(number, propose(Problem(SQUARE), trials, 1, [number])[0].params))
+    print([(round(t.params["x"], 3), t.outcome.value) for t in trials])
+    assert max(trial.params["x"] for trial in trials if trial.values) > 0.55
+    assert sum(trial.outcome is Outcome.OOM for trial in trials[10:]) <= 6
 
 
 def test_crashes_that_strike_anywhere_move_nothing():
