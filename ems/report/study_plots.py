@@ -24,6 +24,7 @@ MAX_SLICES = 6  # params of one picture of slices
 _FINE = 241  # points along a slice
 _MESH = 61  # points along a side of a contour
 _LEVELS = 12  # of a dimension with so few values each is a tick of its own
+_LOG_FROM = 1000  # a metric that spans so much is drawn on a logarithmic axis
 _WIDE = float(ndtri(0.975))  # of a 95 % band, in deviations
 
 
@@ -135,15 +136,21 @@ def _convergence(study: Study, group: str | None, _: Wish) -> Figure:
     failed = sum(1 for trial in own.values() if trial.outcome.is_bad)
     x_name = f"{study.fidelity or 'steps'} spent" if study.budgets else "trials ended"
     notes = [f"{failed:,} of {len(own):,} trials failed and have no value"] if failed else []
-    values = Panel(tuple(layers), x_name=x_name, y_name=study.metric)
-    apart = _apart(study, list(own.values()))
+    values = Panel(tuple(layers), x_name=x_name, y_name=study.metric, is_log_y=_is_wide(layers))
+    apart = _apart(study, list(own.values())) if len(own) > 1 else None
     return Figure(
         _title(study, f"{study.metric} as the search went on", group),
-        ((values,), (apart,)),
+        ((values,), (apart,)) if apart else ((values,),),
         (*notes, "values are of single runs: the best so far is lucky, too; ems report says what the model believes"),
-        heights=(2.0, 1.0),
+        heights=(2.0, 1.0) if apart else (),
         size=(7.5, 5.6),
     )
+
+
+def _is_wide(layers: Sequence[Layer]) -> bool:
+    """Whether heights span so many powers that a few would flatten all others."""
+    heights = [height for layer in layers if isinstance(layer, Points | Way) for height in layer.y]
+    return min(heights) > 0 and max(heights) / min(heights) > _LOG_FROM
 
 
 def _apart(study: Study, trials: Sequence[Trial]) -> Panel:
