@@ -1,8 +1,9 @@
 """The confirmation: the last part of a budget goes on paired replicates of the best, so that the winner is no luck.
 
 The best of many noisy values is one that was lucky. So the best few configurations run again, all with the same fresh
-seeds; they race by these values alone, and who is worse than the leader for sure drops out (Maron & Moore 1997, "The
-Racing Algorithm"; the test of `ems.search.noise.compare` allows for its being asked after each round).
+seeds; they race by these values alone, and who is very likely worse than the leader drops out (Maron & Moore 1997,
+"The Racing Algorithm"). The last two run until one is better by `ems.search.noise.compare`, which allows for being
+asked after each round, or the budget is spent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ems.search.rungs import Entry, entries, seed_of, value_at
 from ems.search.trial import Origin, Outcome, Proposal, Start, Trial
 
 MOST = 5  # configurations that race
-_ROUNDS = 5  # that the budget should pay for all of them: fewer than four decide nothing
+_ROUNDS = 8  # that the budget should pay for all of them: from about so many on a claim can be made
+_DROPS_AT = 0.975  # probability that the leader is better, from the fourth round on
 
 
 def reserved(problem: Problem) -> int:
@@ -124,7 +126,20 @@ class Race:
         if not order:
             return []
         leader = self._values(order[0])
-        return [each for each in order if each == order[0] or not self._compare(leader, self._values(each)).is_better]
+        return [each for at, each in enumerate(order) if at < 2 or not self._is_behind(leader, self._values(each))]
+
+    @staticmethod
+    def _is_behind(leader: Sequence[float], values: Sequence[float]) -> bool:
+        pairs = sum(math.isfinite(a) and math.isfinite(b) for a, b in zip(leader, values, strict=True))
+        return pairs >= noise.FIRST_LOOK and noise.probability_better(leader, values) > _DROPS_AT
+
+    @cached_property
+    def _is_decided(self) -> bool:
+        """Whether there is nobody to race against any more, or one of the last two is better."""
+        if len(self.standing) < 2:
+            return True
+        first, second = self.standing[:2]
+        return len(self.standing) == 2 and self._compare(self._values(first), self._values(second)).is_decided
 
     def _compare(self, a: Sequence[float], b: Sequence[float]) -> noise.Comparison:
         return noise.compare(a, b, self._most, noise.ALPHA / (len(self.candidates) - 1))
@@ -137,7 +152,7 @@ class Race:
 
     def due(self) -> list[Start]:
         """Return the replicates to begin, round by round: only rounds that are paid for all who stand."""
-        if len(self.standing) < 2:
+        if self._is_decided:
             return []
         left = self.n_total - sum(
             each.outcome is not Outcome.LOST for config in self.candidates for each in self.made[config].values()
@@ -166,10 +181,11 @@ class Race:
         pairs = f"{told.n} paired run{'s' * (told.n > 1)}"
         if told.is_better:
             return f"Trial {first}{where} is better than trial {second}, the next best, by {pairs}."
-        if told.n < noise.FIRST_LOOK:
-            return f"Trial {first}{where} did best in {pairs} with trial {second}: too few to tell luck from merit."
-        chance = f"it is better with probability {told.probability:.2f}"
-        return f"Trial {first}{where} cannot be told from trial {second}, the next best, by {pairs}: {chance}."
+        chance = f" (probability {told.probability:.2f})" if told.n > 1 else ""
+        return (
+            f"Trial {first}{where} leads trial {second}, the next best, in {pairs}: "
+            f"not enough to claim that it is better{chance}."
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

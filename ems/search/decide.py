@@ -181,12 +181,13 @@ class _Wake:
         return self.room >= seeds and self.left >= whole + self._kept(whole)
 
     def _kept(self, whole: float) -> float:
-        """Epochs that new trials leave to the other groups that have nobody at the top: one way each, half at most."""
+        """Return the epochs left to other groups that have nobody at the top: one way each, within half of them all."""
         problem = self.problem
         if problem.epochs is None or not problem.groups:
             return 0.0
         there = {each.group for each in self.view.race if each.rung == problem.n_rungs - 1 and not each.state.is_bad}
-        return min(max(0, len(set(problem.groups) - there) - 1) * whole, problem.epochs / 2)
+        others = max(0, len(set(problem.groups) - there) - 1)
+        return max(0.0, min(others * whole, problem.epochs * (1 - problem.confirm) / 2 - whole))
 
     def start(self) -> None:
         """Begin new configurations: the groups and brackets first, then what the sampler proposes for each."""

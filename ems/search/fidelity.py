@@ -23,6 +23,7 @@ from ems.search.trial import Origin, Proposal, Trial
 from ems.search.warp import Array, Warp
 
 SOBOL_SHARE = 0.1  # of new configurations no model chooses: what a low rung misjudges is found in the end
+_SLOPE_PRIOR = 5  # values
 _STACKED = ("gp", "ts", "lp", "ucb", "ei", "pi", "lcb")
 _SOBOL_SALT = 0x50B01  # so that whether a number is of that share says nothing about what is drawn for it
 
@@ -115,11 +116,12 @@ class Stack:
         least = known[0].ground.n_dimensions + 2
         used = [each for each in known[:-1] if len(each.y) >= least] + [known[-1]]
         levels: list[Level] = []
+        warp = Warp.fit(used[0].y)
         for each in used:
-            warp = Warp.fit(each.y)
+            before, warp = warp, Warp.fit(each.y)
             values = warp.apply(each.y)
             below = cls(levels, warp, each.x).predict(each.x)[0] if levels else np.zeros(len(values))
-            slope = _slope(below, values)
+            slope = _slope(below, values, before.scale / warp.scale)
             residual = Surrogate.fit(each.x, values - slope * below, rng, each.ground.layout, heavy_tail=math.inf)
             levels.append(Level(slope, residual))
         return cls(levels, warp, unique(np.vstack([each.x for each in used])))
@@ -158,11 +160,17 @@ class Stack:
         return self._warp.invert(mean), (self._warp.invert(mean + sd) - self._warp.invert(mean - sd)) / 2.0
 
 
-def _slope(below: Array, values: Array) -> float:
-    """Return by how much values rise with the prediction from below: least squares, drawn to 1 as by one value more.
+def _slope(below: Array, values: Array, same: float) -> float:
+    """Return by how much standardised values rise with the prediction from below.
 
-    Not negative: where a lower rung misleads, it is as good as not known.
+    Least squares, drawn to ``same``, at which differences are alike in units of the objective, as by five values more:
+    those of a higher rung are few and all good, so that they tell little. Not negative: a lower rung that misleads is
+    as good as not known.
     """
-    centred = below - below.mean() if len(below) else below
+    centred = below - below.mean()
     spread = float(centred @ centred)
-    return max(0.0, (float(centred @ values) + 1.0) / (spread + 1.0)) if spread > 0 else 0.0
+    if spread <= 0:
+        return same
+    return max(
+        0.0, (len(values) * float(centred @ values) / spread + _SLOPE_PRIOR * same) / (len(values) + _SLOPE_PRIOR)
+    )

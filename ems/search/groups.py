@@ -40,7 +40,9 @@ def choices(problem: Problem, trials: Sequence[Trial], n_asked: int) -> Iterator
     promised: dict[_Group, float] | None = None
     while open_ := [each for each in counts if size is None or counts[each] < size]:
         group = _short(problem, counts, open_)
-        if group is None and problem.groups:
+        if group is None and (not problem.groups or problem.sampler in samplers.UNINFORMED):
+            group = min(open_, key=lambda each: counts[each])  # nothing is learnt: evenly
+        elif group is None:
             if promised is None:
                 promised = _promises(problem, trials, open_, n_asked)
             worth = {each: value for each, value in promised.items() if each in open_}
