@@ -231,11 +231,13 @@ def test_what_cannot_be_had_is_said_before_anything_is_made(bench: Bench) -> Non
     for wish, said in (
         (bench.controller(image="fedora:99"), "fedora:99"),
         (bench.controller(size="colossal.1"), "colossal"),
-        (bench.controller(zone="mars-1"), "mars-1"),
     ):
         with pytest.raises(ProviderError, match=said) as caught:
             provider.check([wish])
         assert caught.value.hint
+    with pytest.raises(ProviderError, match="mars-1") as caught:
+        bench.provider(zones=["mars-1"]).check([bench.controller()])
+    assert bench.zones[0] in caught.value.hint
     assert not all(each.is_good for each in provider.findings([bench.controller(image="fedora:99")]))
     assert bench.cloud.left() == []
 

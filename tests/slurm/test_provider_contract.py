@@ -9,17 +9,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ems.cluster.definition import ContainerSection
+from ems.cluster import gc
+from ems.cluster.definition import ContainerSection, Definition
 from ems.cluster.provider import base, connect, namespace
 from ems.cluster.provider.base import MachineRequest, MachineState, Provider, Refusal, Resource, Thing
 from ems.cluster.provider.driver import label_options
 from ems.cluster.provider.images import base_image
+from ems.cluster.record import label_value, owner
 from ems.errors import ProviderError
 
 # Booting on a busy machine with two cores; a machine usually is there after 3 s
@@ -315,6 +318,38 @@ def test_nothing_of_this_computer_stays_changed_behind_the_last_machine(bench: W
         return bool(left.stdout.strip()) or not namespace.is_there()
 
     wait_until(is_as_before, "no container, but its namespace")  # whoever deletes the last one beside us drops it
+
+
+def test_what_a_cluster_leaves_behind_is_found_by_label_and_deleted(bench: Workbench) -> None:
+    labels = {**bench.labels, base.OWNER: label_value(owner()), base.CREATED: "2026-11-01t00-00-00-000z"}
+    other = {**labels, base.CLUSTER: f"{bench.cluster}b", base.INCARNATION: uuid.uuid4().hex}
+    definition = Definition.model_validate({"name": bench.cluster, "provider": "container", "nodes": {"gpu": {}}})
+    bench.provider.prepare(other)
+    try:
+        gate, node = (bench.request(name, role=role) for name, role in (("controller", "controller"), ("gpu-001", "")))
+        bench.create(
+            *(
+                replace(each, name=f"{bench.cluster}b-{each.name}", labels={**each.labels, **other})
+                for each in (gate, node)
+            )
+        )
+
+        def left(**how: Any) -> list[gc.Leftover]:  # those of others on this computer are not ours to look at
+            return [each for each in gc.leftovers(definition, **how) if each.incarnation == other[base.INCARNATION]]
+
+        assert left() == []  # its controller is there
+        bench.provider.stop([each for each in bench.provider.list(other) if each.labels.get(base.ROLE) == "controller"])
+        assert left() == []  # and still is: it may be paused
+        bench.provider.destroy(
+            [each for each in bench.provider.list(other) if each.labels.get(base.ROLE) == "controller"]
+        )
+        [found] = left()
+        assert found.counts() == {"machine": 1, "network": 1, "volume": 2}
+        assert left(young=timedelta(days=20_000)) == []
+        assert gc.delete(found) == 4
+        assert bench.provider.list(other) == []
+    finally:
+        bench.provider.destroy(bench.provider.list(other))
 
 
 @pytest.mark.timeout(1200)  # where no hub can be reached, the image is made by debootstrap, once
