@@ -18,12 +18,12 @@ import pytest
 
 from ems.cluster import lifecycle, price
 from ems.cluster.definition import Definition, GceSection
-from ems.cluster.fleet import Fleet, known
+from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.backoff import Backoff
-from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, RefusalCause, Resource, Thing
+from ems.cluster.provider.base import MachineRequest, Refusal, RefusalCause, Resource
 from ems.cluster.provider.gce import GceProvider
-from ems.cluster.record import Files, Phase
+from ems.cluster.record import Files
 from ems.errors import ClusterError, ProviderError, UsageError
 
 _TESTS = Path(__file__).parents[1]
@@ -91,49 +91,6 @@ def refused(results: list[Resource | Refusal]) -> list[Refusal]:
 # -- what is asked of Google ------------------------------------------------------------------------------------
 
 
-def test_a_cluster_is_made_found_stopped_saved_and_deleted(cloud: Any, provider: GceProvider) -> None:
-    provider.check([controller(), *nodes(2)])
-    assert cloud.left() == []
-    provider.prepare(LABELS)
-    wanted = [controller(lease_s=7200), *nodes(2)]
-    first = made(provider.create(wanted))
-    assert [each.name for each in first] == ["demo-controller", "demo-gpu-001", "demo-gpu-002"]
-    assert {each.state for each in first} == {MachineState.RUNNING}
-    assert [(each.zone, each.size, each.spot) for each in first[:2]] == [
-        (_A, "e2-standard-2", False),
-        (_A, "n1-standard-4", True),
-    ]
-    assert first[1].labels.items() >= {**wanted[1].labels, base.NODE: "demo-gpu-001", "team": "vision"}.items()
-    assert first[1].created_at is not None
-
-    before = len(cloud.machines())
-    provider.prepare(LABELS)
-    assert made(provider.create(wanted)) == first
-    assert len(cloud.machines()) == before
-
-    found = provider.list(LABELS)
-    assert [each.thing for each in found].count(Thing.MACHINE) == 3
-    assert {Thing.NETWORK, Thing.RULE} <= {each.thing for each in found}
-    assert all(each.labels.items() >= LABELS.items() for each in found)
-    assert provider.list({**LABELS, base.INCARNATION: "b" * 32}) == []
-    assert [each.name for each in provider.list({base.NODE: "demo-gpu-002"}) if each.thing is Thing.MACHINE] == [
-        "demo-gpu-002"
-    ]
-
-    provider.stop(first[:1])
-    [stopped] = [each for each in provider.list(LABELS) if each.name == "demo-controller"]
-    assert (stopped.state, stopped.address, stopped.ssh_address) == (MachineState.STOPPED, "", "")
-    provider.start([stopped])
-    image = provider.save_image(first[1], "demo-gpu-image", {**LABELS, base.IMAGE: "0123"})
-    assert image in provider.list(LABELS)
-    made(provider.create([replace(controller(), name="demo-bake-gpu", image=image.id)]))
-
-    everything = provider.list(LABELS)
-    provider.destroy(everything)
-    assert cloud.left() == []
-    provider.destroy(everything)
-
-
 def test_what_is_asked_for_is_what_the_definition_says(cloud: Any, tmp_path: Path) -> None:
     account = "ems-controller@lab.iam.gserviceaccount.com"
     provider = GceProvider(section(cloud, tmp_path, service_account=account, zones=[_B]), backoff=hurried())
@@ -166,33 +123,7 @@ def test_what_is_asked_for_is_what_the_definition_says(cloud: Any, tmp_path: Pat
     assert cloud.things["/global/firewalls/ems-demo-ssh"]["sourceRanges"] == ["198.51.100.0/24"]
 
 
-def test_a_thousand_machines_are_a_handful_of_calls(cloud: Any, provider: GceProvider) -> None:
-    cloud.quotas["NVIDIA_T4_GPUS"] = 5000
-    _ = provider.traits
-    cloud.calls.clear()
-    wanted = [replace(each, name=f"demo-gpu-{n}") for n, each in enumerate(nodes(999))]
-    assert len(made(provider.create(wanted))) == 999
-    assert len([each for each in cloud.calls if each[0] == "POST"]) == 1
-    assert len(cloud.calls) < 10
-    cloud.calls.clear()
-    assert len(provider.list(LABELS)) == 999
-    assert len(cloud.calls) < 20
-
-
 # -- what goes wrong --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", ["rate", "error", "raise"])
-def test_what_passes_is_asked_again_and_counts_once(cloud: Any, provider: GceProvider, fault: str) -> None:
-    provider.prepare(LABELS)
-    cloud.faults[fault] = 2
-    assert len(made(provider.create([controller(), *nodes(2)]))) == 3
-    assert cloud.faults[fault] == 0
-    assert max(cloud.born.values()) == 1
-    posts = [call for call in cloud.calls if "bulkInsert" in call[1]]
-    assert len(posts) >= 2
-    provider.destroy(provider.list(LABELS))
-    assert cloud.left() == []
 
 
 def test_refusals_say_why_and_stop_nobody_else(cloud: Any, provider: GceProvider) -> None:
@@ -221,16 +152,6 @@ def test_refusals_say_why_and_stop_nobody_else(cloud: Any, provider: GceProvider
     provider.prepare(LABELS)
     with pytest.raises(ProviderError, match="not of this cluster"):
         provider.prepare({**LABELS, base.INCARNATION: "c" * 32})
-
-
-def test_slow_operations_and_late_listings_are_waited_for(cloud: Any, provider: GceProvider) -> None:
-    cloud.operation_s, cloud.late_s = 0.3, 0.6
-    provider.prepare(LABELS)
-    first = made(provider.create([controller(), *nodes(2)]))
-    assert len(first) == 3
-    assert made(provider.create([controller(), *nodes(2)])) == first
-    provider.destroy(provider.list(LABELS))
-    assert cloud.left() == []
 
 
 def test_rights_that_are_taken_away_are_said_in_googles_words(
@@ -354,27 +275,6 @@ def test_the_next_zone_then_the_next_size_is_tried(cloud: Any, cluster: str, pro
         started(project, gpu=6)
 
 
-def test_start_resize_pause_and_stop_leave_nothing(cloud: Any, cluster: str, project: Path) -> None:
-    """Nobody answers SSH, so SLURM's part of it is left out; that is what the tests with containers are for."""
-    fleet = started(project)
-    assert len(where(cloud)) == 4
-    keys = {name: each.labels[base.HOST_KEY] for name, each in fleet.machines().items()}
-    assert keys["lab-gpu-001"] == keys["lab-gpu-002"] != keys["lab-controller"]
-    lifecycle.change(fleet, (*fleet.record.wanted, "lab-gpu-003"))
-    assert "lab-gpu-003" in where(cloud)
-    lifecycle.change(fleet, ("lab-gpu-001", "lab-gpu-003"), now=True)
-    assert sorted(where(cloud)) == ["lab-controller", "lab-gpu-001", "lab-gpu-003"]
-    cloud.lose("lab-gpu-003")
-    lifecycle.make(fleet)
-    assert len(where(cloud)) == 3
-    lifecycle.pause(fleet)
-    assert sorted(where(cloud)) == ["lab-controller"]  # nodes that are stopped would cost their disks
-    assert fleet.machines()["lab-controller"].state is MachineState.STOPPED
-    assert known("lab").record.phase is Phase.PAUSED
-    assert lifecycle.stop(fleet) > 0
-    assert cloud.left() == []
-
-
 def test_nodes_that_come_and_go_with_the_queue_are_refused_clearly(cloud: Any, cluster: str, project: Path) -> None:
     path = project / "cluster" / "lab.yaml"
     path.write_text(path.read_text().replace("count: 1,", "min: 0, max: 4,"))
@@ -407,42 +307,20 @@ def test_plan_and_check_show_price_and_quota_and_make_nothing(
 
 # -- a client that is killed ------------------------------------------------------------------------------------
 
-_WANTED = ["lab-controller", "lab-cpu-001", "lab-gpu-001", "lab-gpu-002"]
-
 
 class Client:
-    """A process that starts the cluster, forked: to begin a Python anew for each would take most of the time.
+    """A process that starts the cluster, forked: to begin a Python anew takes most of the time."""
 
-    Parameters
-    ----------
-    line
-        It kills itself before it writes this line of the journal; 0: never.
-    """
-
-    def __init__(self, project: Path, line: int = 0) -> None:
+    def __init__(self, project: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the stand-in's threads are none of the child's
             self.pid = os.fork()
         if not self.pid:
-            self._work(project, line)
+            self._work(project)
 
-    def _work(self, project: Path, line: int) -> None:
-        seen = 0
-
-        def die(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal seen
-            if (
-                event == "open"
-                and str(args[0]).endswith("/journal.jsonl")
-                and args[2] & os.O_WRONLY | args[2] & os.O_RDWR
-            ):
-                seen += 1
-                if seen == line:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
+    def _work(self, project: Path) -> None:
         code = 1
         try:
-            sys.addaudithook(die)
             with Files("lab").locked():
                 started(project)
             code = 0
@@ -457,59 +335,29 @@ class Client:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def is_sound(cloud: Any) -> None:
-    """Assert that nothing is there twice, nor ever was, nor was begun as a second cluster."""
-    assert all(count == 1 for count in cloud.born.values())
-    things = [each.get("labels") or json.loads(each["description"]) for each in cloud.things.values()]
-    assert len({each[base.INCARNATION] for each in things}) <= 1
-
-
-def test_killed_at_each_line_of_the_journal(ems: Any, cloud: Any, cluster: str, project: Path) -> None:
-    cloud.late_s = 0.3
-    line, code = 0, -1
-    while code:
-        line += 1
-        code = Client(project, line).wait()
-        assert code in {0, -signal.SIGKILL}
-        is_sound(cloud)
-    assert line > 4
-    assert sorted(where(cloud)) == _WANTED
-    ems("cluster", "stop", "lab", "--yes")
-    assert cloud.left() == []
-
-
-def test_killed_at_each_change_of_the_cloud(
-    ems: Any, cloud: Any, cluster: str, project: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_start_asks_where_it_had_asked_though_another_zone_is_better_again(
+    cloud: Any, cluster: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each change is killed twice: before the cloud does it, then after, the answer lost.
+    cloud.late_s = 1.5  # the machines that it had made are not even listed yet
+    cloud.faults[f"exhausted:{_A}/n1-standard-4"] = 1
+    change, running = cloud._change, list[Client]()
 
-    What was sold out is there again at the next start, so that another zone is tempting.
-    """
-    cloud.late_s = 0.3
-    change, turn, code = cloud._change, 0, -1
-    running: list[Client] = []
-
-    def deadly(*args: Any) -> Any:
-        if not running:
-            return change(*args)
-        if turn % 2:
+    def deadly(method: str, path: str, body: Any) -> Any:
+        answer = change(method, path, body)
+        if path == f"/zones/{_B}/instances/bulkInsert":
             running.pop().kill()
-            raise ConnectionAbortedError
-        answer = change(*args)
-        running.pop().kill()
         return answer
 
     monkeypatch.setattr(cloud, "_change", deadly)
-    while code:
-        turn += 1
-        assert turn < 40
-        cloud.faults[f"exhausted:{_A}/n1-standard-4"] = turn // 2 % 2
-        client = Client(project)
-        running[:] = [client]
-        code = client.wait()
-        is_sound(cloud)
-    assert turn > 12
-    assert sorted(where(cloud)) == _WANTED
-    running.clear()
-    ems("cluster", "stop", "lab", "--yes")
+    running.append(Client(project))
+    assert running[0].wait() == -signal.SIGKILL
+    monkeypatch.setattr(cloud, "_change", change)
+    cloud.faults.clear()
+    fleet = started(project)
+    assert {name: place[0] for name, place in where(cloud).items() if "gpu" in name} == {
+        "lab-gpu-001": "b",
+        "lab-gpu-002": "b",
+    }
+    assert all(count == 1 for count in cloud.born.values())
+    assert lifecycle.stop(fleet) > 0
     assert cloud.left() == []

@@ -85,7 +85,9 @@ def findings(api: Api, section: GceSection, requests: Sequence[MachineRequest]) 
     except ProviderError as error:
         yield Finding("region", error.message, is_good=False, hint=error.hint)
         return
-    if unknown := [each for each in section.zones if each not in there]:
+    if unknown := [
+        each for each in (*section.zones, *(each.zone or there[0] for each in requests)) if each not in there
+    ]:
         said = f"{section.region} has no zone `{unknown[0]}`"
         yield Finding("zone", said, is_good=False, hint=f"its zones are {', '.join(there)}")
         return
