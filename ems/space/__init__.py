@@ -111,11 +111,12 @@ class Points:
             drawn = [value for values in combination for value in values]
             params: dict[str, Json] = {}
             for path, slot in slots:
-                _put(params, path, drawn[slot])
+                put(params, path, drawn[slot])
             yield params
 
 
-def _put(params: dict[str, Json], path: tuple[str, ...], value: Json) -> None:
+def put(params: dict[str, Json], path: Sequence[str], value: Json) -> None:
+    """Set a param, inside of others where its path says so: ``("model", "depth")``."""
     for part in path[:-1]:
         inner = params.setdefault(part, {})
         assert isinstance(inner, dict)  # noqa: S101 - ems.space.sweep refuses a name that is both a value and a group

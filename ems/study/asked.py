@@ -27,6 +27,8 @@ class Asked:
 
     Attributes
     ----------
+    nested
+        As in :class:`ems.space.Sweep`.
     notes
         What was taken from where, to be said: how the words of a sweep file were understood.
     """
@@ -43,6 +45,7 @@ class Asked:
     seeds: int | None = None
     confirm: float | None = None
     groups: Groups | None = None
+    nested: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def over(self, other: Asked) -> Asked:
@@ -52,7 +55,7 @@ class Asked:
 
 
 _NAMES = ("metric", "goal", "sampler", "scheduler", "mode", "fidelity", "trials", "budget", "parallel", "seeds",
-          "confirm", "groups")  # fmt: skip
+          "confirm", "groups", "nested")  # fmt: skip
 
 
 def of_sweep(sweep: Sweep, eta: float | None = None, fidelity: Fidelity | None = None) -> Asked:
@@ -87,6 +90,7 @@ def of_sweep(sweep: Sweep, eta: float | None = None, fidelity: Fidelity | None =
         scheduler=scheduler,
         fidelity=fidelity,
         trials=sweep.run_cap,
+        nested=sweep.nested,
         notes=tuple(notes),
     )
 
@@ -178,6 +182,7 @@ def specify(
         budget=budget,
         usd_per_h=usd_per_h,
         warm_start=tuple(warm_start),
+        nested=asked.nested,
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ems.model import Json, Params
 from ems.search.problem import Fidelity, Problem
+from ems.space import put
 
 MINIMIZE, MAXIMIZE = "minimize", "maximize"
 
@@ -40,6 +41,8 @@ class StudySpec:
         Seconds between two wakes at most; None: the clock's own.
     warm_start
         Other studies whose trials it began with.
+    nested
+        The path of each param that a run gets inside another: ``{"model.depth": ("model", "depth")}``.
     """
 
     id: str
@@ -63,6 +66,7 @@ class StudySpec:
     max_tries: int = 3
     wake_s: float | None = None
     warm_start: tuple[str, ...] = ()
+    nested: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> StudySpec:
@@ -116,7 +120,10 @@ class StudySpec:
             more[self.group_by] = group
         if self.seed_as:
             more[self.seed_as] = seed
-        return {**params, **more}
+        given: dict[str, Json] = {}
+        for name, value in {**params, **more}.items():
+            put(given, self.nested.get(name, (name,)), value)
+        return given
 
     def budget_of(self, rung: int) -> float | None:
         """Return the value of the fidelity param at a rung; None without one.

@@ -311,3 +311,21 @@ def test_a_sweep_file_of_bayes_is_a_space(tmp_path):
         Shaped("b", Beta(2, 3)),
         Fixed("f", 3),
     )
+
+
+def test_params_that_a_sweep_file_nests_reach_runs_as_in_parrun(tmp_path):
+    from ems.space import sweep
+    from ems.study import asked
+    from ems.study.spec import StudySpec
+
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "method: bayes\nmetric: {name: loss}\nrun_cap: 9\nparameters:\n"
+        "  model: {parameters: {depth: {min: 1, max: 9}, head: {parameters: {lr: {min: 0.1, max: 0.5}}}}}\n  b: {value: 3}\n"
+    )
+    read = sweep.load(file)
+    spec = asked.specify(asked.of_sweep(read), space_file.parse([], sweep=read), "ab12cd34")
+    spec = StudySpec.load(json.loads(json.dumps(spec.dump())))
+    flat = {"model.depth": 2, "model.head.lr": 0.2, "b": 3}
+    assert spec.problem().space.is_valid(flat)
+    assert spec.run_params(flat, None, 0) == {"model": {"depth": 2, "head": {"lr": 0.2}}, "b": 3}
