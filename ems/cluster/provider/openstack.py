@@ -8,8 +8,9 @@ was made twice is found out, and the younger one deleted.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ems.cluster.provider import address, bulk
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ems.cluster.definition import OpenstackSection
     from ems.cluster.provider.backoff import Backoff
 
-_MOST = 100  # servers of one call
+_MOST = 250  # servers of one call
 _TRIES = 4
 _BUILT_S, _GONE_S, _STATE_S, _IMAGE_S = 600, 300, 300, 1800
 _SEEN_S = 60  # until what was made is listed
@@ -170,10 +171,11 @@ class OpenstackProvider:
         if not requests:
             return []
         cluster = requests[0].labels[CLUSTER]
-        there = {each.name: each for each in self._without_doubles(cluster)}
+        there = {each.name: each for each in self._without_doubles(self._servers(cluster))}
         missing = [each for each in requests if each.name not in there]
         refused: dict[str, Refusal] = {}
-        for part in side_by_side(self._post, bulk.groups(missing, _MOST)):
+        place = _Place(self._net, requests[0].labels)
+        for part in side_by_side(lambda group: self._post(group, place), bulk.groups(missing, _MOST)):
             refused |= part
         if missing:
             wanted = {each.name for each in missing if each.name not in refused}
@@ -195,12 +197,12 @@ class OpenstackProvider:
         except ProviderError as error:
             return Refusal(request.name, error.message, error.hint, RefusalCause.INVALID, zone)
 
-    def _post(self, group: Sequence[MachineRequest]) -> dict[str, Refusal]:
+    def _post(self, group: Sequence[MachineRequest], place: _Place) -> dict[str, Refusal]:
         """Ask for servers that are alike; returns why, where there will be none."""
         request = group[0]
         try:
             call = uuid.uuid4().hex
-            body = self._body(group, call)
+            body = self._body(group, call, place)
             self._ask_for(body, request.labels[CLUSTER], call)
         except ProviderError as error:
             cause = error.cause if isinstance(error, ApiError) else RefusalCause.OTHER
@@ -223,16 +225,16 @@ class OpenstackProvider:
             else:
                 return
 
-    def _body(self, group: Sequence[MachineRequest], call: str) -> dict[str, Any]:
+    def _body(self, group: Sequence[MachineRequest], call: str, place: _Place) -> dict[str, Any]:
         request, names = group[0], bulk.encode([each.name for each in group])
         flavor, image = self._flavor(request), self._image(request.image)
-        cluster = request.labels[CLUSTER]
+        network, security_group = place.ids()
         server: dict[str, Any] = {
             "name": request.name if len(group) == 1 else names.split()[0].rstrip("-"),
             "flavorRef": flavor["id"],
             "imageRef": image["id"],
-            "networks": [{"uuid": self._net.id(cluster)}],
-            "security_groups": [{"name": self._net.group(request.labels)}],
+            "networks": [{"uuid": network}],
+            "security_groups": [{"name": security_group}],
             "user_data": things.packed(leased(request)),
             "metadata": {**self.section.labels, **request.labels, bulk.NAMES: names, things.CALL: call},
             "min_count": 1,
@@ -254,22 +256,26 @@ class OpenstackProvider:
             unseen = wanted - {things.name_of(each) for each in found}
             return None if unseen or any(each["status"] == "BUILD" for each in found) else (found,)
 
-        if not until(look, _SEEN_S):  # one that is never listed must not be waited for as long as one that is built
+        last = until(look, _SEEN_S)
+        if last is None:  # one that is never listed must not be waited for as long as one that is built
             until(lambda: None if any(each["status"] == "BUILD" for each in self._servers(cluster)) else True, _BUILT_S)
-        there = {each.name: each for each in self._without_doubles(cluster)}
+        found = last[0] if last else self._servers(cluster)
+        there = {each.name: each for each in self._without_doubles(found)}
         failed = {name: each for name, each in there.items() if name in wanted and each.state is MachineState.FAILED}
-        reasons = {each["id"]: things.fault_of(each) for each in self._servers(cluster)} if failed else {}
+        reasons = {each["id"]: things.fault_of(each) for each in found}
         self._delete_servers(list(failed.values()))
         refused = {name: things.refusal(each, reasons.get(each.id, "")) for name, each in failed.items()}
         return {name: each for name, each in there.items() if name not in failed}, refused
 
-    def _without_doubles(self, cluster: str) -> list[Resource]:
-        """Return a cluster's servers, after those that bear another one's name were deleted: the oldest one stays."""
+    def _without_doubles(self, servers: Sequence[Answer]) -> Sequence[Resource]:
+        """Return servers, after those that bear another one's name were deleted: the oldest that did not fail stays."""
+
+        def order(machine: Resource) -> tuple[bool, str, str]:
+            return (machine.state is MachineState.FAILED, str(machine.created_at), machine.id)
+
         kept: dict[str, Resource] = {}
         doubles = []
-        for each in sorted(
-            map(things.machine, self._servers(cluster)), key=lambda each: (str(each.created_at), each.id)
-        ):
+        for each in sorted(map(things.machine, servers), key=order):
             if each.name in kept and bulk.is_same_owner(each.labels, kept[each.name].labels):
                 doubles.append(each)
             else:
@@ -404,6 +410,29 @@ class OpenstackProvider:
     @cached_property
     def _known_images(self) -> dict[str, Answer]:
         return {}
+
+
+class _Place:
+    """Where a cluster's servers are put: looked up once for all of them, when the first is made."""
+
+    def __init__(self, net: Network, labels: Mapping[str, str]) -> None:
+        self._net = net
+        self._labels = labels
+        self._lock = Lock()
+        self._ids: tuple[str, str] | None = None
+
+    def ids(self) -> tuple[str, str]:
+        """Return the ids of network and security group.
+
+        Raises
+        ------
+        ProviderError
+            If one is not there.
+        """
+        with self._lock:
+            if self._ids is None:
+                self._ids = self._net.id(self._labels[CLUSTER]), self._net.group(self._labels)
+            return self._ids
 
 
 def _check_spot(requests: Sequence[MachineRequest]) -> str:
