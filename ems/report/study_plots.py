@@ -201,12 +201,13 @@ def _slice(study: Study, group: str | None, wish: Wish) -> Figure:
         )
     pairs = [_slice_panels(study, model, group, through, name) for name in chosen]
     words = ", ".join(f"{name}={_short(value)}" for name, value in through.items())
+    others = "; points differ in the other params, too" if len(study.problem.space.names) > 1 else ""
     return Figure(
         _title(study, f"the model of {study.metric}{study.at(model.rung)}", group),
         (tuple(top for top, _ in pairs), tuple(below for _, below in pairs)),
         (
             f"through the best by the model: {words}",
-            "band: 95 % of the model's belief, without noise; points differ in the other params, too",
+            "band: 95 % of the model's belief, without noise" + others,
         ),
         heights=(2.6, 1.0),
         size=(max(5.5, 3.3 * len(pairs)), 5.0),

@@ -321,7 +321,8 @@ def test_params_that_a_sweep_file_nests_reach_runs_as_in_parrun(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(
         "method: bayes\nmetric: {name: loss}\nrun_cap: 9\nparameters:\n"
-        "  model: {parameters: {depth: {min: 1, max: 9}, head: {parameters: {lr: {min: 0.1, max: 0.5}}}}}\n  b: {value: 3}\n"
+        "  model: {parameters: {depth: {min: 1, max: 9}, head: {parameters: {lr: {min: 0.1, max: 0.5}}}}}\n"
+        "  b: {value: 3}\n"
     )
     read = sweep.load(file)
     spec = asked.specify(asked.of_sweep(read), space_file.parse([], sweep=read), "ab12cd34")
