@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import threading
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -37,9 +38,12 @@ class Bodies:
         The private address range, which nobody else has.
     outside
         The first of the loopback addresses, e.g. ``127.77.3.0``.
+    images
+        Kind -> a container's image with SLURM on it, which Google's of the distribution then is.
     """
 
-    def __init__(self, subnet: str, outside: str) -> None:
+    def __init__(self, subnet: str, outside: str, images: Mapping[str, str] | None = None) -> None:
+        self._images = images or {}
         self._labels = {base.CLUSTER: f"gce{uuid.uuid4().hex[:6]}", base.INCARNATION: uuid.uuid4().hex}
         self._subnet = subnet
         self._addresses = list(ipaddress.IPv4Network(subnet).hosts())[9:]
@@ -77,7 +81,7 @@ class Bodies:
         gpus = sum(each["acceleratorCount"] for each in properties.get("guestAccelerators", ()))
         wish = MachineRequest(
             name,
-            _FAMILIES[image],
+            self._images.get(properties["labels"].get(base.KIND, "")) or _FAMILIES[image],
             "#cloud-config\n" + yaml.safe_dump(config),
             {**self._labels, base.NODE: name},
             2,

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from ems.cluster.definition import ContainerSection
+from ems.cluster.provider import base, connect
+from ems.cluster.provider.base import Thing
+
 _CLOUDS = Path(__file__).parents[1] / "clouds"
 DEFINITION = """
 provider: {{kind: gce, credentials: {credentials}, endpoint: "{url}", ssh_from: 192.0.2.7/32, range: {subnet}}}
@@ -36,14 +40,14 @@ def _load(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def life(desks: ModuleType, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
+def life(desks: ModuleType, baked: None, shared: Path, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
     """The stand-in with containers behind it, and a laptop that makes a cluster there."""
     if os.geteuid():
         pytest.skip("port 22 of a loopback address needs root")
     number = os.getpid() % 200
     subnet = f"10.233.{number}.0/24"
     with _load("gce").serve() as cloud:
-        bodies = _load("bodies").Bodies(subnet, f"127.77.{number}.0")
+        bodies = _load("bodies").Bodies(subnet, f"127.77.{number}.0", _images((shared / "baked").read_text()))
         cloud.bodies, cloud.public_ip = bodies, bodies.public_ip
         said = DEFINITION.format(credentials=cloud.credentials(tmp_path), url=cloud.url, subnet=subnet)
         desk = desks.Desk(tmp_path, definition=said)
@@ -55,7 +59,13 @@ def life(desks: ModuleType, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
             bodies.clear()
 
 
-@pytest.mark.timeout(1500)  # nothing is baked: SLURM is installed on each machine
+def _images(cluster: str) -> dict[str, str]:
+    """Return the images that were baked for the session, by kind."""
+    found = connect(ContainerSection()).list({base.CLUSTER: cluster})
+    return {each.labels[base.KIND]: each.id for each in found if each.thing is Thing.IMAGE}
+
+
+@pytest.mark.timeout(600)
 def test_start_run_resize_pause_resume_adopt_and_stop(life: tuple[Any, Any], desks: ModuleType, tmp_path: Path) -> None:
     desk, cloud = life
     started = desk.cluster("start", "--yes", timeout=900)
