@@ -163,8 +163,9 @@ class _Wake:
         handover.write(self._store, self._spec, self._experiment, self._files)
         done = harvest.harvest(self._store, Path(self._files.root), self._ask_scheduler, [self._spec.id])
         parts = studies.segments(self._store, self._spec.id)
+        parts = self._without_use(parts) if is_now else parts
         told = outcomes.tell(self._store, self._spec, parts, self._number, self._executor.name)
-        parts = self._learn(parts, told, is_now)
+        parts = self._learn(parts, told)
         free = self._free(parts) if done.trouble is None else 0
         self._decide(parts, free)
         self._commit(len(told.ended), free, wished, is_changed=self._row != before)
@@ -177,7 +178,7 @@ class _Wake:
 
     # ---------------------------------------------------------------------------------------- learning
 
-    def _learn(self, parts: list[SegmentRow], told: outcomes.Told, is_now: bool) -> list[SegmentRow]:
+    def _learn(self, parts: list[SegmentRow], told: outcomes.Told) -> list[SegmentRow]:
         """Take in outcomes and what follows from them; return all segments as they stand."""
         curves = rules.curves(self._store, self._spec) if self._spec.scheduler == "stop" else {}
         self._curves = curves
@@ -190,9 +191,13 @@ class _Wake:
         if not self._row.ending:
             ending, reason, is_now = rules.verdict(self._store, self._spec, self._row, parts)
             self._row = replace(self._row, ending=ending, reason=reason) if ending else self._row
-        if is_now:
-            waiting = [each for each in parts if each.is_pending and not each.reason]
-            self._changes.put([replace(each, reason=self._row.reason or "stopped") for each in waiting])
+            parts = self._without_use(parts) if is_now else parts
+        return parts
+
+    def _without_use(self, parts: Sequence[SegmentRow]) -> list[SegmentRow]:
+        """Have all that is pending cancelled."""
+        waiting = [each for each in parts if each.is_pending and not each.reason]
+        self._changes.put([replace(each, reason=self._row.reason or "stopped") for each in waiting])
         return self._merged(parts)
 
     def _ask_again(self, lost: Sequence[SegmentRow]) -> None:

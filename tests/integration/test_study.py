@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ems import harvest, root
-from ems.errors import ExecutorError
+from ems.errors import ExecutorError, StoreError
+from ems.executor import control
 from ems.executor.base import Limits, Submission
 from ems.model import Experiment, JobInfo, Resources, State
 from ems.node import feed, records
-from ems.search.dimension import Real
+from ems.search.decide import replay
+from ems.search.dimension import Int, Real
 from ems.search.problem import Fidelity
 from ems.search.space import SearchSpace
 from ems.search.trial import Outcome, Trial
@@ -63,6 +70,7 @@ class Desk:
         self.words: dict[str, str] = {}  # what SLURM says of a task, else PENDING
         self.refusal = ""
         self.submitted = Counter[int]()
+        self.places: dict[int, dict[int, int]] = {}
 
     def check(self, resources: Resources) -> None:
         pass
@@ -114,21 +122,26 @@ class Desk:
                     found[index] = (number, params)
         return found
 
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the newest chunk that a run is in, and its place there."""
+        for number in reversed(self.files.chunk_numbers()):
+            if number not in self.places:
+                chunk = records.read_json(self.files.chunk(number)) or {"start": 0, "stop": 0}
+                self.places[number] = {each: task for task, each in enumerate(records.chunk_indices(chunk))}
+            if index in self.places[number]:
+                return number, self.places[number][index]
+        raise AssertionError(index)
+
     def task(self, index: int) -> str:
         """Return SLURM's name of the array task that a run is in."""
-        for number in reversed(self.files.chunk_numbers()):
-            indices = list(
-                records.chunk_indices(records.read_json(self.files.chunk(number)) or {"start": 0, "stop": 0})
-            )
-            if index in indices:
-                return f"{1000 + number}_{indices.index(index)}"
-        raise AssertionError(index)
+        number, task = self.place(index)
+        return f"{1000 + number}_{task}"
 
     def run(
         self, index: int, values: Mapping[int, object] | None = None, state: str = "COMPLETED", **more: Any
     ) -> None:
         """Let a queued run be started and, unless its state is RUNNING, end; it logs ``values`` by step."""
-        chunk, _ = self.queued()[index]
+        chunk, _ = self.place(index)
         last = records.last_attempt(self.files, index)
         number = 1 if last is None else last["attempt"] + 1
         lines = [
@@ -550,3 +563,135 @@ def test_a_wake_imports_neither_torch_nor_scikit(lab: Callable[..., Lab]) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code, study.root, ID], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "None []"
+
+
+# ------------------------------------------------------------------------------------------------ whatever happens
+
+
+def test_two_drivers_on_a_file_system_without_locks_write_once(
+    lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = lab(budget={"trials": 8}, parallel=4)
+    study.wake()
+    for index, (_, params) in study.desk.queued().items():
+        study.bowl(index, params)
+    number, seen = driver.handover.number_chunks, list[int]()
+
+    def overtaken(*args: Any) -> Any:
+        if not seen:  # this one has decided; meanwhile the other driver does all of it
+            seen.append(1)
+            study.wake()
+        return number(*args)
+
+    @contextlib.contextmanager
+    def unlocked(_: records.ExperimentFiles) -> Iterator[bool]:
+        yield True
+
+    monkeypatch.setattr(driver, "_alone", unlocked)
+    monkeypatch.setattr(driver.handover, "number_chunks", overtaken)
+    with pytest.raises(StoreError, match="another driver"):
+        study.wake()
+    assert study.finish(study.bowl).state == "FINISHED"
+    assert [each.number for each in study.trials()] == list(range(8))
+    assert replay(study.spec.problem(), study.trials()) == []
+
+
+def test_who_finds_the_driver_awake_leaves_it_to_that(lab: Callable[..., Lab]) -> None:
+    study = lab()
+    with records.locked(Path(study.files.dir, "driver.lock")):
+        assert study.wake().wake == 0
+    assert not Path(study.files.dir, "study.db").exists()
+    assert Path(study.files.called).exists(), "it looks once more"
+
+
+def test_an_experiment_that_is_cancelled_asks_for_no_more(lab: Callable[..., Lab]) -> None:
+    study = lab(parallel=3)
+    study.wake()
+    study.bowl(0, study.desk.queued()[0][1])
+    control.cancel(study.desk, study.files)
+    row = study.finish(lambda *_: None)
+    assert (row.state, row.reason) == ("STOPPED", "cancelled")
+    assert [each.outcome for each in study.trials()] == [Outcome.OK, Outcome.STOPPED, Outcome.STOPPED]
+
+
+def test_nothing_is_asked_for_while_an_experiment_is_held(lab: Callable[..., Lab]) -> None:
+    study = lab(parallel=2, budget={"trials": 4})
+    study.wake()
+    control.hold(study.desk, study.files)
+    for index, (_, params) in study.desk.queued().items():
+        study.bowl(index, params)
+    assert (study.wake().told, len(study.trials())) == (2, 2)
+    control.hold(study.desk, study.files, release=True)
+    assert study.finish(study.bowl).state == "FINISHED"
+
+
+def test_each_group_gets_its_trials_and_its_name_as_a_param(lab: Callable[..., Lab]) -> None:
+    study = lab(groups=("north", "south"), group_by="customer", seed_as="seed", seeds=2, budget={"trials": 12})
+    study.finish(lambda index, params: study.desk.run(index, {1: params["x"] + params["seed"]}))
+    trials, runs = study.trials(), list(records.iterate_runs(study.files))
+    assert {each.group for each in trials} == {"north", "south"}
+    assert [run["params"] for run in runs] == [
+        {**each.params, "customer": each.group, "seed": each.seed} for each in trials
+    ]
+    assert [run["seed"] for run in runs] == [each.seed for each in trials]
+    assert all(trials[each.config].params == each.params for each in trials)
+
+
+ENDS = ("ok", "ok", "ok", "crash", "nan", "node", "late", "cancel")
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ends=st.lists(st.sampled_from(ENDS), min_size=5, max_size=40),
+    sampler=st.sampled_from(["random", "sobol", "gp"]),
+    rungs=st.booleans(),
+    people=st.dictionaries(st.integers(2, 8), st.sampled_from(["resume", "extend", "kill"]), max_size=3),
+)
+def test_whatever_happens_each_trial_is_made_once_and_the_replay_explains_it(
+    tmp_path_factory: pytest.TempPathFactory, ends: list[str], sampler: str, rungs: bool, people: dict[int, str]
+) -> None:
+    facts = {"scheduler": "asha", "fidelity": Fidelity("epochs", 1, 4, 2)} if rungs else {}
+    space = SearchSpace((Int("n", 1, 6), Real("x", 0.0, 1.0)), ("n * x < 4",))
+    study = Lab(
+        tmp_path_factory.mktemp("lab"), space=space, sampler=sampler, budget={"trials": 12}, max_crashes=99, **facts
+    )
+    queue, wakes = itertools.cycle(ends), itertools.count(1)
+
+    def play(index: int, params: dict[str, Any]) -> None:
+        how = next(queue)
+        if how == "late":
+            return
+        first, values = params.get("epochs", 1), {1: params["x"] * params["n"]}
+        values = {epoch: params["x"] + 1 / epoch for epoch in range(1, first + 1)} if rungs else values
+        if how == "nan":
+            values[first] = math.nan
+        if how == "node":
+            study.desk.words[study.desk.task(index)] = "NODE_FAIL"
+        states = {"crash": "FAILED", "node": "RUNNING", "cancel": "CANCELLED"}
+        study.desk.run(index, values, states.get(how, "COMPLETED"), reason="cancelled" if how == "cancel" else "")
+
+    for _ in range(300):
+        wish = people.get(next(wakes))
+        if wish == "kill":  # after the decision, before it is carried out
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(driver.handover, "stop", Mock(side_effect=MemoryError))
+                with pytest.raises(MemoryError):
+                    study.wake()
+        elif wish is not None:
+            study.ask(kind=wish, budget={"trials": 1})
+        study.wake()
+        if study.study().is_finished:
+            break
+        for index, (_, params) in study.desk.queued().items():
+            play(index, params)
+    row, trials = study.study(), study.trials()
+    assert row.is_finished
+    assert [each.number for each in trials] == list(range(len(trials)))
+    assert all(space.is_valid(each.params) for each in trials)
+    assert len({space.key(each.params) for each in trials}) == len(trials)
+    assert not any(each.is_pending for each in trials)
+    assert set(study.desk.submitted.values()) == {1}
+    for part in study.segments():
+        assert 1 <= part.tries <= study.spec.max_tries
+    if row.state == "FINISHED" and "extend" not in people.values():
+        assert replay(study.spec.problem(), trials) == []
