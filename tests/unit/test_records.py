@@ -82,3 +82,26 @@ def test_chunk_and_attempt_numbers_ignore_what_is_being_written(tmp_path: Path) 
 def test_chunk_indices() -> None:
     assert list(records.chunk_indices({"start": 3, "stop": 6})) == [3, 4, 5]
     assert list(records.chunk_indices({"start": None, "stop": None, "indices": [7, 2]})) == [7, 2]
+
+
+def test_runs_are_appended_once_and_what_was_cut_off_is_not_there(tmp_path: Path) -> None:
+    files = records.ExperimentFiles(tmp_path, "7f3a9c21")
+    Path(files.dir).mkdir(parents=True)
+    assert records.count_runs(files) == 0
+    lines = [{"index": i, "params": {"text": "ü\n" * i}} for i in range(9)]
+    records.write_runs(files, lines[:2])
+    assert records.append_runs(files, lines[:5]) == 5, "those that are there are passed over"
+    with Path(files.runs).open("ab") as runs, Path(files.offsets).open("ab") as offsets:
+        runs.write(b'{"index": 5, "par')  # killed in the middle of a line, and of an offset
+        offsets.write(b"\7\0\0")
+    assert records.count_runs(files) == 5
+    assert list(records.iterate_runs(files)) == lines[:5]
+    assert records.append_runs(files, lines[3:]) == 9
+    assert records.append_runs(files, lines) == 9
+    assert list(records.iterate_runs(files)) == lines
+    assert list(records.iterate_runs(files, 7)) == lines[7:]
+    assert list(records.iterate_runs(files, 9)) == []
+    assert records.read_run(files, 5) == lines[5]
+    with pytest.raises(ValueError, match="run 11 follows run 8"):
+        records.append_runs(files, [{"index": 11}])
+    assert list(records.iterate_runs(files)) == lines
