@@ -19,7 +19,8 @@ from scipy.optimize import minimize
 from ems.search.warp import HEAVY_TAIL, Array, Warp
 
 N_FOR_THETA = 250  # hyper-parameters are fitted on so many points at most: the cost grows with the cube
-N_MOST = 3000  # beyond so many observations the best and a random part of the others are kept
+N_MOST = 3000  # of more observations 2000 are kept: the better half of these by value, the others at random
+N_KEPT = 2000
 N_REMEMBERED = 256  # from so many points on, predictions are remembered for when a few more are conditioned on
 NOISE_LEAST = 1e-6  # of the variance of y; keeps the Cholesky factor regular where points coincide
 _LOG_SCALE_BOUNDS = (np.log(0.01), np.log(30.0))
@@ -262,7 +263,7 @@ class Surrogate:
         if not len(y) or not np.all(np.isfinite(y)):
             raise ValueError(f"a model needs at least one value, all finite: got {len(y)}")
         layout = layout or Layout.numeric(x.shape[1])
-        kept = subset(y, N_MOST, rng)
+        kept = subset(y, N_MOST if len(y) <= N_MOST else N_KEPT, rng)
         x, y = x[kept], y[kept]
         warp = Warp.fit(y, heavy_tail)
         values = warp.apply(y)

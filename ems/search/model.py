@@ -97,32 +97,31 @@ def propose(
         Inside the space and its constraints, no two alike, none like one of ``trials`` (of the group; those that were
         lost may come again). Fewer than ``count`` where no more were found.
     """
+    if not numbers[:count]:
+        return []
     ground = Ground(problem.space)
     known = Known.of(ground, trials, group, rung)
-    rng = np.random.default_rng([problem.seed, numbers[0] if numbers else 0])
+    rng = np.random.default_rng([problem.seed, numbers[0]])
     if not len(known.y):
         return _blind(known, count, rng)
     posterior = factory(known, rng)
     feasibility = Feasibility.fit(known.x, known.bad, rng, ground.layout)
     n_refine = N_REFINE if count <= MANY else N_REFINE // 2
-    hunt = Hunt(known, posterior, feasibility, pool(ground, _leaders(posterior), rng), n_refine)
-    if not len(hunt.x):
+    means, _ = posterior.predict(posterior.observed)
+    candidates = pool(ground, posterior.observed[best_first(-means, N_CENTRES)], rng)
+    candidates = candidates[known.taken.free(candidates)]
+    if not len(candidates):
         return []
+    hunt = Hunt(known, posterior, feasibility, candidates, float(np.min(means)), n_refine)
     STRATEGIES[problem.sampler](hunt, [np.random.default_rng([problem.seed, n]) for n in numbers[:count]])
     return hunt.proposals()
 
 
 def _blind(known: Known, count: int, rng: np.random.Generator) -> list[Proposal]:
-    """Propose without a model, far from what went wrong: no value is known."""
+    """Propose points all over the space: no value is known."""
     points = known.ground.scatter(256, rng)
     points = points[known.taken.free(points)]
     return [Proposal(known.ground.params(point), Origin.RANDOM) for point in points[:count]]
-
-
-def _leaders(posterior: Posterior) -> Array:
-    """Return the points with the best posterior means, best first."""
-    mean, _ = posterior.predict(posterior.observed)
-    return posterior.observed[best_first(-mean, N_CENTRES)]
 
 
 @dataclass
@@ -133,6 +132,8 @@ class Hunt:
     ----------
     posterior
         Of what is known; pending points are conditioned on by the strategies that want it so.
+    incumbent
+        Least posterior mean where the objective is known.
     n_refine
         Points a round of local refinement.
     chosen
@@ -143,12 +144,11 @@ class Hunt:
     posterior: Posterior
     feasibility: Feasibility | None
     x: Array
+    incumbent: float
     n_refine: int = N_REFINE
     chosen: list[tuple[Array, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.x = self.x[self.known.taken.free(self.x)]
-        self.incumbent = float(np.min(self.posterior.predict(self.posterior.observed)[0]))
         self.weights = self.weigh(self.x)
 
     def weigh(self, x: Array) -> Array:
