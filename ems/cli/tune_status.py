@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ems.study.standing import Best, Standing
 
 _WATCH_S = 2.0
-_POLL_S = (0.2, 2.0)  # first and longest pause between two looks of --wait
 _ORDER = ("ok", "running", "queued", "stopped", "crashed", "diverged", "timeout", "oom", "lost")
 _STATE_STYLES = {"FINISHED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
 
@@ -143,8 +143,8 @@ def lines(standing: Standing) -> list[str]:
 
     experiment, spec, row = standing.experiment, standing.spec, standing.row
     state = render.paint(row.state.lower(), _STATE_STYLES.get(row.state, ""))
-    head = f"study {experiment.id}  {experiment.name}  {state}   {tune_show.how(spec)}   on {experiment.target}"
-    facts = [("best", line) for line in _best_facts(standing)]
+    head = f"study {experiment.id}  {experiment.name}  {state}   on {experiment.target}"
+    facts = [("search", tune_show.how(spec)), *(("best", line) for line in _best_facts(standing))]
     facts.append(("trials", trials_line(standing)))
     if standing.rungs:
         name = (spec.fidelity.name if spec.fidelity else "") or "step"
@@ -154,15 +154,16 @@ def lines(standing: Standing) -> list[str]:
     facts.append(("budget", _budget_line(standing)))
     facts.append(("driver" if not row.is_finished else "ended", _driver_line(standing)))
     labels = [label if i == 0 or facts[i - 1][0] != label else "" for i, (label, _) in enumerate(facts)]
-    return [head, "", *(_fit(f"{label:<8} {text}") for label, (_, text) in zip(labels, facts, strict=True))]
+    return [head, "", *(line for label, (_, text) in zip(labels, facts, strict=True) for line in _wrapped(label, text))]
 
 
-def _fit(line: str) -> str:
-    """Cut a line where the terminal is narrower."""
+def _wrapped(label: str, text: str) -> list[str]:
+    """Return a fact beside its label, on as many lines as a narrow terminal needs."""
     from ems.cli import render
 
-    room = render.width()
-    return line if room is None or len(line) <= room else f"{line[: room - 1]}…"
+    room = (render.width() or 1_000_000) - 9
+    parts = textwrap.wrap(text, max(20, room), break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"{label if i == 0 else '':<8} {part}" for i, part in enumerate(parts)]
 
 
 def _best_facts(standing: Standing) -> Iterator[str]:
@@ -256,6 +257,7 @@ def describe(session: Session, experiment: Experiment) -> dict[str, Json]:
         "target": experiment.target,
         "state": row.state,
         "reason": row.reason,
+        "is_ending": bool(row.ending),
         "metric": spec.metric,
         "goal": spec.goal,
         "best": [_describe_best(standing, each) for each in standing.best],
@@ -286,14 +288,17 @@ def _best_lines(standing: Standing, best: Best) -> list[str]:
     end = "lowest" if spec.goal == "minimize" else "highest"
     rows = [(name, render.value_text(value)) for name, value in best.params.items()]
     room = max(len(name) for name, _ in rows)
+    so_far = "" if standing.row.is_finished else " so far"
+    runs = f", mean of {best.n}" if best.n > 1 else " in one run"
+    by_model = "" if math.isnan(best.sd) else f"{value_words(standing, best)} by the model (mean ± sd); "
     said = [
-        f"{standing.experiment.name} {standing.experiment.id}/{best.number}: {end} {spec.metric} so far{group}",
+        f"{standing.experiment.name} {standing.experiment.id}/{best.number}: {end} {spec.metric}{so_far}{group}",
         *(f"  {name:<{room}}  {value}" for name, value in rows),
-        f"{value_words(standing, best)} by the model (mean ± sd); observed {render.number(best.observed)}"
-        + (f", mean of {best.n}" if best.n > 1 else " in one run"),
+        f"{by_model}observed {render.number(best.observed)}{runs}",
     ]
     if best.runner_up is not None and math.isfinite(best.probability):
-        said.append(f"better than the second best (trial {best.runner_up}) with probability {best.probability:.2f}")
+        chance = f"{best.probability:.2f}" if best.probability < 0.995 else "over 0.99"
+        said.append(f"by the model better than the second best (trial {best.runner_up}) with probability {chance}")
     return said
 
 
@@ -382,9 +387,10 @@ def outlived(experiment: Experiment) -> Iterator[None]:
 
 
 def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]) -> Standing:
-    from ems.cli import render
+    from ems.cli import render, waiting
 
-    started, (pause, longest) = time.monotonic(), _POLL_S
+    started = time.monotonic()
+    pause, longest = waiting.POLL_S.get(experiment.executor, (1.0, 10.0))
     while True:
         trouble = look(session, experiment)
         standing = load(session, experiment)

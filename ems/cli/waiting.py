@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LOST_LOOKS = 5  # so often in a row nobody knows of the rest: accounting may lag, but not for ever
 _CHANGING = (State.PENDING, State.RUNNING)
-_POLL_S = {"here": (0.1, 1.0), "slurm": (1.0, 10.0)}  # first and longest pause between two looks
+POLL_S = {"here": (0.1, 1.0), "slurm": (1.0, 10.0)}  # first and longest pause between two looks
 
 
 def until_finished(session: Session, experiment: Experiment, *, quiet: bool = False, says_next: bool = True) -> None:
@@ -75,7 +75,7 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
     from ems.cli import render
 
     started, patience = time.monotonic(), Patience()
-    pause, longest = _POLL_S.get(experiment.executor, (1.0, 10.0))
+    pause, longest = POLL_S.get(experiment.executor, (1.0, 10.0))
     while True:
         trouble = ""
         try:

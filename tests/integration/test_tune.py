@@ -175,6 +175,7 @@ def test_ctrl_c_ends_the_waiting_not_the_study(ems: Ems, scripts: Path) -> None:
     [
         (["valley.py"], "the space is empty"),
         (["vally.py", "--set", LR, "--metric", "loss", "--trials", "3"], "there is no script vally.py"),
+        (["./status", "--set", LR, "--metric", "loss", "--trials", "3"], "there is no script status"),
         (["statsu", "last"], "`statsu` is no command of `ems tune`"),
         (["valley.py", "--set", LR, "--metric", "loss"], "nothing says when the search ends"),
         (["valley.py", "--set", LR, "--metric", "x", "--trials", "3"], "is a low or a high `x` good?"),
