@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ems.model import Params
@@ -55,7 +55,7 @@ class StudyRow:
     resumed: int = 0
     failures: int = 0
     next_wake: str = ""
-    cache: Mapping[str, Any] | None = None
+    cache: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:

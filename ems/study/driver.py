@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ems import harvest
 from ems.errors import EmsError, NotFoundError
-from ems.executor.base import Executor, writing_to
+from ems.executor.base import Executor, Limits, writing_to
 from ems.model import Experiment, JobInfo
 from ems.node import feed, records
 from ems.node.records import ExperimentFiles
@@ -33,6 +33,7 @@ from ems.study.spec import StudySpec
 if TYPE_CHECKING:
     from ems.search.trial import Decisions
 
+_LIMITS_HOLD = 50  # wakes for which the limits of the scheduler are not asked for again
 MAX_FAILURES = 5  # wakes that fail one after another before the driver gives up
 
 
@@ -264,8 +265,7 @@ class _Wake:
         asked = self._changes.asked
         if asked:
             last = max((each.chunk for each in studies.segments(self._store, self._spec.id)), default=0)
-            limits = self._executor.limits()
-            chunks = handover.number_chunks(self._experiment, self._files, asked, limits, last)
+            chunks = handover.number_chunks(self._experiment, self._files, asked, self._limits(), last)
             self._changes.put([replace(each, chunk=chunks[each.number]) for each in asked])
         is_news = bool(n_told or asked or wished or is_changed)
         if is_news or self._changes.segments:
@@ -279,6 +279,15 @@ class _Wake:
                 wake=note if is_news else None,
                 wishes=[each.name for each in wished],
             )
+
+    def _limits(self) -> Limits:
+        """Return how large chunks may be, as the scheduler said some wakes ago."""
+        known = self._row.cache.get("limits")
+        if known is None or self._number % _LIMITS_HOLD == 1:
+            limits = self._executor.limits()
+            self._calls, known = self._calls + 1, [limits.max_array_size, limits.max_submit]
+            self._row = replace(self._row, cache={**self._row.cache, "limits": known})
+        return Limits(*known)
 
     def _carry_out(self, n_told: int, trouble: EmsError | None) -> WakeReport:
         """Write and submit what the store asks for."""

@@ -97,8 +97,12 @@ def commit(
             [(row.id, name, wake.wake) for name in wishes],
         )
         db.execute(
-            "UPDATE studies SET spec = ?, state = ?, reason = ?, ending = ?, resumed = ?, wakes = ? WHERE id = ?",
-            [records.dump(spec.dump()), row.state, row.reason, row.ending, row.resumed, wake.wake, row.id],
+            "UPDATE studies SET spec = ?, cache = ?, state = ?, reason = ?, ending = ?, resumed = ?, wakes = ?"
+            " WHERE id = ?",
+            [
+                *(records.dump(spec.dump()), records.dump(dict(row.cache))),
+                *(row.state, row.reason, row.ending, row.resumed, wake.wake, row.id),
+            ],
         )
 
 

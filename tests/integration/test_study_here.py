@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from ems import harvest, rerun
 from ems import plan as planning
 from ems import target as targets
 from ems.config import load
@@ -267,6 +268,26 @@ def test_a_study_goes_through_its_rungs_though_its_driver_is_killed(lab: Callabl
     top = next(each.number for each in parts if each.rung == 2)
     logged = [json.loads(line) for line in Path(study.files.run(top, "metrics.jsonl")).read_text().splitlines()]
     assert [(line["step"], line["_a"]) for line in logged] == [(1, 1), (2, 2), (3, 2), *((n, 3) for n in range(4, 10))]
+
+    harvest.harvest(study.store, study.target.root, study.target.executor.refresh)
+    assert study.store.resolve(study.id).n_runs == len(trials)
+    with pytest.raises(UsageError, match="is decided by its search"):
+        rerun.rerun(study.store, study.target, study.store.resolve(study.id), "all")
+    again, _ = rerun.reproduce(study.store, study.target, study.store.resolve(study.id), top)
+    assert again.study_id is None
+    assert records.read_run(study.target.files(again.id), 0)["params"] == {**trials[top].params, "epochs": 9}
+    study.wait(lambda: (records.last_attempt(study.target.files(again.id), 0) or {}).get("state") == "COMPLETED")
+
+
+def test_what_a_killed_worker_leaves_is_run_again(lab: Callable[..., Lab]) -> None:
+    mean = 'if (index, os.environ["EMS_ATTEMPT"]) == (1, "1"):\n    os.kill(os.getppid(), 9)\n    1 / 0\n'
+    study = lab(SCRIPT.replace("if index", mean + "if index"), parallel=2, budget={"trials": 4}, wake_s=1.0)
+    study.start()
+    study.wait(lambda: study.row().is_finished)
+    trials = studies.trials(study.store, study.id)
+    assert [each.outcome for each in trials] == [Outcome.OK] * 4
+    assert study.segments()[1].tries == 2
+    assert replay(study.spec.problem(), trials) == []
 
 
 def test_a_study_ends_when_it_is_told_to_and_can_be_removed(lab: Callable[..., Lab]) -> None:
