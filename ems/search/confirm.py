@@ -54,7 +54,9 @@ def _races(problem: Problem, trials: Sequence[Trial], n_total: float) -> list[Ra
         best = _best([each for each in race if each.group == group])
         if len(best) > 1:
             found.append((group, best))
-    share = n_total / len(found) if found else 0.0
+    if not found:
+        return []
+    share = n_total / len(found)
     if share < 2:
         found, share = found[: int(n_total // 2)], 2.0
     by_config = {config for _, configs in found for config in configs}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -97,10 +98,11 @@ class _View:
 
     @property
     def epochs_left(self) -> float:
-        """What the search may spend still, without the share of the confirmation; infinite without such a budget."""
+        """What the search may spend still, beside owed replicates and the confirmation; infinite without a budget."""
         if self.problem.epochs is None or self.problem.fidelity is None:
             return math.inf
-        return self.problem.epochs * (1 - self.problem.confirm) - charge(self.problem, self.searched)
+        owed = sum(each.missing * budgets(self.problem)[each.rung] for each in self.race)
+        return self.problem.epochs * (1 - self.problem.confirm) - charge(self.problem, self.searched) - owed
 
     @property
     def trials_left(self) -> float:
@@ -148,25 +150,27 @@ class _Wake:
     # Promotions ---------------------------------------------------------------------------------------------------
 
     def promote(self, due: Sequence[Promote]) -> None:
-        """Take promotions in their order, as long as the budget pays them to the top."""
+        """Take promotions in their order, as long as the budget pays them to the top; all replicates or none."""
         rungs = budgets(self.problem)
+        config_of = {number: each.config for each in self.view.race for number in each.numbers}
+        owed = Counter(config_of[each.number] for each in due)
         for each in due:
-            if self.n_free > 0 and rungs[-1] - rungs[each.rung - 1] <= self.left:
+            config = config_of[each.number]
+            if self.n_free > 0 and owed[config] * (rungs[-1] - rungs[each.rung - 1]) <= self.left:
                 self.actions.append(each)
                 self.left -= rungs[each.rung] - rungs[each.rung - 1]
+                owed[config] -= 1
 
     # New trials ---------------------------------------------------------------------------------------------------
 
     def replicate(self) -> None:
         """Begin the replicates that configurations lack; their configuration's beginning has reserved them."""
         by_number = {each.number: each for each in self.view.trials}
-        rungs = budgets(self.problem)
         for entry in self.view.race:
             first = by_number[entry.config]
             for index in range(self.problem.seeds - entry.missing, self.problem.seeds):
-                if self.n_free > 0 and rungs[entry.rung] <= self.left:
+                if self.n_free > 0:
                     self._begin(Proposal(first.params, Origin.REPLICATE), index, entry)
-                    self.left -= rungs[entry.rung]
 
     def _begin(self, proposal: Proposal, index: int, entry: Entry, config: int | None = None) -> None:
         config = entry.config if config is None else config

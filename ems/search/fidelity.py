@@ -23,7 +23,7 @@ from ems.search.trial import Origin, Proposal, Trial
 from ems.search.warp import Array, Warp
 
 SOBOL_SHARE = 0.1  # of new configurations no model chooses: what a low rung misjudges is found in the end
-_SLOPE_PRIOR = 5  # values
+_WITH_SOBOL = ("asha", "hyperband", "stop")  # bohb draws a third anyway
 _STACKED = ("gp", "ts", "lp", "ucb", "ei", "pi", "lcb")
 _SOBOL_SALT = 0x50B01  # so that whether a number is of that share says nothing about what is drawn for it
 
@@ -43,7 +43,7 @@ def propose(
     """
     if problem.n_rungs == 1 or problem.sampler in samplers.UNINFORMED:
         return samplers.propose(problem, trials, len(numbers), numbers, group, rung)
-    drawn = [number for number in numbers if _is_of_sobol(problem, number)]
+    drawn = [number for number in numbers if problem.scheduler in _WITH_SOBOL and _is_of_sobol(problem, number)]
     learnt = [number for number in numbers if number not in drawn]
     found: dict[int, Proposal] = {}
     if drawn:
@@ -87,7 +87,11 @@ def _stacked(own: Sequence[Trial], at: int) -> samplers.Sampler:
 
 @dataclass(frozen=True)
 class Level:
-    """One rung of a stack: its values, standardised, are ``slope`` times those of the stack below, and a residual."""
+    """One rung of a stack: its standardised values are ``slope`` times those of the stack below, and a residual.
+
+    ``slope`` takes them from the one's units to the other's: a residual of zero is an equal objective. It is not
+    fitted: values of a higher rung are few and all good, and tell little of how it rises with the lower one.
+    """
 
     slope: float
     residual: Surrogate
@@ -96,9 +100,9 @@ class Level:
 class Stack:
     """Gaussian processes over rungs, each of what the one below leaves unexplained: a `ems.search.gp.Posterior`.
 
-    Of rung k: f_k(x) = slope_k f_(k-1)(x) + r_k(x), with independent processes r (Kennedy & O'Hagan 2000, "Predicting
-    the output from a complex computer code when fast approximations are available", equation 1, fitted rung by rung
-    with the mean of the stack below in the place of f_(k-1)). Model units are the standardised values of the top rung.
+    Of rung k: f_k(x) = f_(k-1)(x) + r_k(x), with independent processes r, each fitted to what the mean of the stack
+    below leaves (Golovin et al. 2017, "Google Vizier", section 3.3, stacks transferred studies so; Kennedy & O'Hagan
+    2000 fidelities). Model units are the standardised values of the top rung.
     """
 
     def __init__(self, levels: Sequence[Level], warp: Warp, observed: Array):
@@ -121,7 +125,7 @@ class Stack:
             before, warp = warp, Warp.fit(each.y)
             values = warp.apply(each.y)
             below = cls(levels, warp, each.x).predict(each.x)[0] if levels else np.zeros(len(values))
-            slope = _slope(below, values, before.scale / warp.scale)
+            slope = before.scale / warp.scale
             residual = Surrogate.fit(each.x, values - slope * below, rng, each.ground.layout, heavy_tail=math.inf)
             levels.append(Level(slope, residual))
         return cls(levels, warp, unique(np.vstack([each.x for each in used])))
@@ -158,19 +162,3 @@ class Stack:
     def in_units(self, mean: Array, sd: Array) -> tuple[Array, Array]:
         """Return means and standard deviations in units of the objective at the top rung."""
         return self._warp.invert(mean), (self._warp.invert(mean + sd) - self._warp.invert(mean - sd)) / 2.0
-
-
-def _slope(below: Array, values: Array, same: float) -> float:
-    """Return by how much standardised values rise with the prediction from below.
-
-    Least squares, drawn to ``same``, at which differences are alike in units of the objective, as by five values more:
-    those of a higher rung are few and all good, so that they tell little. Not negative: a lower rung that misleads is
-    as good as not known.
-    """
-    centred = below - below.mean()
-    spread = float(centred @ centred)
-    if spread <= 0:
-        return same
-    return max(
-        0.0, (len(values) * float(centred @ values) / spread + _SLOPE_PRIOR * same) / (len(values) + _SLOPE_PRIOR)
-    )

@@ -134,7 +134,7 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
-@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
 @given(problems(), st.integers(0, 10**6), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 0.15]))
 def test_any_course_of_events_stays_in_the_space_and_in_the_budget_and_ends(problem, seed, crash, lost):
     study = Study(problem, seed, crash, lost).run()
