@@ -1,4 +1,4 @@
-"""The peers, each at its defaults, behind one interface over the unit cube. What is not installed is left out, and said.
+"""The peers, each at its defaults, behind one interface over the unit cube; what is not installed is left out.
 
 Two interfaces: :class:`Asker` chooses points of full evaluations, several pending at a time; :class:`Climber` also
 chooses how far each is trained. Both minimise.
@@ -10,6 +10,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ class Random:
     def __init__(self, d: int, seed: int) -> None:
         self._d, self._rng = d, np.random.default_rng(seed)
 
-    def ask(self, number: int) -> np.ndarray:
+    def ask(self, number: int) -> np.ndarray:  # noqa: ARG002  # the interface's
         return self._rng.random(self._d)
 
     def tell(self, number: int, value: float) -> None:
@@ -64,7 +65,7 @@ class Sobol(Random):
 
         self._engine = qmc.Sobol(d, seed=seed)
 
-    def ask(self, number: int) -> np.ndarray:
+    def ask(self, number: int) -> np.ndarray:  # noqa: ARG002  # the interface's
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of points that are no power of two
             return self._engine.random(1)[0]
@@ -78,7 +79,12 @@ class Skopt:
 
         def make() -> Any:
             return Optimizer(
-                [(0.0, 1.0)] * d, "GP", n_initial_points=d + 2, acq_func=acquisition, random_state=seed, model_queue_size=1
+                [(0.0, 1.0)] * d,
+                "GP",
+                n_initial_points=d + 2,
+                acq_func=acquisition,
+                random_state=seed,
+                model_queue_size=1,
             )
 
         self._optimizer, self._points = make(), {}
@@ -122,10 +128,14 @@ class Hyperopt:
         self._hp, self._d = hyperopt, d
         self._rng = np.random.default_rng(seed)
         self._trials = hyperopt.Trials()
-        self._domain = hyperopt.base.Domain(lambda point: 0.0, {f"x{i}": hyperopt.hp.uniform(f"x{i}", 0, 1) for i in range(d)})
+        self._domain = hyperopt.base.Domain(
+            lambda _: 0.0, {f"x{i}": hyperopt.hp.uniform(f"x{i}", 0, 1) for i in range(d)}
+        )
 
     def ask(self, number: int) -> np.ndarray:
-        new = self._hp.tpe.suggest([number], self._domain, self._trials, int(self._rng.integers(2**31)), n_startup_jobs=self._d + 2)
+        new = self._hp.tpe.suggest(
+            [number], self._domain, self._trials, int(self._rng.integers(2**31)), n_startup_jobs=self._d + 2
+        )
         self._trials.insert_trial_docs(new)
         self._trials.refresh()
         values = new[0]["misc"]["vals"]
@@ -171,7 +181,11 @@ class BoTorch:
         best = model.train_targets.max()
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
         waiting = torch.tensor(np.array(list(self._pending.values()))) if self._pending else None
-        chosen = qLogExpectedImprovement(model, best, X_pending=waiting) if waiting is not None else LogExpectedImprovement(model, best)
+        chosen = (
+            qLogExpectedImprovement(model, best, X_pending=waiting)
+            if waiting is not None
+            else LogExpectedImprovement(model, best)
+        )
         bounds = torch.tensor([[0.0] * self._d, [1.0] * self._d], dtype=torch.double)
         point, _ = optimize_acqf(chosen, bounds, q=1, num_restarts=4, raw_samples=128)
         return point[0].numpy()
@@ -236,8 +250,33 @@ class OptunaPruned:
         self._study.tell(trial, state=self._state.PRUNED)
         return False
 
-    def finish(self, number: int, epoch: int, value: float) -> None:
+    def finish(self, number: int, epoch: int, value: float) -> None:  # noqa: ARG002  # the interface's
         self._study.tell(self._trials[number], float(value))
+
+
+class HpBandSter:
+    """hpbandster's generator of configurations (BOHB's KDE), whose scheduler is not used."""
+
+    def __init__(self, d: int, seed: int) -> None:
+        import ConfigSpace
+        from hpbandster.optimizers.config_generators.bohb import BOHB
+
+        np.random.seed(seed)  # it draws from nothing else
+        space = ConfigSpace.ConfigurationSpace(seed=seed)
+        space.add_hyperparameters([ConfigSpace.UniformFloatHyperparameter(f"x{i}", 0, 1) for i in range(d)])
+        self._generator = BOHB(space)
+
+    def point(self, budget: float) -> dict[str, float]:
+        """Return params of a new trial."""
+        config, _ = self._generator.get_config(budget)
+        return {name: float(config[name]) for name in sorted(config)}
+
+    def learn(self, params: Mapping[str, Any], budget: float, value: float) -> None:
+        """Learn the value at a rung."""
+        job = SimpleNamespace(
+            kwargs={"config": dict(params), "budget": budget}, result={"loss": value}, exception=None, timestamps={}
+        )
+        self._generator.new_result(job)
 
 
 ASKERS: Mapping[str, Callable[[int, int], Asker]] = {
@@ -255,7 +294,14 @@ CLIMBERS: Mapping[str, Callable[..., Climber]] = {
     "Syne Tune BOHB": lambda d, seed, epochs, low=1: SyneTune(d, seed, epochs, low=low, scheduler="BOHB"),
     "Optuna TPE + Hyperband": lambda d, seed, epochs, low=1: OptunaPruned(d, seed, epochs, low=low),
 }
-_NEEDS = {"skopt": "skopt", "Optuna": "optuna", "hyperopt": "hyperopt", "BoTorch": "botorch", "Syne": "syne_tune"}
+_NEEDS = {
+    "skopt": "skopt",
+    "Optuna": "optuna",
+    "hyperopt": "hyperopt",
+    "BoTorch": "botorch",
+    "Syne": "syne_tune",
+    "hpb": "hpbandster",
+}
 _ALSO = {"Optuna GP": "torch"}
 
 
