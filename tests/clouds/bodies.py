@@ -34,6 +34,8 @@ class Bodies:
 
     Parameters
     ----------
+    cluster
+        The label of the containers, by which they are found whoever lives then.
     subnet
         The private address range, which nobody else has.
     outside
@@ -42,9 +44,9 @@ class Bodies:
         Kind -> a container's image with SLURM on it, which Google's of the distribution then is.
     """
 
-    def __init__(self, subnet: str, outside: str, images: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cluster: str, subnet: str, outside: str, images: Mapping[str, str] | None = None) -> None:
         self._images = images or {}
-        self._labels = {base.CLUSTER: f"gce{uuid.uuid4().hex[:6]}", base.INCARNATION: uuid.uuid4().hex}
+        self._labels = {base.CLUSTER: cluster, base.INCARNATION: uuid.uuid4().hex}
         self._subnet = subnet
         self._addresses = list(ipaddress.IPv4Network(subnet).hosts())[9:]
         self._outside = ipaddress.IPv4Address(outside)

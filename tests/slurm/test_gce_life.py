@@ -46,17 +46,19 @@ def life(desks: ModuleType, baked: None, shared: Path, tmp_path: Path) -> Iterat
         pytest.skip("port 22 of a loopback address needs root")
     number = os.getpid() % 200
     subnet = f"10.233.{number}.0/24"
+    desk = desks.Desk(tmp_path)  # its guard ends the containers, which have its cluster's label
     with _load("gce").serve() as cloud:
-        bodies = _load("bodies").Bodies(subnet, f"127.77.{number}.0", _images((shared / "baked").read_text()))
+        images = _images((shared / "baked").read_text())
+        bodies = _load("bodies").Bodies(desk.name, subnet, f"127.77.{number}.0", images)
         cloud.bodies, cloud.public_ip = bodies, bodies.public_ip
-        said = DEFINITION.format(credentials=cloud.credentials(tmp_path), url=cloud.url, subnet=subnet)
-        desk = desks.Desk(tmp_path, definition=said)
+        desk.define(DEFINITION.format(credentials=cloud.credentials(tmp_path), url=cloud.url, subnet=subnet))
         try:
             with desks.ssh_agent(desk.home) as desk.agent:
                 desk.env.update(desk.agent)
                 yield desk, cloud
         finally:
             bodies.clear()
+            desk.guard.dismiss()
 
 
 def _images(cluster: str) -> dict[str, str]:
