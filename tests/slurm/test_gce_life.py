@@ -58,7 +58,7 @@ def life(desks: ModuleType, baked: None, shared: Path, tmp_path: Path) -> Iterat
                 yield desk, cloud
         finally:
             bodies.clear()
-            desk.guard.dismiss()
+            desk.hand_over()
 
 
 def _images(cluster: str) -> dict[str, str]:
