@@ -19,10 +19,10 @@ PARALLEL ?= --numprocesses 4
 MAKEFLAGS += --jobs=2
 GROUPS := --group pyproject.toml:test --group pyproject.toml:lint
 
-.PHONY: help demo packages test unit integration slurm lint types layers check bench reference clean
+.PHONY: help demo packages test coverage unit integration slurm lint types layers check bench bench-tuning reference clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ems needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
@@ -46,6 +46,9 @@ demo: $(VENV)/.demo  ## sweep a real classifier on this machine, harvest and rep
 	@EMS=$(CURDIR)/$(BIN)/ems bash examples/demo.sh
 
 test: $(VENV)/.dev packages  ## the whole test suite, real SLURM included (installs it where it is root on Debian)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+coverage: $(VENV)/.dev packages  ## the same, and which lines no test runs
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=term $(ARGS)
 
 unit: $(VENV)/.dev  ## no network, no subprocess: under a minute
@@ -73,6 +76,14 @@ check: lint types layers  ## all three
 bench: $(VENV)/.dev packages  ## measure, and write benchmarks/RESULTS.md
 	@$(INSTALL) --group pyproject.toml:bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Peers in an environment of their own: they pin what ems does not. Two of them would bring half of a cloud along.
+bench-tuning: $(BIN)/python  ## measure the search against its peers (hours), and write benchmarks/tuning/RESULTS.md
+	@[ -x build/tuning/bin/python ] || $(PYTHON) -m venv build/tuning
+	@build/tuning/bin/python -m pip install --quiet --constraint constraints.txt 'pip>=25.1' --editable .
+	@build/tuning/bin/python -m pip install --quiet --constraint constraints.txt --group pyproject.toml:bench-tuning
+	@build/tuning/bin/python -m pip install --quiet --constraint constraints.txt --no-deps syne-tune hpbandster
+	build/tuning/bin/python -m benchmarks.tuning $(ARGS)
 
 reference: $(VENV)/.dev  ## write the README's command reference anew
 	$(BIN)/python tests/reference.py --write
