@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ems.model import Experiment, Json
     from ems.report.study import Configuration, Study
     from ems.search.importance import Importance
+    from ems.search.noise import Outlook
     from ems.study.standing import Standing
 
 _TOP = 5  # configurations, unless --top says how many
@@ -81,6 +82,9 @@ def _group_lines(standing: Standing, study: Study, group: str | None, top: int) 
         yield f"no value of {study.metric} yet"
         return
     yield from _best_lines(standing, study, found)
+    ahead = report.outlook(study, group)
+    if ahead is not None:
+        yield from ("", _outlook_line(standing, ahead))
     shares = report.importance(study, group)
     if shares:
         yield from ("", *_importance_lines(study, group, shares))
@@ -119,6 +123,20 @@ def _best_lines(standing: Standing, study: Study, found: Sequence[Configuration]
     yield render.paint("to run them once more", "bold")
     for each in found:
         yield f"{each.number:>5}  {tune_status.run_command(standing, each)}"
+
+
+def _outlook_line(standing: Standing, ahead: Outlook) -> str:
+    """Say whether more trials pay; stopping is offered, never done."""
+    from ems.cli import render
+
+    said = (
+        f"one more trial is expected to gain {render.number(ahead.gain, 2)}, runs of the same params differ by "
+        f"{render.number(ahead.noise, 2)} (sd): "
+    )
+    exp_id, goes_on = standing.experiment.id, not standing.row.is_finished
+    if ahead.is_stop_offered:
+        return said + ("nobody would see it; ems tune stop " + exp_id if goes_on else "more trials hardly pay")
+    return said + ("it pays to go on" if goes_on else f"ems tune extend {exp_id} --trials 20 may pay")
 
 
 def _importance_lines(study: Study, group: str | None, shares: Sequence[Importance]) -> Iterator[str]:
@@ -164,14 +182,26 @@ def describe(session: Session, standing: Standing, study: Study, top: int) -> di
     best: list[Json] = []
     importance: list[Json] = []
     rungs: list[Json] = []
+    outlooks: list[Json] = []
     for group in study.groups:
         best += [
             {**_finite(asdict(each)), "command": tune_status.run_command(standing, each)}
             for each in report.best(study, group, top)
         ]
+        ahead = report.outlook(study, group)
+        if ahead is not None:
+            said_of = {"gain": ahead.gain, "noise": ahead.noise, "stop_offered": ahead.is_stop_offered}
+            outlooks.append({"group": group, **said_of})
         importance += [{"group": group, **asdict(each)} for each in report.importance(study, group)]
         rungs += [{"group": group, **asdict(each)} for each in report.rungs(study, group)]
-    return {**said, "best": best, "importance": importance, "importance_method": METHOD, "rungs": rungs}
+    return {
+        **said,
+        "best": best,
+        "importance": importance,
+        "importance_method": METHOD,
+        "outlook": outlooks,
+        "rungs": rungs,
+    }
 
 
 def _finite(record: dict[str, Json]) -> dict[str, Json]:

@@ -286,6 +286,8 @@ def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
         _DRAW[type(layer)](canvas, axes, layer)
     if panel.x_labels:
         axes.set_xticks(range(len(panel.x_labels)), panel.x_labels, rotation=30 if len(panel.x_labels) > 6 else 0)
+        if not any(isinstance(layer, Mesh) for layer in panel.layers):
+            axes.set_xlim(-0.5, len(panel.x_labels) - 0.5)
     if panel.y_labels:
         axes.set_yticks(range(len(panel.y_labels)), panel.y_labels)
     for axis, is_log in ((axes.xaxis, panel.is_log_x), (axes.yaxis, panel.is_log_y)):
@@ -329,6 +331,8 @@ def _draw_points(_: Any, axes: Any, layer: Points) -> None:
         "best": {"marker": "*", "s": 130, "zorder": 5, "edgecolor": "white", "linewidth": 0.8},
         "pending": {"marker": "o", "s": 22, "facecolor": "none", "edgecolor": _color(layer), "linewidth": 1.2},
         "failed": {"marker": "x", "s": 22, "linewidth": 1.2},
+        "mean": {"marker": "D", "s": 30, "zorder": 4, "linewidth": 0},
+        "score": {"marker": "D", "s": 30, "zorder": 4, "linewidth": 0},
     }
     look = looks.get(layer.style, {"marker": "o", "s": 16, "alpha": 0.8, "linewidth": 0, "zorder": 3})
     color = {} if "facecolor" in look else {"color": _color(layer)}

@@ -16,11 +16,13 @@ from ems.errors import UsageError
 from ems.model import Params
 from ems.search import importance as importances
 from ems.search import model as models
+from ems.search import noise
 from ems.search import rungs as races
 from ems.search.candidates import Ground
 from ems.search.fidelity import Stack
 from ems.search.gp import Posterior
 from ems.search.importance import Importance
+from ems.search.noise import Outlook
 from ems.search.problem import Problem
 from ems.search.trial import Outcome, Trial
 from ems.search.warp import Array
@@ -207,6 +209,11 @@ def importance(study: Study, group: str | None) -> list[Importance]:
         return []
     own = [trial for trial in study.trials if trial.group == group]
     return importances.importance(study.problem, own, group, model.rung, study.stacked(own, model.rung))
+
+
+def outlook(study: Study, group: str | None) -> Outlook | None:
+    """Return whether more trials pay; None with few values, and with rungs: the highest has too few to say."""
+    return None if study.budgets else noise.outlook(study.problem, study.trials, group)
 
 
 def rungs(study: Study, group: str | None) -> list[Rung]:

@@ -233,11 +233,7 @@ def _slice_panels(study: Study, model: Model, group: str | None, through: Params
     mean, sd = study.predict(model, rows)
     score = _score(study, model, rows)
     x = axis.places
-    low, high = mean - _WIDE * sd, mean + _WIDE * sd
-    layers: list[Layer] = [
-        Band(x, tuple(low.tolist()), tuple(high.tolist()), "95 % band"),
-        Way(x, tuple(mean.tolist()), "mean", "mean"),
-    ]
+    layers = _belief(axis, mean, _WIDE * sd)
     known = [
         t
         for t in study.trials
@@ -252,13 +248,25 @@ def _slice_panels(study: Study, model: Model, group: str | None, through: Params
     here = study.predict(model, model.ground.locate([through]))[0]
     layers.append(Points((axis.place(through[name]),), (float(here[0]),), "best", "best"))
     top = Panel(tuple(layers), y_name=study.metric, is_log_x=axis.is_log, x_labels=axis.labels)
-    zero = (0.0,) * len(x)
-    shown = (
-        Band(x, zero, tuple(score.tolist()), style="score"),
-        Way(x, tuple(score.tolist()), _SCORES[_strategy(study)], "score"),
-    )
-    below = Panel(shown, x_name=name, y_name="acquisition", is_log_x=axis.is_log, x_labels=axis.labels)
+    height = tuple(score.tolist())
+    label = _SCORES[_strategy(study)]
+    shown: list[Layer]
+    if axis.labels:
+        shown = [*(Way((at, at), (0.0, top_of), style="score") for at, top_of in zip(x, height, strict=True))]
+        shown.append(Points(x, height, label, "score"))
+    else:
+        shown = [Band(x, (0.0,) * len(x), height, style="score"), Way(x, height, label, "score")]
+    below = Panel(tuple(shown), x_name=name, y_name="acquisition", is_log_x=axis.is_log, x_labels=axis.labels)
     return top, below
+
+
+def _belief(axis: _Axis, mean: Array, reach: Array) -> list[Layer]:
+    """Return the mean with its band; where values are no numbers, a point with a bar for each."""
+    middle, low, high = (tuple(each.tolist()) for each in (mean, mean - reach, mean + reach))
+    if not axis.labels:
+        return [Band(axis.places, low, high, "95 % band"), Way(axis.places, middle, "mean", "mean")]
+    bars = [Way((x, x), (a, b), "95 % band", "mean") for x, a, b in zip(axis.places, low, high, strict=True)]
+    return [*bars, Points(axis.places, middle, "mean", "mean")]
 
 
 def _row(study: Study, params: Params) -> Floats:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ems.report import curve
 from ems.report.picture import Band, Bars, Figure, Layer, Panel, Points, Span, Way
 
-_MARKS = {"observed": "●", "best": "★", "pending": "○", "failed": "✕"}
+_MARKS = {"observed": "●", "best": "★", "pending": "○", "failed": "✕", "mean": "◆", "score": "◆"}
 _PIXELS = {"best": "orange", "mean": "cyan", "score": "green", "pending": "blue", "failed": "red"}
 _COLORS = ("cyan", "orange", "green", "magenta", "blue", "red")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -32,7 +32,7 @@ for epoch in range(first, args.epochs + 1):
 def test_a_study_is_reported_and_drawn(ems: Ems, project: Path) -> None:
     (project / "climb.py").write_text(SCRIPT)
     words = ["--set", "lr=loguniform(1e-5,1e-1)", "--set", "opt=adam,sgd", "--metric", "acc", "--goal", "maximize"]
-    ems("tune", "climb.py", *words, "--fidelity", "epochs=1..3", "--budget", "24epochs", "--on", "here", "--wait")
+    ems("tune", "climb.py", *words, "--fidelity", "epochs=1..3", "--budget", "15epochs", "--on", "here", "--wait")
 
     said = ems("report", "last").stdout
     for part in ("best configurations by the model's mean, at epochs 3", "importance at epochs", "rungs   values of"):

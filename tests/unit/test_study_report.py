@@ -14,7 +14,7 @@ import pytest
 from ems.errors import UsageError
 from ems.report import picture, study_plots, terminal
 from ems.report.picture import Bars, Mesh, Panel, Points, Span, Way
-from ems.report.study import Study, best, importance, rungs, timeline
+from ems.report.study import Study, best, importance, outlook, rungs, timeline
 from ems.report.study_plots import KINDS, Wish
 from ems.search.problem import Fidelity, Problem
 from ems.search.space import Categorical, Int, Ordinal, Real, SearchSpace
@@ -106,6 +106,21 @@ def test_importance_finds_the_param_that_matters():
     found = importance(made(40), None)
     assert [found[0].name, len(found)] == ["lr", 5]
     assert found[0].total > 0.8
+
+
+def test_more_trials_do_not_pay_where_nobody_would_see_the_gain():
+    study, rng = made(24), np.random.default_rng(0)
+    thrice = [
+        replace(t, number=100 * i + t.number, values=tuple(0.01 * v + rng.normal() for v in t.values))
+        for i in range(3)
+        for t in study.trials
+    ]  # runs of the same params differ by far more than params do
+    ahead = outlook(replace(study, trials=thrice), None)
+    assert ahead is not None
+    assert ahead.is_stop_offered
+    assert ahead.gain < ahead.noise
+    assert outlook(made(4), None) is None
+    assert outlook(climbed(), None) is None
 
 
 def test_rungs_are_counted_each_by_itself():
