@@ -172,7 +172,7 @@ class Cloud:
 
     def _done(self, app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
         with self.lock:
-            if fields["Action"].startswith("Describe"):
+            if fields["Action"].startswith("Describe") or fields.get("DryRun") == "true":
                 status, answer = _through(app, environ, fields)
                 return status, self._seen(answer) if fields["Action"] == "DescribeInstances" else answer
             return self._change(app, environ, fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ems.cluster.provider import address, bulk
 from ems.cluster.provider import awsthings as things
@@ -55,16 +55,19 @@ class Groups:
         name = group_name(labels[CLUSTER])
         group = self._find(name) or self._made(name, labels, tag_sets)
         bulk.check_owner(name, things.tags(group), labels)
-        inside = {"IpProtocol": "-1", "Groups": [{"GroupId": group["groupId"]}]}
-        ranges = [{"CidrIp": each, "Description": "ems: SSH"} for each in address.sources(self._ssh_from)]
-        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": ranges}
-        for rule in (inside, ssh):
-            self._unless(
-                "InvalidPermission.Duplicate",
-                "AuthorizeSecurityGroupIngress",
-                GroupId=group["groupId"],
-                IpPermissions=[rule],
-            )
+        its_id, there = group["groupId"], group.get("ipPermissions") or []
+        if not any(each["ipProtocol"] == "-1" for each in there):
+            self._allow(its_id, {"IpProtocol": "-1", "Groups": [{"GroupId": its_id}]})
+        wanted = set(address.sources(self._ssh_from))
+        had = {part["cidrIp"] for each in there if each.get("toPort") == "22" for part in each.get("ipRanges") or []}
+        if wanted - had:
+            self._allow(its_id, _ssh(wanted - had))
+        if had - wanted:  # the laptop was somewhere else before
+            self._call("RevokeSecurityGroupIngress", GroupId=its_id, IpPermissions=[_ssh(had - wanted)])
+
+    def _allow(self, group: str, rule: dict[str, object]) -> None:
+        code, action = "InvalidPermission.Duplicate", "AuthorizeSecurityGroupIngress"
+        self._unless(code, action, GroupId=group, IpPermissions=[rule])
 
     def _made(self, name: str, labels: Mapping[str, str], tag_sets: object) -> Answer:
         wish = {"GroupName": name, "GroupDescription": f"ems cluster {labels[CLUSTER]}", "VpcId": self._vpc}
@@ -86,3 +89,12 @@ class Groups:
         filters = [{"Name": "group-name", "Value": [name]}, {"Name": "vpc-id", "Value": [self._vpc]}]
         found = self._call("DescribeSecurityGroups", Filter=filters).get("securityGroupInfo") or []
         return found[0] if found else None
+
+
+def _ssh(ranges: Iterable[str]) -> dict[str, object]:
+    return {
+        "IpProtocol": "tcp",
+        "FromPort": 22,
+        "ToPort": 22,
+        "IpRanges": [{"CidrIp": each} for each in sorted(ranges)],
+    }

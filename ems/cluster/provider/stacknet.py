@@ -121,17 +121,25 @@ class Network:
         """Make what is missing; each has its labels from the moment it is there."""
         name = name_of(labels[CLUSTER])
         group = self._made("security_group", {"name": name}, labels)
-        inside = {"remote_group_id": group["id"]}
-        sources = address.sources(self._section.ssh_from)
-        ssh = [
-            {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22, "remote_ip_prefix": each}
-            for each in sources
-        ]
-        for rule in (inside, *ssh):
-            whole = {"security_group_id": group["id"], "direction": "ingress", "ethertype": "IPv4", **rule}
-            self._once("/security-group-rules", {"security_group_rule": whole})
+        self._allow(group["id"])
         if self._section.network is None:
             self._make_network(name, labels)
+
+    def _allow(self, group: str) -> None:
+        """Let in SSH from outside, and everything from inside; rules for where the laptop was before go."""
+        path = "/security-group-rules"
+        sources = set(address.sources(self._section.ssh_from))
+        there = self._listed("network", path, "security_group_rules", security_group_id=group)
+        old = {each["remote_ip_prefix"]: each["id"] for each in there if each.get("port_range_min") == 22}
+        port = {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22}
+        rules: list[dict[str, object]] = [{**port, "remote_ip_prefix": each} for each in sorted(sources - set(old))]
+        if not any(each.get("remote_group_id") == group for each in there):
+            rules.append({"remote_group_id": group})
+        for rule in rules:
+            whole = {"security_group_id": group, "direction": "ingress", "ethertype": "IPv4", **rule}
+            self._once(path, {"security_group_rule": whole})
+        for its_id in (old[each] for each in set(old) - sources):
+            self._call("network", "DELETE", f"{path}/{its_id}")
 
     def _make_network(self, name: str, labels: Mapping[str, str]) -> None:
         network = self._made("network", {"name": name}, labels)
