@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import re
 import signal
 import sys
@@ -197,19 +198,22 @@ def ended(pid: int) -> int:
 
 @pytest.mark.usefixtures("still")
 def test_killed_at_every_step_and_woken_twice_at_once(lab: Callable[..., Lab]) -> None:
-    study = lab(budget={"trials": 22}, parallel=5)
+    study = lab(budget={"trials": 30}, parallel=8)
     study.start()
-    kills, deepest, at = 0, 0, 1
+    kills, deepest, at, moments = 0, 0, 1, random.Random(5)
     while not study.row().is_finished:
         study.wait(study.has_news)
         if ended(fork_wake(study, at)) == signal.SIGKILL:
             kills, deepest, at = kills + 1, max(deepest, at), at + 1
         else:  # it had no so many steps: all of them were gone through
-            at = 1
+            at, pid = 1, fork_wake(study)
+            time.sleep(moments.uniform(0.0, 0.03))
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
             assert [ended(pid) for pid in (fork_wake(study), fork_wake(study))] == [0, 0]
     print(f"killed {kills} times, at up to the {deepest}th step of a wake")
     assert deepest > 30
-    check_exactly_once(study, 22)
+    check_exactly_once(study, 30)
 
 
 # ------------------------------------------------------------------------------------------------ by its own clock
