@@ -18,6 +18,7 @@ from ems.errors import NotFoundError
 from ems.executor.base import writing_to
 from ems.node import records
 from ems.node.records import ExperimentFiles
+from ems.study.threads import load_numpy
 
 _POLL_S = 0.2  # a look at one file
 _LONGEST_REST_S = 5.0
@@ -242,6 +243,7 @@ class HereClock:
 
 def main(argv: list[str]) -> None:
     """Be the clock of a study on this machine: ``python -m ems.study.clock ROOT STUDY [WORKER_PYTHON]``."""
+    load_numpy()
     root, study_id, *worker_python = argv
     HereClock(Path(root), study_id, worker_python[0] if worker_python else None).run()
 

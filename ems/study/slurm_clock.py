@@ -19,6 +19,7 @@ from ems.node import feed, records
 from ems.node.records import ExperimentFiles
 from ems.study import rows
 from ems.study.clock import ClockState
+from ems.study.threads import load_numpy
 
 _GUARD_S = 300  # it comes again after this where a wake was killed so that nobody settled when
 _CALLED_S = 5.0  # until the next wake where a run ended while this one worked
@@ -117,6 +118,7 @@ def main(argv: list[str]) -> int:
     from ems.executor.slurm import SlurmExecutor  # noqa: PLC0415  # submitit takes a while to import
     from ems.study import driver  # noqa: PLC0415  # which needs the clocks
 
+    load_numpy()
     root, study_id, *worker_python = argv
     python = worker_python[0] if worker_python else None
     clock = SlurmClock(Path(root), study_id, python, is_ours=True)
