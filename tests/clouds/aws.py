@@ -186,6 +186,7 @@ class Cloud:
             return 200, answer
         asked = dict(fields)
         if fields["Action"] == "RunInstances":
+            asked.pop("IamInstanceProfile.Name", None)  # it would have to be in moto's IAM
             # moto makes as many as the least that is asked for
             asked["MinCount"] = asked["MaxCount"] = str(min(int(fields["MaxCount"]), self.most_per_call))
         if fields["Action"] == "TerminateInstances":  # moto fails for those that are gone

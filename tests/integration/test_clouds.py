@@ -5,10 +5,13 @@ Nobody answers SSH on the stand-ins' machines: what a cluster does once they run
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import email
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -571,3 +574,94 @@ def test_requests_of_one_call_know_their_names_by_their_place() -> None:
     assert [each.name for part in parts for each in part] == [*odd, "a-gpu-002"]
     assert all(len(bulk.encode([each.name for each in part])) <= 255 for part in parts)
     assert dataclasses.asdict(wish)["name"] == ""
+
+
+# -- what one cloud alone has -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", ["aws"], indirect=True)
+def test_ec2_is_asked_for_what_the_definition_says(bench: Bench) -> None:
+    provider = bench.provider(instance_profile="ems-controller", tags={"Team": "vision"})
+    provider.prepare(LABELS)
+    wanted = bench.nodes(2, spot=True, lease_s=7200, disk_gb=80, disk_type="gp2")
+    bench.cloud.most_per_call = 1  # capacity for one at a time
+    made(provider.create([bench.controller(), *wanted]))
+    runs = [each for action, each in bench.cloud.calls if action == "RunInstances" and "DryRun" not in each]
+    [gate] = [each for each in runs if each["InstanceType"] == "m7i.large"]
+    nodes = [each for each in runs if each["InstanceType"] == "g4dn.xlarge"]
+    assert [each["MaxCount"] for each in nodes] == ["2", "1"]  # the rest is asked for again
+    assert gate["IamInstanceProfile.Name"] == "ems-controller"
+    assert gate["InstanceInitiatedShutdownBehavior"] == "stop"
+    assert "InstanceMarketOptions.MarketType" not in gate
+    assert (gate["MetadataOptions.HttpTokens"], gate["ImageId"]) == ("required", "ami-0deb1200000000001")
+    node = nodes[0]
+    assert "IamInstanceProfile.Name" not in node
+    assert node["InstanceMarketOptions.MarketType"] == "spot"
+    assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert (node["BlockDeviceMapping.1.Ebs.VolumeSize"], node["BlockDeviceMapping.1.Ebs.VolumeType"]) == ("80", "gp2")
+    parts = email.message_from_bytes(base64.b64decode(node["UserData"])).get_payload()
+    assert [each.get_content_type() for each in parts] == ["text/cloud-config", "text/x-shellscript-per-boot"]
+    assert "7200" in parts[1].get_payload()
+    tags = {node[key]: node[key.replace(".Key", ".Value")] for key in node if re.match(r"TagSpec.*\.1\.Tag.*Key", key)}
+    assert tags.items() >= {"Team": "vision", base.CLUSTER: "demo", "ems-nodes": "demo-gpu- 001-002"}.items()
+    assert {each.spot for each in provider.list(LABELS) if each.name.startswith("demo-gpu")} == {True}
+    assert len({each["ClientToken"] for each in runs}) == 3
+
+
+@pytest.mark.parametrize("bench", ["openstack"], indirect=True)
+def test_openstack_is_asked_for_what_the_definition_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(os.environ["OS_CLIENT_CONFIG_FILE"])
+    login = {"auth_url": bench.cloud.url, "application_credential_id": "a1", "application_credential_secret": "secret"}
+    path.write_text(json.dumps({"clouds": {"only": {"auth_type": "v3applicationcredential", "auth": login}}}))
+    provider = bench.provider(cloud=None, labels={"team": "vision"}, images={"debian:12": "debian-13-generic"})
+    assert "only" in provider.findings([bench.controller()])[0].said
+    provider.prepare(LABELS)
+    [gate] = made(provider.create([bench.controller(disk_gb=200)]))
+    [server] = bench.cloud.servers.values()
+    assert (
+        server["metadata"].items() >= {"team": "vision", base.CLUSTER: "demo", "ems-nodes": "demo-controller"}.items()
+    )
+    assert gate.ssh_address in {each["floating_ip_address"] for each in bench.cloud.neutron["floatingip"].values()}
+    with pytest.raises(ProviderError, match="spot machine, and OpenStack has none"):
+        provider.check([bench.controller(spot=True)])
+    bench.cloud.most_servers = 2
+    with pytest.raises(ProviderError, match="quota of 2 servers has 1 left, and 3 are needed"):
+        provider.check(bench.nodes(3))
+    path.write_text(json.dumps({"clouds": {"one": {"auth": login}, "two": {"auth": login}}}))
+    with pytest.raises(ProviderError, match="which of one, two is not said"):
+        bench.provider(cloud=None).list()
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", "/nowhere")
+    with pytest.raises(ProviderError, match=r"no credentials|no cloud `lab`"):
+        bench.provider().list()
+
+
+def test_aws_credentials_are_where_people_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ems.cluster.provider import awskeys
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ProviderError, match="no credentials for AWS here") as caught:
+        awskeys.keys()
+    assert "aws configure" in caught.value.hint
+    answer = {"Version": 1, "AccessKeyId": "AKIAP", "SecretAccessKey": "p", "SessionToken": "t"}
+    answer["Expiration"] = "2020-01-01T00:00:00Z"
+    (tmp_path / "answer").write_text(json.dumps(answer))
+    config = f"[default]\nregion = eu-north-1\n[profile tool]\ncredential_process = cat '{tmp_path}/answer'\n"
+    (tmp_path / "config").write_text(f"{config}[profile sso]\nsso_session = x\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    (tmp_path / "secrets").write_text("[default]\naws_access_key_id = AKIAD\naws_secret_access_key = d\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "secrets"))
+    assert (awskeys.keys().id, awskeys.region()) == ("AKIAD", "eu-north-1")
+    tool = awskeys.keys("tool")
+    assert (tool.id, tool.token, tool.is_fresh()) == ("AKIAP", "t", False)
+    assert "secret" not in repr(tool)
+    assert repr(tool) == "Keys(AKIA…)"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProviderError, match="needs the `aws` command"):
+        awskeys.keys("sso")
+    with pytest.raises(ProviderError, match="profile `nobody`"):
+        awskeys.keys("nobody")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAE")
+    assert awskeys.keys().id == "AKIAE"
+    assert awskeys.keys("default").id == "AKIAD"
