@@ -18,7 +18,7 @@ def test_the_learning_rate_is_searched_on_gpus(lab):
     assert "one trial: 1 GPU, 1 core, at most 10" in planned
     assert "#SBATCH --gres=gpu:1" in planned
     assert lab.slurm.queue() == []
-    said = lab.ems(*words, "--wait")
+    said = lab.ems(*words, "--wait", timeout=400)
     assert "2 trials started in " in said.stdout
     assert "you may close the laptop" in said.stdout
     shown = json.loads(lab.ems("tune", "status", "--json").stdout)
