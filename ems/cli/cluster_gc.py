@@ -127,10 +127,15 @@ def _plain(left: Leftover) -> dict[str, object]:
 
 
 def remind(definition: Definition) -> None:
-    """Say on stderr what is left at a cluster's provider; nothing where nothing is, or nobody can be asked."""
+    """Say on stderr what is left at a cluster's provider; nothing where nothing is, or nobody can be asked.
+
+    Containers cost nothing but the look: that is for `ems cluster gc` alone.
+    """
     from ems.cli import render
     from ems.cluster import gc as cleaning
 
+    if definition.provider.kind == "container":
+        return
     try:
         found = cleaning.leftovers(definition)
     except EmsError:

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from ems.cli.cluster_gc import remind
 from ems.cluster import gc, lifecycle
 from ems.cluster.definition import AwsSection, Definition, GceSection, OpenstackSection
 from ems.cluster.fleet import Fleet, known
@@ -541,6 +542,12 @@ def test_gc_takes_what_nobody_needs_and_nothing_else(
     both = gc.leftovers(cluster, young=NOW, everyone=True)
     assert {each.cluster for each in both} == {"demo", "theirs"}
 
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("ems.cli.render.note", lambda *lines: said.extend(lines))
+        patch.setattr(gc.leftovers, "__kwdefaults__", {**gc.leftovers.__kwdefaults__, "young": NOW})
+        remind(cluster)
+        assert said == [f"{len(left.things)} resources left over of demo: ems cluster gc"]
     # `lab`: what this computer's containers are is not for this test to touch
     listed = json.loads(ems("cluster", "gc", "lab", "--older-than", "0", "--json").stdout)
     assert [each["cluster"] for each in listed] == ["demo"]
