@@ -1,7 +1,8 @@
 """The clock of a study on SLURM: a small job that comes again, called forward by runs that end.
 
-Between two wakes it waits in the queue and holds nothing. As a command, ``python -m ems.study.slurm_clock ROOT STUDY
-[WORKER_PYTHON]`` is one wake: what the job runs.
+Between two wakes it waits in the queue and holds nothing. As a command, ``python -m ems.study.slurm_clock [--guard]
+ROOT STUDY [WORKER_PYTHON]`` is one wake: what the job runs, and with ``--guard`` what the user's scrontab does, where
+there is one, so that the job is submitted anew should it be lost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ems.errors import NotFoundError
+from ems.executor import scrontab
 from ems.executor.base import writing_to
 from ems.executor.recurring import Recurring
 from ems.model import Experiment, State
@@ -21,6 +23,7 @@ from ems.study import rows
 from ems.study.clock import ClockState
 from ems.study.threads import load_numpy
 
+_GUARD = "--guard"  # of the command: not the job itself, but what sees that it is there
 _GUARD_S = 300  # it comes again after this where a wake was killed so that nobody settled when
 _CALLED_S = 5.0  # until the next wake where a run ended while this one worked
 _FAILED_S = 10.0  # after a wake that failed; twice as long after each further one
@@ -57,6 +60,7 @@ class SlurmClock:
         else:
             self._write_script()
             self._job.submit(next_s)
+            self._guard()
         self._note(next_s)
 
     def wake(self) -> None:
@@ -68,6 +72,9 @@ class SlurmClock:
         """See :meth:`Clock.stop`."""
         self._job.end()
         self._note_path.unlink(missing_ok=True)
+        if self._guard_path.exists():
+            scrontab.remove(self._job.job_name)
+            self._guard_path.unlink(missing_ok=True)
 
     def state(self) -> ClockState:
         """See :meth:`Clock.state`. SLURM is asked only where the next wake is late, or nobody noted when it is."""
@@ -98,6 +105,25 @@ class SlurmClock:
         record = {"clock": "slurm", "job": self._job.successor(), "next_at": f"{at:%FT%TZ}"}
         records.write_atomic(self._note_path, records.dump(record), durable=False)
 
+    @property
+    def _guard_path(self) -> Path:
+        return Path(self._files.dir, "driver.scrontab")  # there once the user's scrontab has an entry of ours
+
+    def _guard(self) -> None:
+        """Where SLURM has a scrontab, have it see every quarter of an hour that the job is there."""
+        if self._guard_path.exists() or not scrontab.is_available():
+            return
+        options = [f"--job-name={self._job.job_name}-guard", f"--output={self._job.path('log')}", "--open-mode=append"]
+        asked = Experiment.load(records.read_json(self._files.spec) or {}).resources
+        given = {name: getattr(asked, name) for name in ("partition", "account", "qos")}
+        options += [f"--{name}={value}" for name, value in given.items() if value is not None]
+        self._guard_path.touch()
+        scrontab.add(self._job.job_name, options, self._command(_GUARD))
+
+    def _command(self, *options: str) -> list[str]:
+        argv = [sys.executable, "-P", "-m", "ems.study.slurm_clock", *options, self._files.root, self._files.id]
+        return argv + ([self._worker_python] if self._worker_python else [])
+
     def _was_called(self) -> bool:
         """Whether something happened since this wake began to look."""
         try:
@@ -107,10 +133,8 @@ class SlurmClock:
 
     def _write_script(self) -> None:
         experiment = Experiment.load(records.read_json(self._files.spec) or {})
-        argv = [sys.executable, "-P", "-m", "ems.study.slurm_clock", self._files.root, self._files.id]
-        argv += [self._worker_python] if self._worker_python else []
         with writing_to(Path(self._files.root)):
-            self._job.write(argv, experiment.resources, _GUARD_S)
+            self._job.write(self._command(), experiment.resources, _GUARD_S)
 
 
 def main(argv: list[str]) -> int:
@@ -119,9 +143,10 @@ def main(argv: list[str]) -> int:
     from ems.study import driver  # noqa: PLC0415  # which needs the clocks
 
     load_numpy()
-    root, study_id, *worker_python = argv
+    is_guard = argv[0] == _GUARD
+    root, study_id, *worker_python = argv[is_guard:]
     python = worker_python[0] if worker_python else None
-    clock = SlurmClock(Path(root), study_id, python, is_ours=True)
+    clock = SlurmClock(Path(root), study_id, python, is_ours=not is_guard)
     try:
         report = driver.wake(Path(root), study_id, SlurmExecutor(Path(root), python), clock)
     except NotFoundError:  # the study was removed
