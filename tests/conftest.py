@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+# Before numpy is loaded, here and in what tests start: several processes share the cores already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where several processes share the tests, begin with the long ones; of one turn, as pytest-randomly shuffled."""

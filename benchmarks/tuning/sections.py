@@ -126,7 +126,7 @@ def compared(
         "mean log10 regret over the run",
         f"reached {solved:g}",
         "median evaluations to it",
-        "s/suggestion",
+        "CPU s/suggestion",
     )
     table = Section(title, columns, notes=notes)
     ranked: list[tuple[float, Sequence[str]]] = []
