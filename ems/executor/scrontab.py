@@ -11,7 +11,9 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 
+from ems.errors import ExecutorError
 from ems.executor.slurm import ask, call
+from ems.node import feed
 
 _TIMES = "*/15 * * * *"
 
@@ -32,13 +34,24 @@ def add(name: str, options: Sequence[str], command: Sequence[str]) -> bool:
         One word, by which :func:`remove` finds the entry; another of that name is replaced.
     options
         Of sbatch, e.g. ``--partition=cpu``.
+
+    Raises
+    ------
+    ExecutorError
+        If what stands there cannot be read; nothing is written then.
     """
     lines = [_begin(name), *(f"#SCRON {each}" for each in options), f"{_TIMES} {shlex.join(command)}", _end(name)]
     return _write([*_others(name), *lines])
 
 
 def remove(name: str) -> None:
-    """Take the entry out, if it is there."""
+    """Take the entry out, if it is there.
+
+    Raises
+    ------
+    ExecutorError
+        As :func:`add` does.
+    """
     known, others = _read(), _others(name)
     if len(others) < len(known):
         _write(others)
@@ -53,7 +66,9 @@ def _end(name: str) -> str:
 
 
 def _read() -> list[str]:
-    done = call(["scrontab", "-l"])  # where there is none, it says so and fails
+    done = call(["scrontab", "-l"])
+    if done.returncode != 0 and "no crontab" not in done.stderr + done.stdout:  # else what is there would be lost
+        raise ExecutorError(f"the scrontab cannot be read: {feed.words(done.stderr)}", "scrontab -l")
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 

@@ -319,6 +319,14 @@ def call_driver(files: ExperimentFiles) -> None:
         pass
 
 
+def called_at(files: ExperimentFiles) -> int:
+    """Return when a study's driver was last called, in ns by the clock of the file server; 0: never. Only to compare."""
+    try:
+        return os.stat(files.called).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def ask_driver(files: ExperimentFiles, request: Record, name: str = "") -> None:
     """Leave a request for a study's driver, e.g. ``{"kind": "stop"}``, and call it; see ems.study.wishes.
 

@@ -180,7 +180,7 @@ class HereClock:
         from ems.executor.here import HereExecutor  # noqa: PLC0415  # submitit takes a while to import
         from ems.study import driver  # noqa: PLC0415  # which needs this module
 
-        root, seen, began = Path(self._files.root), self._called(), time.monotonic()
+        root, seen, began = Path(self._files.root), records.called_at(self._files), time.monotonic()
         worked_s = -time.process_time()
         try:
             report = driver.wake(root, self._files.id, HereExecutor(root, self._worker_python), self)
@@ -211,16 +211,10 @@ class HereClock:
             If the study is gone.
         """
         while time.monotonic() < until:
-            if seen is not None and self._called() != seen:
+            if seen is not None and records.called_at(self._files) != seen:
                 return
             Path(self._files.study).stat()
             time.sleep(_POLL_S)
-
-    def _called(self) -> int:
-        try:
-            return Path(self._files.called).stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[int | None]:

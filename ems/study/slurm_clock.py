@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ems.errors import NotFoundError
+from ems.errors import ExecutorError, NotFoundError
 from ems.executor import scrontab
 from ems.executor.base import writing_to
 from ems.executor.recurring import Recurring
@@ -49,7 +50,7 @@ class SlurmClock:
         self._files = ExperimentFiles(root, study_id)
         self._worker_python = worker_python
         self._is_ours = is_ours
-        self._began = time.time()
+        self._seen = records.called_at(self._files)
         self._job = Recurring(Path(self._files.dir), "driver", f"ems-tune-{study_id}")
 
     def start(self, next_s: float) -> None:
@@ -73,8 +74,9 @@ class SlurmClock:
         self._job.end()
         self._note_path.unlink(missing_ok=True)
         if self._guard_path.exists():
-            scrontab.remove(self._job.job_name)
-            self._guard_path.unlink(missing_ok=True)
+            with suppress(ExecutorError):  # then it comes once more, and finds that nothing is left to do
+                scrontab.remove(self._job.job_name)
+                self._guard_path.unlink(missing_ok=True)
 
     def state(self) -> ClockState:
         """See :meth:`Clock.state`. SLURM is asked only where the next wake is late, or nobody noted when it is."""
@@ -118,7 +120,8 @@ class SlurmClock:
         given = {name: getattr(asked, name) for name in ("partition", "account", "qos")}
         options += [f"--{name}={value}" for name, value in given.items() if value is not None]
         self._guard_path.touch()
-        scrontab.add(self._job.job_name, options, self._command(_GUARD))
+        with suppress(ExecutorError):  # the job goes without, as on most sites
+            scrontab.add(self._job.job_name, options, self._command(_GUARD))
 
     def _command(self, *options: str) -> list[str]:
         argv = [sys.executable, "-P", "-m", "ems.study.slurm_clock", *options, self._files.root, self._files.id]
@@ -126,10 +129,7 @@ class SlurmClock:
 
     def _was_called(self) -> bool:
         """Whether something happened since this wake began to look."""
-        try:
-            return Path(self._files.called).stat().st_mtime > self._began
-        except FileNotFoundError:
-            return False
+        return records.called_at(self._files) != self._seen
 
     def _write_script(self) -> None:
         experiment = Experiment.load(records.read_json(self._files.spec) or {})

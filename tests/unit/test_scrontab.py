@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ems.errors import ExecutorError
 from ems.executor import scrontab
 
 STAND_IN = """#!/bin/sh
 # as SLURM's: -l lists, and fails where there is none; a file takes the place of all that was there
+[ -z "$DOWN" ] || [ "$1" != -l ] || { echo "scrontab: fatal: slurm_request_crontab failed: $DOWN" >&2; exit 1; }
 if [ "$1" = -l ]; then
     [ -e "$TABLE" ] || { echo "no crontab for $USER" >&2; exit 1; }
     cat "$TABLE"
@@ -55,6 +57,15 @@ def test_the_first_entry_needs_no_table(table: Path) -> None:
     assert scrontab.add("ems-tune-1", [], ["true"])
     scrontab.remove("ems-tune-1")
     assert table.read_text().strip() == ""
+
+
+def test_entries_that_cannot_be_read_are_not_written_over(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write_text("0 1 * * * backup\n")
+    monkeypatch.setenv("DOWN", "Unable to contact slurm controller")
+    for change in (lambda: scrontab.add("ems-tune-1", [], ["true"]), lambda: scrontab.remove("ems-tune-1")):
+        with pytest.raises(ExecutorError, match="cannot be read: slurm_request_crontab failed"):
+            change()
+    assert table.read_text() == "0 1 * * * backup\n"
 
 
 def test_it_is_there_only_where_the_site_lets_users(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
