@@ -19,6 +19,7 @@ import fnmatch
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -83,8 +84,15 @@ def walk(folder: Path, prefix: str = "", skipped: Collection[str] = _SKIPPED_DIR
         if entry.is_dir(follow_symlinks=False):
             if entry.name not in skipped and not entry.name.startswith("."):
                 yield from walk(folder, path + "/", skipped)
-        elif entry.is_file(follow_symlinks=False) and not records.is_untouched(entry.stat(follow_symlinks=False)):
+        elif entry.is_file(follow_symlinks=False) and _is_written(entry):
             yield path
+
+
+def _is_written(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not records.is_untouched(entry.stat(follow_symlinks=False))
+    except FileNotFoundError:  # the run, or what tidies up after it, has just removed it
+        return False
 
 
 def matching(folder: Path, pattern: str, cwd: str) -> Iterator[str]:
@@ -179,9 +187,12 @@ class RunFolder:
                     yield name, facts.st_size, facts.st_mtime
         for top in ("checkpoint", "files"):
             for path in sorted((self.path / top).rglob("*")):
-                if path.is_symlink() or not path.is_file():
+                try:
+                    facts = path.lstat()
+                except FileNotFoundError:  # removed meanwhile
                     continue
-                facts = path.stat()
+                if not stat.S_ISREG(facts.st_mode):
+                    continue
                 relative = path.relative_to(self.path / top).as_posix()
                 if top == "files" and records.is_untouched(facts):
                     continue
