@@ -340,6 +340,48 @@ def h_idle(seeds: int) -> Section:
     return table
 
 
+def i_claims(_: int) -> Section:
+    """False claims of a better configuration, looked for after each of up to 25 pairs."""
+    title = (
+        "Which of two is better: up to 25 paired runs, a look after each; noise of .5 points, of which .72 is common"
+    )
+    table = Section(
+        title, ("true difference", "noise", "claimed the better", "claimed the worse", "runs each when decided")
+    )
+    rng = np.random.default_rng(0)
+    for difference in (0.0, 0.2):
+        for noise, draw in (
+            ("normal", rng.standard_normal),
+            ("heavy tails (t3)", lambda n: rng.standard_t(3, n) / 3**0.5),
+        ):
+            right, wrong, pairs = _claims(difference, draw, 1000)
+            table.rows.append((f"{difference:g} points", noise, f"{right:.1%}", f"{wrong:.1%}", f"{pairs:.0f}"))
+            if noise == "normal":
+                false = right + wrong if difference == 0 else wrong
+                table.notes.append(
+                    judged(f"false claims at {difference:g} points", f"{false:.1%}", "5 %", false <= 0.05)
+                )
+    return table
+
+
+def _claims(difference: float, draw: Callable[[int], np.ndarray], repeats: int) -> tuple[float, float, float]:
+    """Return the shares of right and wrong claims (of either one where the two are equal), and pairs to a claim."""
+    from ems.search.noise import compare
+
+    right, wrong, pairs = 0, 0, []
+    for _ in range(repeats):
+        common, own = 0.5 * 0.72**0.5, 0.5 * 0.28**0.5
+        shared = common * draw(25)
+        a, b = shared + own * draw(25), difference + shared + own * draw(25)
+        for n in range(4, 26):
+            found = compare(list(a[:n]), list(b[:n]))
+            if found.is_decided:
+                right, wrong = right + found.is_better, wrong + (not found.is_better)
+                pairs.append(n)
+                break
+    return right / repeats, wrong / repeats, float(np.mean(pairs)) if pairs else np.nan
+
+
 SECTIONS: Mapping[str, Callable[[int], Section]] = {
     "a": a_hartmann6,
     "b": b_hartmann6_async,
@@ -349,4 +391,5 @@ SECTIONS: Mapping[str, Callable[[int], Section]] = {
     "f": f_crashes,
     "g": g_curves,
     "h": h_idle,
+    "i": i_claims,
 }
