@@ -44,18 +44,22 @@ def gc(
         try:
             return cleaning.leftovers(definition, everyone=everyone, images=images, young=young)
         except EmsError as error:
-            return f"{definition.provider.kind} ({definition.name}) was not looked at: {error.message}"
+            place = " ".join(dict.fromkeys((definition.provider.kind, definition.name)))
+            return f"{place} was not looked at: {error.message}"
 
     young = timedelta(minutes=older_than)
     with ThreadPoolExecutor() as pool:
         looks = list(pool.map(look, cleaning.definitions(project_here(), name)))
-    render.note(*(each for each in looks if isinstance(each, str)))
+    unseen = [each for each in looks if isinstance(each, str)]
+    if unseen and len(unseen) == len(looks):
+        raise ClusterError("; ".join(unseen), "`ems cluster check NAME` says what helps")
+    render.note(*unseen)
     listed = [each for part in looks if not isinstance(part, str) for each in part]
     found = list({each.incarnation: each for each in listed}.values())  # one place may be in several definitions
     if as_json:
         render.print_json([_plain(each) for each in found])
     elif not found:
-        render.say("nothing is left of any cluster")
+        render.say("nothing is left of any cluster" + (" where it was looked" if unseen else ""))
     else:
         render.say(*_lines(found))
     if found and (yes or not as_json):

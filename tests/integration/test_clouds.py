@@ -642,7 +642,7 @@ def test_openstack_is_asked_for_what_the_definition_says(bench: Bench, monkeypat
         bench.provider().list()
 
 
-def test_aws_credentials_are_where_people_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aws_credentials_are_where_people_have_them(ems: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ems.cluster.provider import awskeys
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -651,6 +651,9 @@ def test_aws_credentials_are_where_people_have_them(tmp_path: Path, monkeypatch:
     with pytest.raises(ProviderError, match="no credentials for AWS here") as caught:
         awskeys.keys()
     assert "aws configure" in caught.value.hint
+    unseen = ems("cluster", "gc", "aws", code=1)
+    assert "aws was not looked at: there are no credentials" in unseen.stderr
+    assert "nothing is left" not in unseen.stdout + unseen.stderr
     answer = {"Version": 1, "AccessKeyId": "AKIAP", "SecretAccessKey": "p", "SessionToken": "t"}
     answer["Expiration"] = "2020-01-01T00:00:00Z"
     (tmp_path / "answer").write_text(json.dumps(answer))

@@ -205,6 +205,9 @@ def test_without_credentials_or_project_it_says_what_helps(tmp_path: Path, monke
     with pytest.raises(ProviderError, match="no credentials for Google") as caught:
         GceProvider(GceSection()).list()
     assert "gcloud auth application-default login" in caught.value.hint
+    [found] = GceProvider(GceSection()).findings([controller()])
+    assert (found.subject, found.is_good) == ("credentials", False)
+    assert found.said == "there are no credentials for Google here"
 
 
 # -- a cluster's life -------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ems.cluster import forecast, price
-from ems.cluster.definition import Definition
+from ems.cluster.definition import ContainerSection, Definition
 from ems.cluster.failover import BACKOFF_S, Failover
-from ems.cluster.provider import address, gcewords, pricing
+from ems.cluster.provider import address, connect, gcewords, pricing
 from ems.cluster.provider.backoff import Backoff
 from ems.cluster.provider.base import CLUSTER, KIND, MachineRequest, MachineState, Resource, Thing
 from ems.cluster.provider.pool import Drivers, side_by_side
-from ems.errors import ProviderError, UsageError
+from ems.errors import ClusterError, ProviderError, UsageError
 
 
 class Clock:
@@ -159,8 +161,19 @@ def test_a_sum_with_an_unknown_price_is_unknown() -> None:
     assert (unknown.price_per_hour, unknown.price_per_gpu_hour) == (None, None)
     with pytest.raises(UsageError, match="no kind of node `cpu`"):
         forecast.forecast(cluster(), {"cpu": 1})
-    machine = Resource(Thing.MACHINE, "1", "demo-gpu-001", {KIND: "gpu"}, MachineState.RUNNING, size="n1-standard-8")
-    assert price.of_machines(cluster(), [machine]) == pytest.approx(8 * 0.031611 + 30 * 0.004237 + 2 * 0.35)
+    cards = {"machineType": "u/n1-standard-8", "guestAccelerators": [{"acceleratorType": "u/nvidia-tesla-t4"}]}
+    cards["guestAccelerators"][0]["acceleratorCount"] = 2  # type: ignore[index]
+    machine = gcewords.machine_of({"name": "theirs-x-001", "zone": "z", "status": "RUNNING", **cards})
+    bare = 8 * 0.031611 + 30 * 0.004237
+    assert price.of_machines(cluster(), [machine]) == pytest.approx(bare + 2 * 0.35), "of whatever definition it is"
+    built_in = gcewords.machine_of(
+        {"name": "a", "zone": "z", "status": "RUNNING", **cards, "machineType": "g2-standard-4"}
+    )
+    assert price.of_machines(cluster(), [built_in]) == 0.7068
+    unsized = Resource(Thing.MACHINE, "1", "theirs-gpu-001", {CLUSTER: "theirs", KIND: "gpu"}, MachineState.RUNNING)
+    assert price.of_machines(cluster(), [unsized, machine]) is None
+    mine = price.of_machines(cluster(), [replace(unsized, labels={CLUSTER: "demo", KIND: "gpu"})])
+    assert mine == price.of_kind(cluster(), "gpu")
 
 
 # -- what Google is told ----------------------------------------------------------------------------------------
@@ -262,3 +275,11 @@ def test_a_definition_of_a_cloud_says_what_is_wrong(tmp_path: Path) -> None:
             catalog.load("mine", tmp_path)
         assert said in caught.value.message
         assert hint in caught.value.hint
+
+
+def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ems.cluster.provider.container", raising=False)
+    monkeypatch.setitem(sys.modules, "libcloud.compute.base", None)
+    with pytest.raises(ClusterError, match="not installed: libcloud") as caught:
+        connect(ContainerSection())
+    assert "ems[cluster]" in caught.value.hint

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ems.errors import ClusterError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ems.cluster.definition import ProviderSection
     from ems.cluster.provider.base import Provider
+
+# What the extra `cluster` brings, by the names of its modules.
+_LIBRARIES = {"libcloud": "libcloud", "google": "google-auth", "requests": "libcloud"}
 
 
 def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _text: None) -> Provider:
@@ -18,7 +23,23 @@ def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _te
     ----------
     notify
         Is told of what takes long, e.g. that an image is made.
+
+    Raises
+    ------
+    ClusterError
+        Its library is not installed.
     """
+    try:
+        return _connect(section, notify)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _LIBRARIES:
+            raise
+        message = f"clusters need what is not installed: {_LIBRARIES[library]}"
+        raise ClusterError(message, "pip install 'ems[cluster]'") from None
+
+
+def _connect(section: ProviderSection, notify: Callable[[str], None]) -> Provider:
     if section.kind == "gce":
         from ems.cluster.provider.gce import GceProvider  # noqa: PLC0415
 

@@ -82,14 +82,22 @@ class GceProvider:
 
     def check(self, requests: Sequence[MachineRequest]) -> None:
         """Find out what can be wrong before anything is made: access, quota, image, size, zone, GPUs, disk."""
-        for found in gcecheck.findings(self.api, self.section, requests):
+        for found in self._looks(requests):
             if not found.is_good:
                 raise ProviderError(found.said, found.hint)
         self._refuse_strangers({each.labels[CLUSTER]: each.labels for each in requests})
 
     def findings(self, requests: Sequence[MachineRequest]) -> list[Finding]:
         """Return everything that :meth:`check` looks at; see :class:`.base.Inspector`."""
-        return list(gcecheck.findings(self.api, self.section, requests))
+        return list(self._looks(requests))
+
+    def _looks(self, requests: Sequence[MachineRequest]) -> Iterator[Finding]:
+        try:
+            api = self.api
+        except ProviderError as error:
+            yield Finding("credentials", error.message, is_good=False, hint=error.hint)
+        else:
+            yield from gcecheck.findings(api, self.section, requests)
 
     def prepare(self, labels: dict[str, str]) -> None:
         """Make network, subnetwork and the firewall's rules, unless they are there."""
@@ -203,7 +211,9 @@ class GceProvider:
         found = {name: faults[0] for name, faults in failed.items() if faults}
         if common := faults_of(ended):
             there = self._there(requests)
-            found |= {each.name: common[0] for each in requests if each.name not in found and each.name not in there}
+            # that fewer came than the least that was asked for is said beside what helps to know
+            why = next((each for each in common if each.cause is not RefusalCause.OTHER), common[0])
+            found |= {each.name: why for each in requests if each.name not in found and each.name not in there}
         return found
 
     def _result(self, request: MachineRequest, found: Resource | None, refusal: Refusal | None) -> Resource | Refusal:

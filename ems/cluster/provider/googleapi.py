@@ -114,7 +114,9 @@ class _Identity:
             else:
                 self._credentials, self.project = _from_key_file(Path(path).expanduser())
         except DefaultCredentialsError as error:
-            raise ProviderError(f"there are no credentials for Google: {_first_line(error)}", _LOGIN) from None
+            # where there are none, Google says but a link; where a file is missing or broken, which
+            why = "here" if "default credentials were not found" in str(error) else f"that work: {_first_line(error)}"
+            raise ProviderError(f"there are no credentials for Google {why}", _LOGIN) from None
 
     @property
     def access_token(self) -> str:
@@ -250,9 +252,13 @@ class Api:
         while True:
             page = self.get(path, params)
             found = page.get("items", [])
-            scopes = found.values() if isinstance(found, dict) else [{kind: found}]
-            for scope in scopes:
+            scopes = found if isinstance(found, dict) else {"": {kind: found}}
+            for name, scope in scopes.items():
+                if (scope.get("warning") or {}).get("code") == "UNREACHABLE":
+                    page["unreachables"] = [name]
                 yield from scope.get(kind, ())
+            if page.get("unreachables"):  # who believed that nothing is there would make it twice, or leave it behind
+                raise ApiError(f"Google cannot say now what is in {_last(page['unreachables'][0])}", "backendError", 503)
             if not (token := page.get("nextPageToken")):
                 return
             params = {**params, "pageToken": token}
