@@ -320,7 +320,7 @@ def call_driver(files: ExperimentFiles) -> None:
 
 
 def called_at(files: ExperimentFiles) -> int:
-    """Return when a study's driver was last called, in ns by the clock of the file server; 0: never. Only to compare."""
+    """Return when a study's driver was last called, ns by the file server's clock; 0: never. Only to compare."""
     try:
         return os.stat(files.called).st_mtime_ns
     except FileNotFoundError:

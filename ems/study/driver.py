@@ -159,6 +159,7 @@ class _Wake:
         before = self._row
         self._row, self._spec, is_now = wishes.apply(self._row, self._spec, wished, self._number)
         if before.is_finished and self._row.is_finished:
+            self._commit(0, 0, wished, is_changed=False)  # a larger budget counts once it is resumed
             wishes.forget(self._files, wished)
             return self._report(0, 0, [], next_s=None)
         handover.write(self._store, self._spec, self._experiment, self._files)

@@ -67,7 +67,7 @@ def _wake(site: Site, files: ExperimentFiles) -> dict[str, Any]:
 def _revive(site: Site, files: ExperimentFiles) -> bool:
     """Set the clock going where it stopped though the study goes on; return whether it had."""
     known = rows.read(Path(files.dir, rows.STORE), files.id)
-    if known is None or known.is_finished:
+    if (known is not None and known.is_finished) or not Path(files.study).exists():
         return False
     ticking = clocks.of(site.kind, site.root, files.id, site.worker_python)
     if ticking.state().is_running:

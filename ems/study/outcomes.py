@@ -85,9 +85,9 @@ def tell(store: Store, spec: StudySpec, parts: Sequence[SegmentRow], wake: int, 
         if outcome is None:
             told.waiting.append(_seen(segment, run))
         elif outcome is Outcome.LOST and reason != CANCELLED and segment.tries < spec.max_tries:
-            told.again.append(replace(_timed(segment, run), ended_at=""))
+            told.again.append(replace(_timed(segment, run), started_at="", ended_at=""))  # waiting costs nothing
         else:
-            cost = _cost(spec, segment, segment.rung == first[segment.number])
+            cost = fidelity_cost(spec, segment, is_first=segment.rung == first[segment.number])
             told.ended.append(_closed(segment, run, outcome, reason, wake, cost))
     return told
 
@@ -162,8 +162,8 @@ def _closed(
     )
 
 
-def _cost(spec: StudySpec, segment: SegmentRow, is_first: bool) -> float | None:
-    """Return what a segment spends of the fidelity; None without one."""
+def fidelity_cost(spec: StudySpec, segment: SegmentRow, *, is_first: bool) -> float | None:
+    """Return what a segment, the first of its trial or a later one, spends of the fidelity; None without one."""
     if spec.fidelity is None or segment.budget is None:
         return None
     return segment.budget - (0.0 if is_first else spec.fidelity.rungs[segment.rung - 1])

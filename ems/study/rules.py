@@ -93,16 +93,20 @@ def curves(store: Store, spec: StudySpec) -> dict[int, list[tuple[float, float]]
 
 
 def passed(spec: StudySpec, ended: Sequence[SegmentRow], known: Curves) -> list[SegmentRow]:
-    """Return a segment for each rung that trials passed on their way, where they run it at once (``stop``)."""
+    """Return a segment for each rung that trials passed on their way, where they run it at once (``stop``).
+
+    Also those that were stopped, with what they cost: up to the rung that they were on their way to, as
+    :func:`ems.search.rungs.charge` counts it.
+    """
     if spec.scheduler != "stop" or spec.fidelity is None:
         return []
     found = []
     for segment in ended:
-        points = known.get(segment.number, ())
+        points, reached = known.get(segment.number, ()), 0
         for rung, budget in enumerate(spec.fidelity.rungs[: segment.rung]):
             before = [value for at, value in points if at <= budget]
             if before and points[-1][0] >= budget:
-                value = spec.sign * before[-1]
+                value, reached = spec.sign * before[-1], rung + 1
                 found.append(
                     replace(
                         segment,
@@ -116,4 +120,6 @@ def passed(spec: StudySpec, ended: Sequence[SegmentRow], known: Curves) -> list[
                         wall_s=0.0,
                     )
                 )
+        if segment.outcome == Outcome.STOPPED:
+            found.append(replace(segment, cost=spec.fidelity.rungs[reached]))
     return found

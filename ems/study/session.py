@@ -22,6 +22,7 @@ from ems.search.trial import Outcome, Promote, Start
 from ems.store import Store, studies
 from ems.store.studies import FINISHED, SegmentRow, StudyRow, TrialRow, WakeRow
 from ems.study import asked, handover, ledger, standing, words
+from ems.study.outcomes import fidelity_cost
 from ems.study.spec import StudySpec
 from ems.study.standing import Best, Standing
 
@@ -199,10 +200,13 @@ class Study:
         if not failed and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UsageError(f"trial {number} gave {value!r}, which is no number", "study.tell(trial, loss)")
         with self._writing() as (store, row, spec):
-            pending = [e for e in studies.segments(store, self.id) if e.number == number and e.is_pending]
+            parts = [each for each in studies.segments(store, self.id) if each.number == number]
+            pending = [each for each in parts if each.is_pending]
             if not pending:
                 raise UsageError(f"trial {number} of {self._experiment.name} waits for nothing", "ask() for a trial")
             told = _told(pending[0], value, failed=failed, wake=row.wakes + 1)
+            cost = fidelity_cost(spec, told, is_first=len(parts) == 1)
+            told = told if cost is None else replace(told, cost=cost)
             self._record(spec, told)
             self._commit(store, row, spec, segments=[told], n_told=1)
             harvest.harvest(store, Path(self._files.root), lambda _: {}, [self.id])
@@ -342,7 +346,7 @@ def _told(segment: SegmentRow, value: float | None, *, failed: bool, wake: int) 
         segment,
         outcome=outcome.value,
         value=None if value is None or failed or not is_finite else float(value),
-        cost=segment.budget if segment.budget is not None else spent,
+        cost=spent,
         told=wake,
         reason="" if outcome is Outcome.OK else "told to have failed" if failed else f"it gave {value}",
         ended_at=now,

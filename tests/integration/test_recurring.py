@@ -1,4 +1,4 @@
-"""The script of a job that comes again, run by a real shell; SLURM's commands are stand-ins that keep a queue in files."""
+"""The script of a job that comes again, run by a real shell; SLURM's commands are stand-ins that keep a queue."""
 
 from __future__ import annotations
 

@@ -28,10 +28,11 @@ from ems.node import feed, records
 from ems.search.decide import replay
 from ems.search.dimension import Int, Real
 from ems.search.problem import Fidelity
+from ems.search.rungs import charge
 from ems.search.space import SearchSpace
 from ems.search.trial import Outcome, Trial
 from ems.store import Store, studies
-from ems.study import driver, rows
+from ems.study import budget, driver, rows, session
 from ems.study.clock import ClockState
 from ems.study.spec import StudySpec
 
@@ -309,8 +310,9 @@ def test_bad_trials_are_cancelled_on_their_way_where_they_cannot_be_resumed(lab:
         curve = {epoch: params["x"] + 1 / epoch for epoch in range(1, 10)}
         if index < 4:
             study.desk.run(index, curve)
-        else:  # came to 3 epochs so far
-            study.desk.run(index, {epoch: curve[epoch] + index for epoch in (1, 2, 3)}, state="RUNNING")
+        else:  # came to 3 epochs so far, or to 2
+            seen = range(1, 4 if index < 6 else 3)
+            study.desk.run(index, {epoch: curve[epoch] + index for epoch in seen}, state="RUNNING")
 
     study.wake()
     for index, (_, params) in study.desk.queued().items():
@@ -326,9 +328,19 @@ def test_bad_trials_are_cancelled_on_their_way_where_they_cannot_be_resumed(lab:
     assert study.finish(train).state == "FINISHED"
     trials = study.trials()
     assert {each.outcome for each in trials[4:]} == {Outcome.STOPPED}
-    assert [len(each.values) for each in trials] == [3] * 4 + [2] * 4, "the rungs that they passed count"
+    assert [len(each.values) for each in trials] == [3, 3, 3, 3, 2, 2, 1, 1], "the rungs that they passed count"
     assert trials[5].values[1] == pytest.approx(trials[5].params["x"] + 1 / 3 + 5)  # type: ignore[operator]
     assert all(each.reason.startswith("place ") for each in study.segments() if each.outcome == Outcome.STOPPED)
+    assert sum(each.cost for each in study.segments()) == charge(study.spec.problem(), trials) == 6 * 9 + 2 * 3
+
+
+def test_a_program_that_asks_and_tells_is_charged_for_each_rung_once(tmp_path: Path) -> None:
+    study = session.study("climb", {"x": "uniform(0,1)"}, fidelity="epochs=1..9", budget="60epochs", project=tmp_path)
+    for trial in study:
+        study.tell(trial, float(str(trial.params["x"])) + 1 / (trial.budget or 1))
+    spent = charge(study.standing.spec.problem(), study.standing.trials)
+    assert 40 < spent <= 60
+    assert sum(each.cost for each in study.standing.segments) == spent
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong
@@ -351,6 +363,23 @@ def test_what_a_machine_lost_is_tried_again_and_given_up_at_last(lab: Callable[.
     assert [len(study.files.attempt_numbers(index)) for index in range(3)] == [1, 3, 3]
     assert [each.tries for each in study.segments()[:3]] == [1, 3, 3]
     assert study.segments()[1].reason == "node failure"
+
+
+def test_while_a_lost_trial_waits_again_it_spends_nothing(lab: Callable[..., Lab]) -> None:
+    study = lab(budget={"gpuh": 1.0, "trials": 2}, parallel=1)
+    study.wake()
+    study.desk.run(0, state="RUNNING")
+    study.wake()
+    assert study.segments()[0].started_at
+    study.desk.words[study.desk.task(0)] = "NODE_FAIL"
+    study.wake()
+    (waiting,) = study.segments()
+    assert (waiting.tries, waiting.started_at, waiting.outcome) == (2, "", "pending")
+    later = "2099-01-01T00:00:00.000Z"
+    assert budget.spent(study.spec, study.experiment, [waiting], later)["cpuh"] == waiting.wall_s / 3600
+    study.desk.run(0, {1: 0.5})
+    study.wake()
+    assert study.segments()[0].started_at, "its last try is when it ran"
 
 
 def test_whose_fault_it_was_decides_the_outcome(lab: Callable[..., Lab]) -> None:
@@ -483,10 +512,11 @@ def test_a_study_is_stopped_and_goes_on_and_is_extended(lab: Callable[..., Lab])
     row = study.finish(study.bowl)
     assert row.state == "STOPPED"
     assert [each.outcome for each in study.trials()] == [Outcome.OK] * 2 + [Outcome.STOPPED] * 3
+    assert study.ask(kind="extend", budget={"trials": 1}).state == "STOPPED"
     study.ask(kind="resume")
     assert study.finish(study.bowl).state == "FINISHED"
-    assert len(study.trials()) == 6
-    study.ask(kind="extend", budget={"trials": 3})
+    assert len(study.trials()) == 7, "what was added while it stood still counts"
+    study.ask(kind="extend", budget={"trials": 2})
     assert study.finish(study.bowl).state == "FINISHED"
     assert len(study.trials()) == 9
     assert not list(Path(study.files.dir, "requests").iterdir())
