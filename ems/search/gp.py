@@ -8,6 +8,7 @@ argument, so that categorical and inactive dimensions cost no code of their own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -295,6 +296,18 @@ class Surrogate:
     def noise(self) -> float:
         """Standard deviation of an evaluation around the mean, in units of the objective, near the best values."""
         return float(np.exp(0.5 * self.theta[-1]) * self.warp.scale)
+
+    @property
+    def evidence(self) -> float:
+        """Log density of the observed values, in units of the objective, for the hyper-parameters that were fitted.
+
+        Rasmussen & Williams 2006, eq. 2.30, with the slopes of the warp (Snelson et al. 2004, "Warped Gaussian
+        Processes"), so that models of values that were bent and of those that were not can be compared.
+        """
+        n = self._n_observed
+        z, factor = self._z[:n], self._factor[:n, :n]
+        images = -0.5 * float(z @ z) - float(np.sum(np.log(np.diagonal(factor)))) - 0.5 * n * math.log(2.0 * math.pi)
+        return images + self.warp.log_slope(self.warp.invert(np.tril(factor) @ z))
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation at ``x`` (m, d); see :class:`Posterior`.

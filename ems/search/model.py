@@ -14,7 +14,7 @@ from ems.search.feasibility import Feasibility
 from ems.search.gp import Posterior, Surrogate
 from ems.search.problem import Problem
 from ems.search.trial import Origin, Outcome, Proposal, Trial
-from ems.search.warp import FAITHFUL_TAIL, Array
+from ems.search.warp import Array
 
 N_REFINED = 8  # candidates that local refinement starts from
 MANY = 16  # proposals at once: of more each is refined with half the effort, so that a driver's wake stays short
@@ -67,8 +67,13 @@ def fit(known: Known, rng: np.random.Generator) -> Posterior:
 
 
 def fit_faithful(known: Known, rng: np.random.Generator) -> Surrogate:
-    """Return the model of one rung alone that reports are made by: bad values are pulled in only if extreme."""
-    return Surrogate.fit(known.x, known.y, rng, known.ground.layout, heavy_tail=FAITHFUL_TAIL)
+    """Return the model of one rung alone that reports are made by: of values as they are, unless bent is likelier.
+
+    Bending makes a search bold, and a smooth bowl a cliff: a person should see it only where values need it.
+    """
+    tails = (math.inf, 0.0)
+    found = [Surrogate.fit(known.x, known.y, rng, known.ground.layout, heavy_tail=tail) for tail in tails]
+    return max(found, key=lambda model: model.evidence)
 
 
 def propose(

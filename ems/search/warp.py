@@ -11,7 +11,6 @@ from scipy.special import ndtri
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-FAITHFUL_TAIL = 3.0  # for models that are to be read, not searched by: bending adds to the noise that they see
 HEAVY_TAIL = 0.0  # pulled in always: better than never on `benchmarks.tuning.problems.DEVELOPED`, a tie on `HELD_OUT`
 
 
@@ -64,6 +63,15 @@ class Warp:
     def invert(self, values: Array) -> Array:
         """Return values of the objective, given their images (m,)."""
         return self._bend(values * self.scale + self.location, self.images, self.knots)
+
+    def log_slope(self, y: Array) -> float:
+        """Return the sum of the logarithms of the map's slopes at values ``y`` (m,) of those that it was made of.
+
+        At a knot it is the geometric mean of the slopes on both sides.
+        """
+        pieces = np.log(np.diff(self.images) / np.diff(self.knots))
+        below, above = np.concatenate([[0.0], pieces]), np.concatenate([pieces, [0.0]])
+        return float(np.sum(np.interp(y, self.knots, (below + above) / 2.0)) - len(y) * np.log(self.scale))
 
     @staticmethod
     def _bend(v: Array, sources: Array, targets: Array) -> Array:
