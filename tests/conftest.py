@@ -11,7 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
+
+# no verdict depends on how busy the machine is
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 # Before numpy is loaded, here and in what tests start: several processes share the cores already.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
