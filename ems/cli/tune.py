@@ -91,7 +91,13 @@ MaxCrashes = Annotated[
     int | None, o.option(END, "--max-crashes", metavar="K", help="After K crashes in a row (default 5).")
 ]
 Parallel = Annotated[
-    int | None, o.option(HOW, "--parallel", metavar="N", help="Trials at a time (default: what fits here, else 8).")
+    int | None,
+    o.option(
+        HOW,
+        "--parallel",
+        metavar="N",
+        help="Trials at a time (default: what fits here, else 8); on SLURM up to N more that are queued ahead may run.",
+    ),
 ]
 Fidelity = Annotated[
     str | None,

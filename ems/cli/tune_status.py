@@ -150,7 +150,9 @@ def lines(standing: Standing) -> list[str]:
         name = (spec.fidelity.name if spec.fidelity else "") or "step"
         facts.append(("rungs", ", ".join(f"{name} {value:g}: {n:,}" for value, n in standing.rungs)))
     if not row.is_finished:
-        facts.append(("workers", f"{standing.counts['running']:,} of {spec.parallel:,} busy"))
+        running = standing.counts["running"]
+        ahead = ": those queued ahead found room, too" if running > spec.parallel else ""
+        facts.append(("workers", f"{running:,} of {spec.parallel:,} busy{ahead}"))
     facts.append(("budget", _budget_line(standing)))
     facts.append(("driver" if not row.is_finished else "ended", _driver_line(standing)))
     labels = [label if i == 0 or facts[i - 1][0] != label else "" for i, (label, _) in enumerate(facts)]

@@ -13,7 +13,7 @@ from ems import space
 from ems.cli import tune, tune_status
 from ems.cluster import catalog, price
 from ems.cluster.record import Files, new
-from ems.model import Experiment, Json, PassAs, Resources
+from ems.model import Experiment, Json, PassAs, Resources, State
 from ems.search.dimension import Real
 from ems.search.problem import Fidelity
 from ems.search.space import SearchSpace
@@ -97,3 +97,15 @@ def test_a_trial_costs_its_share_of_a_node() -> None:
     assert cost("gce", Resources(gres="gpu:1", nodes=2)) == pytest.approx(2 * whole)
     assert cost("other", Resources(gres="gpu:1")) is None
     assert cost("here", Resources(), remote=None) is None
+
+
+def test_more_than_were_asked_for_are_explained() -> None:
+    begun = standing()
+    trials = [Trial(number, {"x": number / 8}, config=number) for number in range(3)]
+    busy = replace(begun, trials=trials, states=dict.fromkeys(range(3), State.RUNNING))
+    says = {
+        n: next(line for line in tune_status.lines(replace(busy, spec=replace(SPEC, parallel=n))) if "busy" in line)
+        for n in (2, 3)
+    }
+    assert says[2].endswith("3 of 2 busy: those queued ahead found room, too")
+    assert says[3].endswith("3 of 3 busy")
