@@ -36,9 +36,8 @@ _LONGEST_NAME = 100  # it stands in tables, and in names of folders
 class Request:
     """Everything that ``ems parrun`` or ``ems run`` was asked, after flags, config files and defaults were joined.
 
-    Exactly one of five sources gives the points: ``trial``; ``single``; ``sets``/``sweep_file`` where given; else the
-    script's own loops. ``sweep_file`` may also name the script. ``trial`` is an example of the params of a study, whose
-    runs are chosen while it goes on: it has none to begin with.
+    Exactly one of four sources gives the points: ``trial``, an example of the params of a study, whose runs are chosen
+    later; ``single``; ``sets``/``sweep_file``, which may also name the script; else the script's own loops.
     """
 
     script: Path | None
@@ -98,10 +97,7 @@ class _Points:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An experiment that has been worked out but not submitted; its code is frozen already.
-
-    ``code_key`` stands for the code in the keys of its runs: script, modules and configuration files.
-    """
+    """An experiment that has been worked out but not submitted; its code is frozen already."""
 
     experiment: Experiment
     target: Target
@@ -110,7 +106,7 @@ class Plan:
     skipped: Mapping[int, str]  # number of the point -> "EXP/INDEX" that completed with the same key
     warnings: tuple[str, ...]
     project: Path
-    code_key: str
+    code_key: str  # of script, modules and configuration files: in the keys of its runs
     _points: _Points
 
     @property
