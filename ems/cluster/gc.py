@@ -18,15 +18,15 @@ from pathlib import Path
 from ems.cluster import catalog, lifecycle, price
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import CONTROLLER_ROLE, Fleet, Report, quiet, verified
-from ems.cluster.images import BAKE_ROLE
+from ems.cluster.images import BAKE_ROLE, LEASE_S
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
-from ems.cluster.record import Files, Phase, Record, label_value, names, owner
+from ems.cluster.record import Files, Journal, Phase, Record, label_value, names, owner
 from ems.errors import ClusterError, EmsError
 
 #: What is younger may still be in somebody's hands.
 YOUNG = timedelta(minutes=10)
-_BAKING = timedelta(hours=2)  # a machine that becomes an image has no controller beside it
+_BAKING = timedelta(seconds=LEASE_S)  # a machine that becomes an image has no controller beside it
 _EMPTY_S = 300
 _AGAIN_S = 1.0  # listings may be late: nothing is left once two of them, so far apart, say so
 _CREATED = re.compile(r"(\d{4}-\d\d-\d\d)t(\d\d)-(\d\d)-(\d\d)")
@@ -135,9 +135,7 @@ def _judged(
     is_baking = record is None and any(each.labels.get(base.ROLE) == BAKE_ROLE for each in machines)
     if made is not None and datetime.now(UTC) - made < (max(young, _BAKING) if is_baking and young else young):
         return None
-    controllers = [each for each in machines if each.labels.get(base.ROLE) == CONTROLLER_ROLE]
-    controller = next((each for each in controllers if each.state is not MachineState.FAILED), None)
-    why = _why(record, controller)
+    why = "" if record is not None and _is_locked(name) else _why(record, machines)
     if not why:
         return None
     cost = price.of_machines(definition, machines)
@@ -145,17 +143,17 @@ def _judged(
     return Leftover(name, incarnation, said, tuple(things), why, made, cost, definition)
 
 
-def _why(record: Record | None, controller: Resource | None) -> str:
-    """Return why nobody needs a cluster; empty where somebody may."""
-    if record is None:
-        return "" if controller else "its controller is gone"
-    if _is_locked(record.name):
-        return ""
+def _why(record: Record | None, things: Iterable[Resource]) -> str:
+    """Return why nobody needs a cluster that no command is at; empty where somebody may."""
+    machines = [each for each in things if each.thing is Thing.MACHINE and each.state is not MachineState.FAILED]
+    controller = next((each for each in machines if each.labels.get(base.ROLE) == CONTROLLER_ROLE), None)
     if controller is None:
         return "its controller is gone"
-    if record.phase in {Phase.READY, Phase.PAUSED} or _answers(record, controller):
+    if record is None or record.phase in {Phase.READY, Phase.PAUSED} or _answers(record, controller):
         return ""
-    return "half deleted" if record.phase is Phase.STOPPING else "its start was cut off"
+    if record.phase is Phase.STOPPING:
+        return "half deleted"
+    return "" if Journal(Files(record.name)).is_at(lifecycle.MADE) else "its start was cut off"
 
 
 def _answers(record: Record, controller: Resource) -> bool:
@@ -206,16 +204,27 @@ def delete(left: Leftover, report: Report = quiet) -> int:
     ClusterError
         If something cannot be deleted, or another command has taken the cluster up in the meantime.
     """
-    record = _record(left.cluster, left.incarnation)
     provider = connect(left.definition.provider)
     images = [each for each in left.things if each.thing is Thing.IMAGE]
-    if record is None:
+    if _record(left.cluster, left.incarnation) is None:
         count = _emptied(provider, left, report)
     else:
         with Files(left.cluster).locked():
-            count = lifecycle.stop(Fleet(Files(left.cluster), record, report))
+            record = _record(left.cluster, left.incarnation)  # as it is now
+            if record is None:
+                count = _emptied(provider, left, report)
+            else:
+                fleet = Fleet(Files(left.cluster), record, report)
+                _check_still(left, record, fleet.resources())
+                count = lifecycle.stop(fleet)
     provider.destroy(images)
     return count + len(images)
+
+
+def _check_still(left: Leftover, record: Record | None, things: Sequence[Resource]) -> None:
+    """Refuse what is left over no more: between the look and the yes somebody may have gone on with it."""
+    if things and not _why(record, things):
+        raise ClusterError(f"somebody has taken up {left.cluster} in the meantime", "ems cluster gc looks again")
 
 
 def _emptied(provider: Provider, left: Leftover, report: Report) -> int:
@@ -223,6 +232,7 @@ def _emptied(provider: Provider, left: Leftover, report: Report) -> int:
     end, deleted, empty = time.monotonic() + _EMPTY_S, set[str](), 0
     while empty < 2:
         things = [each for each in provider.list(labels) if each.thing is not Thing.IMAGE]
+        _check_still(left, None, things)
         report(left.cluster, f"{len(things)} left")
         deleted |= {each.id for each in things}
         if things and time.monotonic() > end:

@@ -14,6 +14,8 @@ from ems.errors import ClusterError, ConnectionFailedError
 from ems.ssh import Host
 
 BAKE_ROLE = "bake"
+#: After which a machine that becomes an image ends itself: whoever made it was killed.
+LEASE_S = 2 * 3600
 _REACH_S = 180
 
 
@@ -106,6 +108,7 @@ def _request(fleet: Fleet, kind: str) -> MachineRequest:
         spec.size[0] if spec.size else None,
         is_public=True,
         disk_type=spec.disk_type,
+        lease_s=LEASE_S,
     )
 
 
@@ -139,7 +142,8 @@ def _reach(fleet: Fleet, machine: Resource) -> Host:
     known_hosts.write_text(f"{name} {keys.public_of(machine.labels[base.HOST_KEY])}\n")
     deadline = time.monotonic() + _REACH_S
     while True:
-        here = next(each for each in fleet.provider.list({base.NODE: name}) if each.thing is Thing.MACHINE)
+        there = (each for each in fleet.resources() if each.thing is Thing.MACHINE and each.name == name)
+        here = next(there, machine)  # it may not be listed yet
         user = fleet.definition.login_user
         host = Host(f"{user}@{here.ssh_address}", here.ssh_port, fleet.keys.identity, known_hosts, name, persist_s=60)
         try:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from ems import registry
-from ems.cluster import images, nodes, provision
+from ems.cluster import images, ledger, nodes, provision, usage
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, Report, quiet
 from ems.cluster.keys import fingerprint
@@ -25,6 +25,8 @@ _REACH_S = 180  # from a machine's creation to its first login; clouds take unde
 _EMPTY_S = 300
 _LATE_S = 2.0  # a cloud's listing may lack what was made a moment ago
 _REQUEUE_S = 60
+#: The step of the journal by which machines that were made, and are not set up yet, are not taken for left over.
+MADE = "made"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,6 @@ def _refuse_later(definition: Definition) -> None:
             f"`nodes.{kind}.max` asks for nodes that come and go with the queue, which this version cannot make",
             f"say `count` instead; ems cluster resize {definition.name} {kind}=N changes it",
         )
-    if definition.limits.max_cost is not None:
-        raise ClusterError(
-            "`limits.max_cost` asks for a limit that this version cannot keep",
-            f"`max_nodes` and `max_hours` are kept; ems cluster plan {definition.name} says what an hour costs",
-        )
 
 
 def _check_phase(phase: Phase, name: str) -> None:
@@ -149,6 +146,7 @@ def plan(fleet: Fleet, counts: Mapping[str, int], preferred: Iterable[str] = ())
     return tuple(chosen)
 
 
+@ledger.kept
 def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
     """Make what is wanted and not there; then set it up, wait for its nodes, and run a job on every partition.
 
@@ -161,6 +159,8 @@ def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
     want(fleet, fleet.record.wanted)
     make(fleet)
     if not setup:
+        with fleet.journal.step(MADE):
+            pass
         return Outcome(tuple(fleet.record.wanted), fleet.record.left_out, seconds=time.monotonic() - began)
     changed = configure(fleet)
     outcome = settle(fleet, changed)
@@ -176,6 +176,8 @@ def make(fleet: Fleet) -> None:
     interrupted = fleet.journal.unfinished()
     found = nodes.settled_machines(fleet) if interrupted else fleet.machines()
     missing = [each for each in requests if each.name not in found]
+    if missing or any(each.state is MachineState.STOPPED for each in found.values()):
+        ledger.check_limit(fleet)
     if missing:
         fleet.provider.check(missing)
         fleet.report("network", "being made")
@@ -296,6 +298,7 @@ def setup(fleet: Fleet) -> Outcome:
     return _timed(outcome, began)
 
 
+@ledger.kept
 def resize(fleet: Fleet, counts: Mapping[str, int], *, now: bool = False) -> Outcome:
     """Have other numbers of nodes; those that leave finish what they run first.
 
@@ -314,16 +317,19 @@ def resize(fleet: Fleet, counts: Mapping[str, int], *, now: bool = False) -> Out
 
 def change(fleet: Fleet, wanted: tuple[str, ...], *, now: bool = False) -> None:
     """Make and delete nodes until there are those that are wanted."""
-    want(fleet, wanted)
     found = fleet.machines()
+    if new := set(wanted) - found.keys():
+        ledger.check_limit(fleet, wanted)
+    want(fleet, wanted)
     requests = nodes.requests(fleet, list(wanted))
-    if missing := [each for each in requests if each.name not in found]:
+    if missing := [each for each in requests if each.name in new]:
         fleet.provider.check(missing)
     nodes.create(fleet, requests, found)
     surplus = [name for name in found if name != fleet.record.controller and name not in wanted]
     nodes.remove(fleet, surplus, now=now)
 
 
+@ledger.kept
 def remove_nodes(fleet: Fleet, names: Iterable[str], *, now: bool = False) -> list[str]:
     """Drain nodes and delete them; they are not wanted any more. Returns their whole names.
 
@@ -351,6 +357,7 @@ def settle_new(fleet: Fleet) -> Outcome:
     return Outcome(tuple(ready), dict(fleet.record.left_out))
 
 
+@ledger.kept
 def pause(fleet: Fleet) -> None:
     """Stop all machines; disks and accounting stay. What runs goes back into the queue.
 
@@ -397,6 +404,7 @@ def _wait_requeued(fleet: Fleet) -> None:
         time.sleep(0.3)
 
 
+@ledger.kept
 def resume(fleet: Fleet) -> Outcome:
     """Start all machines of a cluster that was paused, and wait until SLURM has its nodes again."""
     began = time.monotonic()
@@ -437,6 +445,8 @@ def stop(fleet: Fleet, *, with_images: bool = False) -> int:
     ClusterError
         If something cannot be deleted; it is named, and nothing is forgotten.
     """
+    ledger.observe(fleet)
+    usage.keep(fleet)
     fleet.update(phase=Phase.STOPPING)
     things = fleet.resources()
     controller = next((each for each in things if each.name == fleet.record.controller), None)
@@ -444,6 +454,7 @@ def stop(fleet: Fleet, *, with_images: bool = False) -> int:
         fleet.host(controller).close()
     with fleet.journal.step("stop", [each.name for each in things]):
         _destroy_until_empty(fleet, things)
+    ledger.observe(fleet)
     discarded = images.discard(fleet, every=True) if with_images else 0
     registry.forget(fleet.name)
     fleet.files.delete()

@@ -260,13 +260,20 @@ class Journal:
         self._append(step, listed, "done")
 
     def unfinished(self) -> list[str]:
-        """Return the steps whose last line is a beginning: whoever did them was killed in between."""
+        """Return the steps whose last line is no good end: whoever did them was killed, or an error ended them."""
         return list(self.begun())
 
     def begun(self) -> dict[str, list[str]]:
-        """Return the steps that were begun and never ended, each with what it was about to be done to."""
+        """Return the steps that were begun and never ended well, each with what it was about to be done to.
+
+        One that failed is among them: the connection may have broken, or Ctrl-C come, after the cloud had begun.
+        """
         last = {str(line["step"]): line for line in self.lines()}
-        return {step: _texts(line.get("things")) for step, line in last.items() if line["is"] == "begin"}
+        return {step: _texts(line.get("things")) for step, line in last.items() if line["is"] != "done"}
+
+    def is_at(self, step: str) -> bool:
+        """Whether the last thing that was done is this, and it ended well."""
+        return [(line["step"], line["is"]) for line in self.lines()[-1:]] == [(step, "done")]
 
     def lines(self) -> list[dict[str, Json]]:
         """Return every whole line; a torn last one is none."""

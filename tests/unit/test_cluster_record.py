@@ -101,6 +101,11 @@ def test_the_journal_tells_what_was_begun_and_not_ended(files: Files) -> None:
         ("create", "failed"),
     ]
     assert journal.lines()[-1]["said"] == "refused"
+    assert journal.begun() == {"create": ["a", "b"]}, "what failed may have been begun by the cloud"
+    assert not journal.is_at("create")
+    with journal.step("create", ["a", "b"]):
+        assert not journal.is_at("create")
+    assert journal.is_at("create")
     assert journal.unfinished() == []
 
 

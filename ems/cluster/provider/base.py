@@ -21,12 +21,12 @@ MUNGE = "ems-munge"  # first 32 hex digits of the SHA-256 of the cluster's munge
 IMAGE = "ems-image"  # on images: the hash of what was put on them
 
 #: Cleans a machine that becomes an image.
-# What is of one machine only must not be in an image: its keys, its name, what cloud-init did and was told; nor its
-# users, since cloud-init makes no home for one who is there already
+# What is of one machine only must not be in an image: its keys, its name, its lease, what cloud-init did and was told;
+# nor its users, since cloud-init makes no home for one who is there already
 CLEAN_SCRIPT = """set -e
 cloud-init clean --logs --seed
 mkdir -p -m 700 /var/lib/cloud/seed/nocloud
-rm -rf /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /root/.ssh /root/.ansible /tmp/.[!.]* /tmp/*
+rm -rf /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/ems-lease /root/.ssh /root/.ansible /tmp/.[!.]* /tmp/*
 : >/etc/machine-id
 find /var/log -type f -exec truncate --size 0 {} +
 awk -F: '$3 >= 2000 && $3 <= 60000 { print $1 }' /etc/passwd | xargs --no-run-if-empty --max-args=1 userdel --force
@@ -73,6 +73,8 @@ class Resource:
         Where the client reaches it; empty where it cannot directly.
     zone, size, spot
         Of a machine or disk, where the provider has such a thing.
+    gpus, gpu_type
+        Of a machine: those that are attached to it, beside what its size has.
     created_at
         When it was made, with a time zone; None where the provider does not say.
     """
@@ -88,6 +90,8 @@ class Resource:
     zone: str = ""
     size: str = ""
     spot: bool = False
+    gpus: int = 0
+    gpu_type: str = ""
     created_at: datetime | None = None
 
 
