@@ -6,7 +6,7 @@ What none of them knows is unknown, never 0. Without disks, addresses, traffic a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ems.cluster.definition import Definition
-from ems.cluster.provider.base import KIND, MachineRequest, Resource
+from ems.cluster.provider.base import CLUSTER, KIND, MachineRequest, Resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,12 @@ def machine_of(definition: Definition, kind: str) -> Machine:
 
 
 def _as_it_is(definition: Definition, resource: Resource) -> Machine:
-    """Return a machine that is there; which GPUs are attached to it only its kind tells."""
+    """Return a machine that is there; where the provider does not say its size, its kind tells it."""
     kind = resource.labels.get(KIND, "")
-    meant = machine_of(definition, kind) if kind == "controller" or kind in definition.nodes else Machine("")
-    return Machine(resource.size or meant.size, resource.spot, meant.gpus, meant.gpu_type)
+    if resource.size:
+        return Machine(resource.size, resource.spot, resource.gpus, resource.gpu_type)
+    is_known = resource.labels.get(CLUSTER) == definition.name and (kind == "controller" or kind in definition.nodes)
+    return replace(machine_of(definition, kind), spot=resource.spot) if is_known else Machine("")
 
 
 def _listed(definition: Definition, machine: Machine) -> float | None:

@@ -187,6 +187,9 @@ def machine_of(said: Mapping[str, Any]) -> Resource:
     access = (interface.get("accessConfigs") or [{}])[0]
     name, scheduling = str(said["name"]), said.get("scheduling") or {}
     zone = last(said["zone"])
+    size, cards = last(said["machineType"]), (said.get("guestAccelerators") or [{}])[0]
+    gpus = 0 if _BUILT_IN.match(size) else int(cards.get("acceleratorCount", 0))
+    card = last(cards.get("acceleratorType"))
     is_up = said["status"] not in {"TERMINATED", "STOPPED", "SUSPENDED"}
     return Resource(
         Thing.MACHINE,
@@ -197,8 +200,10 @@ def machine_of(said: Mapping[str, Any]) -> Resource:
         str(interface.get("networkIP", "")) if is_up else "",
         str(access.get("natIP", "")),
         zone=zone,
-        size=last(said["machineType"]),
+        size=size,
         spot=scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible")),
+        gpus=gpus,
+        gpu_type=next((kind for kind, name in _ACCELERATORS.items() if name == card), card) if gpus else "",
         created_at=_when(said),
     )
 
