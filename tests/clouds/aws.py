@@ -113,6 +113,12 @@ class Cloud:
             found = [its_id for its_id, each in self.machines().items() if self._name_of(each) == name]
             self.backend.terminate_instances(found)
 
+    def forget(self) -> None:
+        """List no more what is gone, as EC2 after an hour."""
+        with self.lock:
+            for each in self.backend.reservations.values():
+                each.instances = [instance for instance in each.instances if instance.id in self.machines()]
+
     def take(self, fault: str) -> bool:
         """Whether something is to go wrong now; it is counted down."""
         with self.lock:
@@ -183,6 +189,8 @@ class Cloud:
             before, answer = self._tokens[token]
             if before != fields:
                 raise RefusedError(400, "IdempotentParameterMismatch", "the token was used with other parameters")
+            if not set(re.findall("<instanceId>(.*?)</", answer.decode())) <= self.machines().keys():
+                raise RefusedError(400, "IdempotentInstanceTerminated", "The instance was terminated")
             return 200, answer
         asked = dict(fields)
         if fields["Action"] == "RunInstances":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from threading import Lock
@@ -19,11 +18,10 @@ from ems.cluster.provider import address, awskeys, bulk
 from ems.cluster.provider import awsthings as things
 from ems.cluster.provider.awsgroups import Groups, group_name
 from ems.cluster.provider.awsimages import DISTRIBUTIONS, find_image
-from ems.cluster.provider.awssizes import size_of
+from ems.cluster.provider.awssizes import check_gpus, size_of
 from ems.cluster.provider.backoff import Backoff
 from ems.cluster.provider.base import (
     CLUSTER,
-    INCARNATION,
     ROLE,
     Finding,
     MachineRequest,
@@ -49,6 +47,9 @@ _SEEN_S = 60  # until what was made is listed
 _STATE_S = 300
 _FREE_S = 20
 _IMAGE_S = 1800
+_LISTED_S = 15  # until what an earlier command asked for is listed
+_GENERATIONS = 100  # of machines of one name
+_TERMINATED, _MISMATCH = "IdempotentInstanceTerminated", "IdempotentParameterMismatch"
 _KEPT = {"controller", "bake"}  # roles whose machines survive their own shutdown
 
 
@@ -119,7 +120,7 @@ class AwsProvider:
         said = self.section.subnet
         wanted = {"SubnetId": said} if said else {"Filter": [{"Name": "vpc-id", "Value": [self._vpc["vpcId"]]}]}
         found: dict[str, str] = {}
-        listed = sorted(self._pages("DescribeSubnets", "subnetSet", **wanted), key=_subnet_order)
+        listed = sorted(self._pages("DescribeSubnets", "subnetSet", **wanted), key=things.subnet_order)
         for each in listed:
             found.setdefault(each["availabilityZone"], each["subnetId"])
         zones = self.section.zones or tuple(found)
@@ -140,17 +141,23 @@ class AwsProvider:
 
     def _connect(self) -> Ec2:
         with self._keys_lock:
-            if self._keys is None or not self._keys.is_fresh():
-                self._keys = awskeys.keys(self.section.profile)
+            keys = self._keys = self._keys or awskeys.keys(self.section.profile)
         endpoint = self.section.endpoint or os.environ.get("AWS_ENDPOINT_URL_EC2")
-        return Ec2(self._keys, self._region, endpoint, self._backoff)
+        return Ec2(keys, self._region, endpoint, self._backoff)
+
+    def _fresh(self) -> Drivers[Ec2]:
+        """Return connections whose keys are good yet: those of a login last an hour, and a start may take longer."""
+        with self._keys_lock:
+            if self._keys is not None and not self._keys.is_fresh():
+                self._keys, self._apis = None, Drivers(self._connect)
+            return self._apis
 
     def _call(self, action: str, **parameters: object) -> Answer:
-        with self._apis.one() as api:
+        with self._fresh().one() as api:
             return api.call(action, **parameters)
 
     def _pages(self, action: str, key: str, **parameters: object) -> list[Any]:
-        with self._apis.one() as api:
+        with self._fresh().one() as api:
             return api.pages(action, key, **parameters)
 
     # -- the eight verbs
@@ -194,7 +201,7 @@ class AwsProvider:
     def _check_sizes(self, requests: Sequence[MachineRequest]) -> str:
         types = self._types(sorted({size_of(request) for request in requests}))
         for request in requests:
-            _check_gpus(request, types[size_of(request)])
+            check_gpus(request, types[size_of(request)])
         return ", ".join(types)
 
     def _types(self, names: Sequence[str]) -> dict[str, Answer]:
@@ -257,16 +264,46 @@ class AwsProvider:
         try:
             image = self._image(group[0])
             while left:  # EC2 makes as many as it can, at least one; to ask for the rest tells why there are no more
-                token = _token(left, gone)
-                answer = self._call("RunInstances", **self._run_parameters(left, image, token))
-                names = [each.name for each in left]
-                for each in answer["instancesSet"]:
-                    made[names[int(each["amiLaunchIndex"])]] = each["instanceId"]
+                found = self._run_once(left, image, sum(gone.get(each.name, 0) for each in left))
+                made |= found
                 left = [each for each in left if each.name not in made]
         except ProviderError as error:
             cause = error.cause if isinstance(error, ApiError) else RefusalCause.OTHER
             made |= {each.name: Refusal(each.name, error.message, error.hint, cause, zone) for each in left}
         return made
+
+    def _run_once(self, group: Sequence[MachineRequest], image: Answer, generation: int) -> dict[str, str]:
+        """Return the instances (name -> id) of a RunInstances that is done once, be it now or by an earlier command.
+
+        Parameters
+        ----------
+        generation
+            How many of these names are gone, as far as EC2 lists them. It lists them for an hour, and knows the tokens
+            of requests for longer: a token of what is gone is passed over.
+        """
+        wait_s = _LISTED_S
+        for number in range(generation, generation + _GENERATIONS):
+            parameters = self._run_parameters(group, image, things.token(group, number))
+            try:
+                made = self._call("RunInstances", **parameters)["instancesSet"]
+            except ApiError as error:
+                if error.code not in {_TERMINATED, _MISMATCH}:
+                    raise
+                if error.code == _MISMATCH:  # asked for before, with other user-data: it is there, or gone for long
+                    if there := until(lambda: self._those(group), wait_s):
+                        return there
+                    wait_s = 0
+                continue
+            if made:
+                return {group[int(each["amiLaunchIndex"])].name: each["instanceId"] for each in made}
+            break
+        raise ProviderError(f"EC2 says that it has made {group[0].name}, and not which it is", "give the command again")
+
+    def _those(self, group: Sequence[MachineRequest]) -> dict[str, str] | None:
+        """Return the ids of those that are there, of this incarnation; None: none is."""
+        there, labels = self._there({group[0].labels[CLUSTER]})[0], group[0].labels
+        mine = {name: each.id for name, each in there.items() if bulk.is_same_owner(each.labels, labels)}
+        return {each.name: mine[each.name] for each in group if each.name in mine} or None
 
     def _run_parameters(self, group: Sequence[MachineRequest], image: Answer, token: str | None) -> dict[str, object]:
         request = group[0]
@@ -291,7 +328,7 @@ class AwsProvider:
             "BlockDeviceMapping": [{"DeviceName": image["rootDeviceName"], "Ebs": disk}],
             "MetadataOptions": {"HttpTokens": "required", "InstanceMetadataTags": "enabled"},
             "InstanceInitiatedShutdownBehavior": "stop" if _survives(request) else "terminate",
-            "TagSpecification": self._tag_sets(_machine_tags(group), "instance", "volume"),
+            "TagSpecification": self._tag_sets(things.machine_tags(group), "instance", "volume"),
             "ClientToken": token,
         }
         if request.spot:
@@ -449,37 +486,9 @@ class AwsProvider:
         return [{"ResourceType": kind, "Tag": listed} for kind in kinds]
 
 
-def _subnet_order(subnet: Answer) -> tuple[bool, str, str]:
-    return (subnet.get("defaultForAz") != "true", subnet["availabilityZone"], subnet["subnetId"])
-
-
 def _survives(request: MachineRequest) -> bool:
     return request.labels.get(ROLE) in _KEPT and request.lease_s is None
 
 
-def _token(group: Sequence[MachineRequest], gone: dict[str, int]) -> str:
-    """Return what makes EC2 do a request once, whoever repeats it: the same machines, after as many as are gone."""
-    first = group[0]
-    names = bulk.encode([each.name for each in group])
-    before = sum(gone.get(each.name, 0) for each in group)
-    said = f"{names} {first.zone} {first.size} {first.spot} {before}"
-    return str(uuid.uuid5(uuid.UUID(hex=first.labels[INCARNATION]), said))
-
-
-def _machine_tags(group: Sequence[MachineRequest]) -> dict[str, str]:
-    names = bulk.encode([each.name for each in group])
-    return {**group[0].labels, bulk.NAMES: names, "Name": names}
-
-
 def _parts(ids: Sequence[str], most: int) -> list[list[str]]:
     return [list(ids[start : start + most]) for start in range(0, len(ids), most)]
-
-
-def _check_gpus(request: MachineRequest, found: Answer) -> None:
-    said = ((found.get("gpuInfo") or {}).get("gpus")) or []
-    there = sum(int(each.get("count") or 0) for each in said)
-    if request.gpus > there:
-        raise ProviderError(
-            f"{request.name} is to have {request.gpus} GPUs, and {found['instanceType']} has {there}",
-            "change `gpus` or `size` in the definition",
-        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ems.cluster.provider.base import MachineRequest
 from ems.errors import ProviderError
 
@@ -57,3 +60,20 @@ def _with_gpus(request: MachineRequest) -> str:
             f"{request.name}: no EC2 size has {request.gpus} GPUs of type {kind}", f"say `gpus` as one of {counts}"
         )
     return sizes[request.gpus]
+
+
+def check_gpus(request: MachineRequest, found: Mapping[str, Any]) -> None:
+    """Refuse more GPUs than a size has, by what EC2 says of it.
+
+    Raises
+    ------
+    ProviderError
+        If it has fewer.
+    """
+    said = ((found.get("gpuInfo") or {}).get("gpus")) or []
+    there = sum(int(each.get("count") or 0) for each in said)
+    if request.gpus > there:
+        raise ProviderError(
+            f"{request.name} is to have {request.gpus} GPUs, and {found['instanceType']} has {there}",
+            "change `gpus` or `size` in the definition",
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
 from ems.cluster.provider import bulk
-from ems.cluster.provider.base import CLUSTER, MachineState, Resource, Thing
+from ems.cluster.provider.base import CLUSTER, INCARNATION, MachineRequest, MachineState, Resource, Thing
 from ems.cluster.provider.ec2 import Answer
 from ems.cluster.provider.pool import side_by_side
 
@@ -144,3 +145,22 @@ def _snapshots(pages: Pages, wanted: dict[str, str]) -> list[Resource]:
 def _addresses(pages: Pages, wanted: dict[str, str]) -> list[Resource]:
     found = pages("DescribeAddresses", "addressesSet", Filter=filters(wanted))
     return [Resource(Thing.ADDRESS, each["allocationId"], each["publicIp"], tags(each)) for each in found]
+
+
+def subnet_order(subnet: Answer) -> tuple[bool, str, str]:
+    """Return by what subnets are sorted: the default one of each zone first."""
+    return (subnet.get("defaultForAz") != "true", subnet["availabilityZone"], subnet["subnetId"])
+
+
+def token(group: Sequence[MachineRequest], generation: int) -> str:
+    """Return what makes EC2 do a request once, whoever repeats it: the same machines, after as many as are gone."""
+    first = group[0]
+    names = bulk.encode([each.name for each in group])
+    said = f"{names} {first.zone} {first.size} {first.spot} {generation}"
+    return str(uuid.uuid5(uuid.UUID(hex=first.labels[INCARNATION]), said))
+
+
+def machine_tags(group: Sequence[MachineRequest]) -> dict[str, str]:
+    """Return the tags of machines that one call makes."""
+    names = bulk.encode([each.name for each in group])
+    return {**group[0].labels, bulk.NAMES: names, "Name": names}

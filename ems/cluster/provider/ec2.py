@@ -30,7 +30,9 @@ _STOCKOUT = {
     "InsufficientHostCapacity",
     "InsufficientCapacity",
     "InsufficientReservedInstanceCapacity",
+    "InsufficientFreeAddressesInSubnet",  # other zones have other subnets
     "SpotMaxPriceTooLow",
+    "VolumeTypeNotAvailableInZone",
     "Unsupported",  # this zone does not have this size
 }
 _RATE = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "EC2ThrottledException"}
@@ -71,7 +73,7 @@ class ApiError(ProviderError):
             return RefusalCause.RATE
         if self.code in _PERMISSION:
             return RefusalCause.PERMISSION
-        if self.code.endswith("LimitExceeded") or self.code == "VcpuLimitExceeded":
+        if self.code.endswith("LimitExceeded") or self.code == "MaxSpotInstanceCountExceeded":
             return RefusalCause.QUOTA
         return RefusalCause.INVALID if self.code.startswith(("Invalid", "Missing")) else RefusalCause.OTHER
 
@@ -167,7 +169,8 @@ class Ec2:
 
         def is_passing(error: Exception) -> bool:
             if isinstance(error, ApiError):
-                return error.code in _PASSING or (error.status >= 500 and error.cause is RefusalCause.OTHER)
+                is_unknown = error.cause is RefusalCause.OTHER
+                return error.code in _PASSING or (is_unknown and (error.status >= 500 or error.status == 429))
             return isinstance(error, UnreachedError)
 
         return self._backoff.retry(ask, is_passing)
