@@ -50,6 +50,7 @@ _MODULES = (
         "cluster_plan",
         "cluster_gc",
         "cluster_status",
+        "cluster_cost",
         "cluster_connect",
         "cluster_show",
         "setup",

@@ -282,9 +282,23 @@ class Limits(Section):
 
     max_nodes: Count | None = None
     max_cost: Annotated[float, Field(gt=0)] | None = None
-    """US dollars since the cluster was made."""
+    """US dollars since the cluster was made: machines are made only if what was spent, and what all would cost until
+    `max_hours` (else for an hour), is less."""
     max_hours: Annotated[float, Field(gt=0)] | None = None
     """Every machine is deleted by the cloud itself that long after it was made, where the cloud can."""
+
+
+class Energy(Section):
+    """What the energy of a cluster is reckoned by, where you know better than the shipped table."""
+
+    pue: Annotated[float, Field(ge=1)] | None = None
+    """Power usage effectiveness: what the data centre draws for each watt of its machines."""
+    g_co2e_per_kwh: Annotated[float, Field(ge=0)] | None = None
+    """Grams of CO2 equivalent for each kWh of the grid there."""
+    watts_per_cpu: Annotated[float, Field(ge=0)] | None = None
+    """Of each CPU as SLURM counts them."""
+    watts: dict[Word, Annotated[float, Field(ge=0)]] = {}
+    """Of each GPU of a type, e.g. `{a100: 400}`."""
 
 
 class Partition(Section):
@@ -382,6 +396,7 @@ class Definition(Section):
     prices: dict[Word, Annotated[float, Field(ge=0)]] = {}
     """US dollars an hour of a size, where the shipped table does not know it or you pay otherwise."""
     limits: Limits = Limits()
+    energy: Energy = Energy()
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from ems.cluster import images, keys, placing, userdata
+from ems.cluster import images, keys, ledger, placing, userdata
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import COMPUTE_ROLE, CONTROLLER_ROLE, Fleet
 from ems.cluster.provider import base
@@ -259,6 +259,7 @@ def _destroy(fleet: Fleet, machines: Sequence[Resource]) -> None:
     if machines:
         with fleet.journal.step("destroy", [each.name for each in machines]):
             fleet.provider.destroy(machines)
+        ledger.ended(fleet, machines)
 
 
 def remove(fleet: Fleet, names: Sequence[str], *, now: bool = False) -> None:

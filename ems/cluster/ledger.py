@@ -1,0 +1,425 @@
+"""The ledger of a cluster: when each machine began and ceased to cost something, one JSON line an event.
+
+Kept at ``$XDG_STATE_HOME/ems/ledgers/NAME.jsonl``, where it outlives the cluster, and at :data:`SHARED` on the cluster,
+where whoever else makes machines of it appends. Lines are only ever added; both files together say what was, however
+often a line is in them: a start of what runs, and a stop of what does not, count for nothing.
+
+Before and after each command what is there is compared with what the ledger says; what a command itself deletes is
+written down as soon as it is gone. So a command that was killed anywhere is completed by the next one, from the
+provider's list and the journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from ems.cluster import price
+from ems.cluster.fleet import Fleet
+from ems.cluster.provider import base
+from ems.cluster.provider.base import MachineState, Resource
+from ems.cluster.record import Phase, owner
+from ems.errors import ClusterError, EmsError
+from ems.model import Json
+from ems.registry import check_name, state_dir
+
+#: The ledger on the cluster's share.
+SHARED = "/opt/ems/state/ledger.jsonl"
+START, STOP = "start", "stop"
+_COSTS_NOTHING = (MachineState.STOPPED, MachineState.FAILED)
+_ENDING = ("destroy", "pause", "stop")  # steps of the journal that end machines
+_BEGINNING = ("create", "wake")
+_SAME = timedelta(seconds=5)  # clocks of a cloud and a client differ
+_ASK_S = 60
+_APPEND = f"flock {SHARED}.lock sh -c 'cat >>{SHARED}'"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A machine that began (``start``) or ceased (``stop``) to cost something.
+
+    Attributes
+    ----------
+    id
+        The cluster's incarnation.
+    usd_per_hour
+        Without disks, addresses and traffic; None: unknown.
+    cpus
+        None where only its size says it.
+    at
+        UTC, ISO-8601.
+    by
+        Who wrote it.
+    """
+
+    id: str
+    node: str
+    kind: str
+    size: str
+    zone: str
+    spot: bool
+    usd_per_hour: float | None
+    gpus: int
+    gpu_type: str
+    cpus: int | None
+    event: str
+    at: str
+    by: str
+
+    @property
+    def moment(self) -> datetime:
+        """When it was."""
+        return datetime.fromisoformat(self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time in which a machine cost something; ``end`` is None while it does."""
+
+    start: Event
+    end: datetime | None = None
+
+    @property
+    def begin(self) -> datetime:
+        """When it began."""
+        return self.start.moment
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A machine that is there: the event of its start but for the moment, and when it was made, if that is known."""
+
+    start: Event
+    created: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A line of the journal: what was, or was about to be, done to machines."""
+
+    at: datetime
+    verb: str
+    nodes: frozenset[str] = field(default_factory=frozenset)
+
+
+def iso(moment: datetime) -> str:
+    """Return a moment as it is written."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def parse(text: str) -> list[Event]:
+    """Return every event once, in the order of the lines; what is no event (a torn line) is passed over."""
+    return list(dict.fromkeys(found for line in text.splitlines() if (found := _event(line)) is not None))
+
+
+def dump(events: Iterable[Event]) -> str:
+    """Return the lines of events."""
+    return "".join(json.dumps(asdict(each)) + "\n" for each in events)
+
+
+_KEYS = [each.name for each in fields(Event)]
+
+
+def _event(line: str) -> Event | None:
+    try:
+        found = json.loads(line)
+        event = Event(**{key: found[key] for key in _KEYS})
+        is_whole = event.event in {START, STOP} and event.moment.tzinfo is not None
+    except (ValueError, TypeError, KeyError):
+        return None
+    return event if is_whole else None
+
+
+def spans(events: Iterable[Event]) -> list[Span]:
+    """Return the times that machines cost something, in order of their beginning.
+
+    A start of what runs already is the same machine, unless it is of another size or in another zone.
+    """
+    running: dict[tuple[str, str], Event] = {}
+    found: list[Span] = []
+    for event in sorted(dict.fromkeys(events), key=lambda each: each.moment):
+        key = (event.id, event.node)
+        before = running.get(key)
+        if event.event == STOP:
+            if before is not None:
+                found.append(Span(running.pop(key), event.moment))
+        elif before is None:
+            running[key] = event
+        elif not _is_alike(before, event):
+            found.append(Span(before, event.moment))
+            running[key] = event
+    found += [Span(each) for each in running.values()]
+    return sorted(found, key=lambda each: (each.begin, each.start.node))
+
+
+def _is_alike(one: Event, other: Event) -> bool:
+    return all(not a or not b or a == b for a, b in ((one.size, other.size), (one.zone, other.zone)))
+
+
+def difference(
+    events: Sequence[Event],
+    seen: Mapping[str, Seen],
+    steps: Sequence[Step],
+    now: datetime,
+    lease: timedelta | None = None,
+) -> list[Event]:
+    """Return the events that are missing, so that the ledger says what is there.
+
+    Parameters
+    ----------
+    events
+        Of this incarnation.
+    seen
+        The machines that are there and cost something, by name.
+    steps
+        The journal: it knows when a command that was killed did what it did.
+    lease
+        After which the cloud itself deletes a machine.
+    """
+    known = spans(events)
+    running = {each.start.node: each for each in known if each.end is None}
+    ends = {each.start.node: each.end for each in known if each.end is not None}
+    missing = []
+    for node, machine in seen.items():
+        span = running.get(node)
+        if span is not None and _is_same(span, machine):
+            continue
+        last = ends.get(node)
+        if span is not None:
+            last = min(_end(span, steps, now, lease), max(machine.created or now, span.begin))
+            missing.append(replace(span.start, event=STOP, at=iso(last), by=machine.start.by))
+        begin = _begin(node, machine, last, steps, now)
+        missing.append(replace(machine.start, event=START, at=iso(begin)))
+    for node, span in running.items():
+        if node not in seen:
+            missing.append(replace(span.start, event=STOP, at=iso(_end(span, steps, now, lease)), by=owner()))
+    return missing
+
+
+def _is_same(span: Span, machine: Seen) -> bool:
+    is_newer = machine.created is not None and machine.created > span.begin + _SAME
+    return _is_alike(span.start, machine.start) and not is_newer
+
+
+def _begin(node: str, machine: Seen, last: datetime | None, steps: Sequence[Step], now: datetime) -> datetime:
+    """Return since when a machine runs: since it was made or, where it ran before, was last started."""
+    if machine.created is not None and (last is None or machine.created > last):
+        return min(machine.created, now)
+    begun = [each.at for each in steps if each.verb in _BEGINNING and node in each.nodes]
+    recent = [at for at in begun if last is None or at >= last]
+    return max(min(recent), last or min(recent)) if recent else max(now, last or now)
+
+
+def _end(span: Span, steps: Sequence[Step], now: datetime, lease: timedelta | None) -> datetime:
+    """Return when a machine that is gone ended, or at the latest did."""
+    node, begin = span.start.node, span.begin
+    done = [each.at for each in steps if each.verb in _ENDING and node in each.nodes and begin <= each.at <= now]
+    last = max(done) if done else max(now, begin)
+    return last if lease is None else min(last, begin + lease)
+
+
+class Ledger:
+    """The ledger of the clusters of one name, on this machine; several commands may write it at once."""
+
+    def __init__(self, name: str) -> None:
+        self.path = state_dir() / "ledgers" / f"{check_name(name)}.jsonl"
+
+    def events(self) -> list[Event]:
+        """Return all events; none where there is no ledger."""
+        try:
+            return parse(self.path.read_text(errors="replace"))
+        except FileNotFoundError:
+            return []
+
+    def add(self, missing: Callable[[list[Event]], Iterable[Event]]) -> None:
+        """Append what is missing; whoever else writes waits meanwhile.
+
+        Parameters
+        ----------
+        missing
+            Is given what is there.
+        """
+        with self._locked() as handle:
+            text = self.path.read_bytes().decode(errors="replace")
+            there = parse(text)
+            new = [each for each in missing(there) if each not in set(there)]
+            if new:
+                torn = "\n" if text and not text.endswith("\n") else ""
+                os.write(handle, (torn + dump(new)).encode())
+                os.fsync(handle)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def names() -> list[str]:
+    """Return the names of all clusters that have a ledger on this machine, sorted."""
+    return sorted(path.stem for path in Path(state_dir() / "ledgers").glob("*.jsonl"))
+
+
+def observe(fleet: Fleet) -> None:
+    """Have the ledger say what is there."""
+    there = {name: each for name, each in fleet.machines().items() if each.state not in _COSTS_NOTHING}
+    seen, steps = {name: _seen(fleet, each) for name, each in there.items()}, _steps(fleet)
+
+    def missing(events: list[Event]) -> list[Event]:
+        own = [each for each in events if each.id == fleet.record.incarnation]
+        return difference(own, seen, steps, datetime.now(UTC), _lease(fleet))
+
+    Ledger(fleet.name).add(missing)
+
+
+def ended(fleet: Fleet, machines: Sequence[Resource]) -> None:
+    """Write down machines that were there a moment ago and are gone, whether the ledger knew of them or not."""
+    seen, steps, now = {each.name: _seen(fleet, each) for each in machines}, _steps(fleet), datetime.now(UTC)
+
+    def missing(events: list[Event]) -> list[Event]:
+        own = [each for each in events if each.id == fleet.record.incarnation and each.node in seen]
+        there = {each.name: seen[each.name] for each in machines if each.state not in _COSTS_NOTHING}
+        starts = difference(own, there, steps, now, _lease(fleet))
+        return [*starts, *difference([*own, *starts], {}, (), now, _lease(fleet))]
+
+    Ledger(fleet.name).add(missing)
+
+
+def share(fleet: Fleet) -> None:
+    """Exchange events with the cluster's share; where it does not answer, the next command does.
+
+    What is there was written by whoever makes machines from within the cluster, or from another laptop.
+    """
+    if fleet.record.phase is not Phase.READY:
+        return
+    own = Ledger(fleet.name)
+    with suppress(EmsError):
+        host = fleet.host()
+        said = host.run(["sh", "-c", f"cat {SHARED} 2>/dev/null; exit 0"], timeout_s=_ASK_S).stdout
+        text = said.decode(errors="replace")
+        theirs = [each for each in parse(text) if each.id == fleet.record.incarnation]
+        if theirs:
+            own.add(lambda _: theirs)
+        known = set(theirs)
+        more = [each for each in own.events() if each.id == fleet.record.incarnation and each not in known]
+        if more:
+            torn = "\n" if text and not text.endswith("\n") else ""
+            host.run(["sudo", "sh", "-c", _APPEND], data=(torn + dump(more)).encode(), timeout_s=_ASK_S)
+
+
+def kept(change: Callable[Concatenate[Fleet, P], T]) -> Callable[Concatenate[Fleet, P], T]:
+    """Have the ledger say what is there before a change of a cluster, and after it, however it ends."""
+
+    @wraps(change)
+    def run(fleet: Fleet, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        observe(fleet)
+        try:
+            result = change(fleet, *args, **kwargs)
+        except EmsError:
+            with suppress(EmsError):
+                observe(fleet)
+            raise
+        with suppress(EmsError):  # the change is done; the next command writes down what it did
+            observe(fleet)
+        share(fleet)
+        return result
+
+    return run
+
+
+def check_limit(fleet: Fleet, wanted: Sequence[str] | None = None) -> None:
+    """See that what is wanted stays within ``limits.max_cost`` until ``max_hours`` or, without them, for an hour.
+
+    Parameters
+    ----------
+    wanted
+        The compute nodes; default: as they are written down.
+
+    Raises
+    ------
+    ClusterError
+        If it does not, or a price is unknown.
+    """
+    limits = fleet.definition.limits
+    if limits.max_cost is None:
+        return
+    now = datetime.now(UTC)
+    own = [each for each in spans(Ledger(fleet.name).events()) if each.start.id == fleet.record.incarnation]
+    spent = price.total(_usd(each, now) for each in own)
+    kinds = ["controller", *(fleet.kind(node) for node in (fleet.record.wanted if wanted is None else wanted))]
+    rate = price.total(price.of_kind(fleet.definition, kind) for kind in kinds)
+    if spent is None or rate is None:
+        raise ClusterError(
+            f"`limits.max_cost` of {fleet.name} cannot be kept: what its machines cost is not known",
+            "say `prices: {SIZE: DOLLARS_AN_HOUR}` in the definition",
+        )
+    hours = limits.max_hours or 1.0
+    if spent + rate * hours > limits.max_cost:
+        raise ClusterError(
+            f"{fleet.name} may cost ${limits.max_cost:.2f}: ${spent:.2f} are spent, and {len(kinds)} machines would "
+            f"cost ${rate * hours:.2f} in {hours:g} h",
+            "ask for fewer nodes, or raise `limits.max_cost` in the definition before the cluster is made",
+        )
+
+
+def _usd(span: Span, now: datetime) -> float | None:
+    hours = ((span.end or now) - span.begin).total_seconds() / 3600
+    return None if span.start.usd_per_hour is None else span.start.usd_per_hour * hours
+
+
+def _lease(fleet: Fleet) -> timedelta | None:
+    hours = fleet.definition.limits.max_hours
+    return None if hours is None or fleet.provider.traits.is_free else timedelta(hours=hours)
+
+
+def _seen(fleet: Fleet, machine: Resource) -> Seen:
+    definition = fleet.definition
+    kind = "controller" if machine.name == fleet.record.controller else fleet.kind(machine.name)
+    is_known = kind == "controller" or kind in definition.nodes
+    spec = definition.kind(kind) if is_known else None
+    meant = price.machine_of(definition, kind) if is_known else price.Machine("")
+    labelled = replace(machine, labels={**machine.labels, base.KIND: kind})
+    event = Event(
+        id=fleet.record.incarnation,
+        node=machine.name,
+        kind=kind,
+        size=machine.size or meant.size,
+        zone=machine.zone,
+        spot=machine.spot,
+        usd_per_hour=price.of_machines(definition, [labelled]),
+        gpus=spec.gpus if spec else 0,
+        gpu_type=(spec.gpu_type or meant.gpu_type) if spec and spec.gpus else "",
+        cpus=spec.cpus if spec else None,
+        event=START,
+        at="",
+        by=owner(),
+    )
+    return Seen(event, machine.created_at)
+
+
+def _steps(fleet: Fleet) -> list[Step]:
+    found = []
+    for line in fleet.journal.lines():
+        with suppress(ValueError, TypeError, KeyError):
+            at = datetime.fromisoformat(str(line["at"]))
+            found.append(Step(at, str(line["step"]).split(" ")[0], frozenset(_texts(line["things"]))))
+    return found
+
+
+def _texts(value: Json) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
