@@ -258,7 +258,8 @@ class Api:
                     page["unreachables"] = [name]
                 yield from scope.get(kind, ())
             if page.get("unreachables"):  # who believed that nothing is there would make it twice, or leave it behind
-                raise ApiError(f"Google cannot say now what is in {_last(page['unreachables'][0])}", "backendError", 503)
+                where = _last(page["unreachables"][0])
+                raise ApiError(f"Google cannot say now what is in {where}", "backendError", 503)
             if not (token := page.get("nextPageToken")):
                 return
             params = {**params, "pageToken": token}
