@@ -15,7 +15,6 @@ from ems.search.model import STRATEGIES, Known, propose
 from ems.search.problem import Problem
 from ems.search.space import Categorical, Int, Real, SearchSpace
 from ems.search.trial import Origin, Outcome, Trial
-from ems.search.view import view
 
 SPACE = SearchSpace(
     (
@@ -192,21 +191,3 @@ def test_importance_ranks_params_and_says_what_they_do_alone():
     conditional = importance(Problem(SPACE), history(0, 30))
     assert {each.name for each in conditional} == {"opt", "lr", "momentum", "layers"}
     assert all(0 <= each.alone <= 1 and 0 <= each.total <= 1 for each in conditional)
-
-
-def test_a_view_shows_the_band_and_what_would_be_tried():
-    space = SearchSpace((Real("x", 0.0, 10.0),))
-    trials = [
-        Trial(i, {"x": float(x)}, outcome=Outcome.OK, values=((x - 4) ** 2,)) for i, x in enumerate((0, 2, 7, 10))
-    ]
-    line = [{"x": float(x)} for x in np.linspace(0, 10, 201)]
-    for sampler in STRATEGIES:
-        seen = view(Problem(space, sampler=sampler), trials)
-        mean, sd = seen.predict(line)
-        assert mean[[0, 40, 140]] == pytest.approx([16, 4, 9], abs=1)
-        assert sd[100] > 2 * sd[40]
-        worth = seen.acquire(line)
-        assert 2 < line[int(np.argmax(worth))]["x"] < 7
-        pending = view(Problem(space, sampler=sampler), [*trials, Trial(9, line[int(np.argmax(worth))])])
-        assert pending.acquire(line).max() < worth.max()
-    assert view(Problem(space), []) is None
