@@ -171,7 +171,8 @@ def _say_run(session: Session, experiment: Experiment, index: int) -> None:
     if facts["error"]:
         render.say("", facts["error"]["traceback"].rstrip())
     run = f"{experiment.id}/{index}"
-    render.note("", f"next: ems logs {run} · ems ls {run} · ems rerun {run} · ems reproduce {run}")
+    again = "" if experiment.study_id else f"ems rerun {run} · "  # which runs a study makes, its search decides
+    render.note("", f"next: ems logs {run} · ems ls {run} · {again}ems reproduce {run}")
 
 
 # -- two experiments, and the code of one ----------------------------------------------------------------------------

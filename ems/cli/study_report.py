@@ -57,7 +57,9 @@ def show(session: Session, experiment: Experiment, top: int | None, *, as_json: 
     for group in study.groups:
         lines += ["", *_group_lines(standing, study, group, top or _TOP)]
     render.page(lines)
-    render.note("", f"next: ems plot {experiment.id} slice · ems plot {experiment.id} convergence --png FILE")
+    has_values = any(each.outcome == "ok" for each in standing.segments)
+    pictures = f"ems plot {experiment.id} slice · ems plot {experiment.id} convergence --png FILE"
+    render.note("", f"next: {pictures if has_values else f'ems tune status {experiment.id}'}")
 
 
 def _head(standing: Standing) -> str:
@@ -106,7 +108,7 @@ def _best_lines(standing: Standing, study: Study, found: Sequence[Configuration]
     observed = render.numbers([each.observed for each in found])
     rows = [
         [
-            str(each.number),
+            _trial(each.number),
             tune_status.spread(each.mean, each.sd) if math.isfinite(each.mean) else "no model yet",
             seen,
             str(each.n),
@@ -117,12 +119,17 @@ def _best_lines(standing: Standing, study: Study, found: Sequence[Configuration]
     table = render.layout(columns, rows, render.width())
     at = f", at {study.fidelity or 'step'} {found[0].budget:g}" if found[0].budget is not None else ""
     yield render.paint(f"best configurations by the model's mean{at}", "bold")
-    yield table.lines[0]
-    yield from table.lines[1:]
+    yield from table.lines
+    if table.left_out:
+        yield render.paint(f"not shown for want of width: {', '.join(table.left_out)}", "dim")
     yield ""
     yield render.paint("to run them once more", "bold")
     for each in found:
-        yield f"{each.number:>5}  {tune_status.run_command(standing, each)}"
+        yield f"{_trial(each.number):>5}  {tune_status.run_command(standing, each)}"
+
+
+def _trial(number: int) -> str:
+    return str(number) if number >= 0 else "given"
 
 
 def _outlook_line(standing: Standing, ahead: Outlook) -> str:

@@ -31,6 +31,8 @@ SECTIONS = START, LOOK, STEER = "Start", "Look", "Steer"
 SPACE, JUDGE, END, HOW = "What to search", "What is good", "When it ends", "How to search"
 COMMANDS = ("status", "best", "stop", "resume", "extend")
 _PARALLEL = 8  # trials at a time on a cluster, where nobody says
+_MOST_PARALLEL = 10_000  # beyond it even the first proposals take minutes
+_LONGEST_WAKE = 86_400.0  # seconds
 
 command = group(
     SUBMIT,
@@ -300,6 +302,15 @@ def _asked(typed: Mapping[str, Any]) -> Asked:
         if typed[name] is not None and typed[name] < 1:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} {typed[name]} is none", f"give a whole number above 0: --{option} 8")
+    if (typed["parallel"] or 0) > _MOST_PARALLEL:
+        problem = f"--parallel {typed['parallel']} is more than one search can keep busy"
+        raise UsageError(problem, f"at most {_MOST_PARALLEL}")
+    if typed["wake"] is not None and not 0 < typed["wake"] <= _LONGEST_WAKE:
+        problem = f"--wake {typed['wake']:g} is no time after which to look again"
+        raise UsageError(problem, "seconds, up to a day: --wake 60")
+    if typed["eta"] is not None and not typed["fidelity"] and not typed["space"]:
+        problem = "--eta says how many trials train on, and no param says how long they train"
+        raise UsageError(problem, "add e.g. --fidelity epochs=1..81, or leave --eta out")
     fidelity = words.parse_fidelity(typed["fidelity"], typed["eta"]) if typed["fidelity"] else None
     return Asked(
         metric=typed["metric"],

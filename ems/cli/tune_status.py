@@ -87,7 +87,8 @@ def best(study: AnyStudy = None, as_json: o.AsJson = False) -> None:
         for each in standing.best:
             command_line = run_command(standing, each)
             render.say(*_best_lines(standing, each), *(["", command_line] if command_line else []))
-        again = f"ems reproduce {experiment.id}/{standing.best[0].number} · " if experiment.script else ""
+        own = next((each.number for each in standing.best if each.number >= 0), None)
+        again = f"ems reproduce {experiment.id}/{own} · " if experiment.script and own is not None else ""
         render.note("", f"next: {again}ems report {experiment.id} · ems plot {experiment.id} slice")
 
 
@@ -173,8 +174,13 @@ def _best_facts(standing: Standing) -> Iterator[str]:
         yield f"no value of {standing.spec.metric} yet"
     for each in standing.best:
         group = f"{standing.spec.group_by}={each.group}: " if each.group is not None else ""
-        yield f"{group}{value_words(standing, each)}, trial {each.number}"
+        yield f"{group}{value_words(standing, each)}, {trial_words(each.number)}"
         yield params_text(each.params)
+
+
+def trial_words(number: int) -> str:
+    """Say which trial is meant; those that another study gave have numbers below 0, and no run here."""
+    return f"trial {number}" if number >= 0 else "known from --warm-start"
 
 
 def value_words(standing: Standing, best: Best) -> str:
@@ -241,12 +247,14 @@ def _driver_line(standing: Standing) -> str:
 
 def _next(standing: Standing) -> str:
     exp_id, row = standing.experiment.id, standing.row
+    bad = next((each.number for each in reversed(standing.own) if each.outcome.is_bad), None)
+    found = f"ems tune best {exp_id} · " if standing.best else f"ems logs {exp_id}/{bad} · " if bad is not None else ""
     if row.state == "RUNNING":
-        return f"next: ems tune best {exp_id} · ems tune stop {exp_id} · ems report {exp_id}"
+        return f"next: {found}ems tune stop {exp_id} · ems report {exp_id}"
     again = (
         f"ems tune resume {exp_id}" if row.state in ("STOPPED", "FAILED") else f"ems tune extend {exp_id} --trials 20"
     )
-    return f"next: ems tune best {exp_id} · ems report {exp_id} · {again}"
+    return f"next: {found}ems report {exp_id} · {again}"
 
 
 def describe(session: Session, experiment: Experiment) -> dict[str, Json]:
@@ -281,6 +289,12 @@ def _describe_best(standing: Standing, best: Best) -> dict[str, Json]:
     return {**numbers, "command": run_command(standing, best)}
 
 
+def _which(standing: Standing, best: Best) -> str:
+    exp = standing.experiment
+    run = f"{exp.name} {exp.id}"
+    return f"{run}/{best.number}" if best.number >= 0 else f"{run}, {trial_words(best.number)}"
+
+
 def _best_lines(standing: Standing, best: Best) -> list[str]:
     """Return what ``ems tune best`` says of one configuration."""
     from ems.cli import render
@@ -294,13 +308,14 @@ def _best_lines(standing: Standing, best: Best) -> list[str]:
     runs = f", mean of {best.n}" if best.n > 1 else " in one run"
     by_model = "" if math.isnan(best.sd) else f"{value_words(standing, best)} by the model (mean ± sd); "
     said = [
-        f"{standing.experiment.name} {standing.experiment.id}/{best.number}: {end} {spec.metric}{so_far}{group}",
+        f"{_which(standing, best)}: {end} {spec.metric}{so_far}{group}",
         *(f"  {name:<{room}}  {value}" for name, value in rows),
         f"{by_model}observed {render.number(best.observed)}{runs}",
     ]
     if best.runner_up is not None and math.isfinite(best.probability):
         chance = f"{best.probability:.2f}" if best.probability < 0.995 else "over 0.99"
-        said.append(f"by the model better than the second best (trial {best.runner_up}) with probability {chance}")
+        second = trial_words(best.runner_up)
+        said.append(f"by the model better than the second best ({second}) with probability {chance}")
     return said
 
 

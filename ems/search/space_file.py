@@ -39,6 +39,7 @@ from ems.space.distribution import (
 
 _TYPES = ("real", "int", "categorical", "ordinal", "fixed")
 _KEYS = ("type", "low", "high", "log", "q", "values", "weights", "value", "when")
+_HEADINGS = ("params", "parameters", "space", "search_space")
 _FORMS = "e.g. `lr: loguniform(1e-5, 1e-1)` or `lr: {low: 1e-5, high: 1e-1, log: true}` or `opt: [adam, sgd]`"
 _DRAWS = 64  # by which a space is tried out
 
@@ -188,6 +189,9 @@ def _entry(document: Document, name: str, entry: Json) -> Dimension:
 
 
 def _mapping(document: Document, name: str, entry: Mapping[str, Json]) -> Dimension:
+    if name in _HEADINGS and not any(key in _KEYS for key in entry):
+        hint = f"take away `{name}:` and the spaces before what is below it"
+        raise document.error((name,), f"`{name}` is a heading, and params stand without one", hint)
     for key in entry:
         if key not in _KEYS:
             raise document.error((name, key), f"unknown key `{name}.{key}`", did_you_mean(key, _KEYS))

@@ -18,6 +18,7 @@ from ems.study.words import Groups
 
 _COUNTERS = ("epochs", "epoch", "n_epochs", "num_epochs", "max_epochs", "num_train_epochs", "max_iter", "iterations",
              "n_iterations", "num_iterations", "max_steps", "steps", "n_steps", "num_steps", "n_iter")  # fmt: skip
+_SEEDS = 2**32  # as numpy's, and SQLite keeps them
 _WITH_RUNGS = ("asha", "hyperband", "bohb", "stop")
 
 
@@ -154,6 +155,8 @@ def specify(
     scheduler = asked.scheduler or ("asha" if asked.fidelity else "none")
     sampler = asked.sampler or ("tpe" if scheduler == "bohb" else "gp")
     _check_names(asked, space, scheduler)
+    if not 0 <= seed < _SEEDS:
+        raise UsageError(f"--seed {seed} is no seed that every library takes", f"one from 0 to {_SEEDS - 1}")
     groups = asked.groups.values if asked.groups else ()
     budget = {**asked.budget}
     trials = _trials(asked, space, sampler)

@@ -152,11 +152,15 @@ def read_groups(text: str, folder: Path) -> Groups:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{name} cannot be read as CSV: {error}", "its first line names the columns") from None
     if column not in known:
-        raise UsageError(f"{name} has no column `{column}`", suggest(column, known) or f"it has {', '.join(known)}")
+        raise UsageError(f"{name} has no column `{column}`", suggest(column, known) or _has(known))
     values = tuple(value for value in found if value)
     if not values:
         raise UsageError(f"the column `{column}` of {name} is empty", "a study has a group for each of its values")
     return Groups(column, values)
+
+
+def _has(columns: Sequence[str]) -> str:
+    return f"it has {', '.join(columns)}" if columns else "it is empty: its first line has to name the columns"
 
 
 def one_of(option: str, text: str, choices: Sequence[str]) -> str:

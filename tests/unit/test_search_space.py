@@ -282,6 +282,7 @@ def test_words_of_set_and_files(tmp_path):
         ("a: {low: 1, high: 2, when: 3}", "no condition"),
         ("a: 3", "empty"),
         ("a: [1, 2]\nb c: 3", "cannot be the name"),
+        ("params:\n  a: [1, 2]\n  b: uniform(0, 1)", "line 1: `params` is a heading"),
     ],
 )
 def test_files_that_cannot_be_meant_are_refused_where_they_are_wrong(tmp_path, text, part):

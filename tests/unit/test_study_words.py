@@ -132,6 +132,20 @@ def test_what_cannot_be_meant_together_is_said_before_anything_starts(asked: Ask
     assert error.value.hint
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**20])
+def test_a_seed_is_one_that_every_library_takes(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"--seed {seed} is no seed"):
+        specify(Asked(metric="loss", trials=3), SPACE, "7f3a9c21", seed=seed)
+    assert specify(Asked(metric="loss", trials=3), SPACE, "7f3a9c21", seed=2**32 - 1).seed == 2**32 - 1
+
+
+def test_an_empty_file_of_groups_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("")
+    with pytest.raises(UsageError, match="no column `customer`") as error:
+        words.read_groups("customer=none.csv", tmp_path)
+    assert error.value.hint.startswith("it is empty")
+
+
 def test_a_param_that_is_given_by_hand_too_is_refused() -> None:
     check_args(EPOCHS, SPACE, ["--data", "lr"])
     for words_ in (["--lr", "0.1"], ["--epochs=3"], ["opt=sgd"]):

@@ -17,7 +17,7 @@ from ems.model import Experiment, Json, PassAs, Resources, State
 from ems.search.dimension import Real
 from ems.search.problem import Fidelity
 from ems.search.space import SearchSpace
-from ems.search.trial import Outcome, Trial
+from ems.search.trial import Origin, Outcome, Trial
 from ems.store.studies import StudyRow
 from ems.study.spec import StudySpec
 from ems.study.standing import Best, Standing
@@ -78,6 +78,22 @@ def test_the_best_is_what_the_model_believes_and_before_there_is_one_what_was_se
     assert (many.number, many.observed) == (2, 0.9)
     assert 0 < many.sd < 0.5
     assert not standing().best
+
+
+def test_a_best_that_another_study_gave_is_no_run_of_this_one() -> None:
+    own = standing(values=(0.1, 0.9))
+    given = replace(own.trials[1], number=-1, config=-1, origin=Origin.GIVEN)
+    warm = replace(own, trials=[own.trials[0], given])
+    said = [*tune_status.lines(warm), *tune_status._best_lines(warm, warm.best[0])]
+    assert warm.best[0].number == -1
+    assert sum("known from --warm-start" in line for line in said) == 2
+    assert not any("-1" in line for line in said)
+
+
+def test_what_is_said_next_is_what_can_be_done() -> None:
+    crashed = replace(standing(), trials=[Trial(2, {"x": 0.5}, config=2, outcome=Outcome.CRASHED)])
+    assert tune_status._next(crashed).startswith("next: ems logs 7f3a9c21/2 · ")
+    assert tune_status._next(standing(values=(0.5,))).startswith("next: ems tune best 7f3a9c21 · ")
 
 
 def test_a_trial_costs_its_share_of_a_node() -> None:
