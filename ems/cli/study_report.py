@@ -177,6 +177,13 @@ def _rung_lines(study: Study, group: str | None) -> Iterator[str]:
     ]
     yield render.paint("rungs", "bold") + "   values of different rungs are not compared"
     yield from render.layout(columns, rows, render.width()).lines
+    for each in report.misleading(study, group):
+        low, high, top = (study.budgets[rung] for rung in (each.low, each.high, -1))
+        instead = f"--fidelity {titles[0]}={high:g}..{top:g}" if high < top else "without --fidelity"
+        yield (
+            f"{titles[0]} {low:g} hardly tells what is good at {high:g} (rank correlation {each.correlation:.2f} over "
+            f"{each.count:,} trials): a search that begins higher may do better, {instead}"
+        )
 
 
 def describe(session: Session, standing: Standing, study: Study, top: int) -> dict[str, Json]:

@@ -222,6 +222,12 @@ def rungs(study: Study, group: str | None) -> list[Rung]:
     return [_rung(study, own, rung, budget) for rung, budget in enumerate(study.budgets)]
 
 
+def misleading(study: Study, group: str | None) -> list[races.Agreement]:
+    """Return the rungs whose order is not that of the next: who goes on by it is chosen by luck."""
+    own = [trial for trial in study.trials if trial.group == group]
+    return [each for each in races.agreements(study.problem, own) if each.is_low]
+
+
 def _rung(study: Study, own: set[int], rung: int, budget: float) -> Rung:
     parts = [each for each in study.segments if each.rung == rung and each.number in own]
     told = [(study.sign * each.value, each.number) for each in parts if each.outcome == "ok" and each.value is not None]

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ems.cli import study_report
 from ems.errors import UsageError
 from ems.report import picture, study_plots, terminal
 from ems.report.picture import Bars, Mesh, Panel, Points, Span, Way
-from ems.report.study import Study, best, importance, outlook, rungs, timeline
+from ems.report.study import Study, best, importance, misleading, outlook, rungs, timeline
 from ems.report.study_plots import KINDS, Wish
 from ems.search.problem import Fidelity, Problem
 from ems.search.space import Categorical, Int, Ordinal, Real, SearchSpace
@@ -90,6 +91,17 @@ def test_the_best_are_those_that_the_model_believes_in(sign):
     top = min((t for t in study.trials if t.values), key=lambda t: t.values[0] if t.number else math.inf)
     assert top.number in {each.number for each in found}
     assert found[0].observed == pytest.approx(sign * study.trials[found[0].number].values[0])
+
+
+def test_a_rung_that_misleads_is_named():
+    study = climbed()
+    assert misleading(study, None) == []
+    trials = [Trial(n, {"lr": 0.01}, config=n, rung=1, outcome=Outcome.OK, values=(n, (7 * n) % 9)) for n in range(9)]
+    study = replace(study, trials=trials, segments=[segment(n, 0, 1.0) for n in range(9)])
+    assert [(each.low, each.high, each.count) for each in misleading(study, None)] == [(0, 1, 9)]
+    said = " ".join(study_report._rung_lines(study, None))
+    assert "epochs 1 hardly tells what is good at 3 (rank correlation 0.10 over 9 trials)" in said
+    assert said.endswith("--fidelity epochs=3..9")
 
 
 def test_two_trials_are_no_model_but_are_shown():
