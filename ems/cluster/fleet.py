@@ -80,9 +80,19 @@ class Fleet:
         return [each for each in self.provider.list(labels) if each.thing is not Thing.IMAGE]
 
     def machines(self) -> dict[str, Resource]:
-        """Return the controller and the compute nodes that are there, by name."""
-        found = (each for each in self.resources() if each.thing is Thing.MACHINE)
-        return {each.name: each for each in found if each.name == self.record.controller or self.kind(each.name)}
+        """Return the controller and the compute nodes that are there, by name; of several of a name the oldest."""
+        return {each.name: each for each in reversed(self._oldest_first())}
+
+    def doubles(self) -> list[Resource]:
+        """Return machines that bear the name of an older one: the cloud has made them twice, and they only cost."""
+        found = self._oldest_first()
+        first = {each.name: each.id for each in reversed(found)}
+        return [each for each in found if each.id != first[each.name]]
+
+    def _oldest_first(self) -> list[Resource]:
+        machines = (each for each in self.resources() if each.thing is Thing.MACHINE)
+        found = [each for each in machines if each.name == self.record.controller or self.kind(each.name)]
+        return sorted(found, key=lambda each: (each.state is MachineState.FAILED, str(each.created_at), each.id))
 
     def kind(self, node: str) -> str:
         """Return a node's kind; empty for what is no compute node of this cluster."""

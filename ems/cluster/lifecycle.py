@@ -175,6 +175,9 @@ def make(fleet: Fleet) -> None:
     requests = nodes.requests(fleet, [record.controller, *record.wanted])
     interrupted = fleet.journal.unfinished()
     found = nodes.settled_machines(fleet) if interrupted else fleet.machines()
+    if doubles := fleet.doubles():
+        with fleet.journal.step("destroy", [each.name for each in doubles]):
+            fleet.provider.destroy(doubles)
     missing = [each for each in requests if each.name not in found]
     if missing or any(each.state is MachineState.STOPPED for each in found.values()):
         ledger.check_limit(fleet)

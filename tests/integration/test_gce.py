@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ems.cluster import lifecycle, price
+from ems.cluster import ledger, lifecycle, price
 from ems.cluster.definition import Definition, GceSection
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
@@ -134,6 +134,11 @@ def test_refusals_say_why_and_stop_nobody_else(cloud: Any, provider: GceProvider
         assert (each.cause, each.zone) == (RefusalCause.STOCKOUT, _A)
         assert "does not have enough resources" in each.reason
         assert "zones" in each.hint
+    cloud.faults["mute"] = 1  # it is said of all of them at once
+    assert {each.cause for each in refused(provider.create(nodes(2, zone=_A)))} == {RefusalCause.STOCKOUT}
+    cloud.faults["unreachable"] = 1
+    with pytest.raises(ProviderError, match=r"cannot say now what is in us-central1-a"):
+        provider.list(LABELS)  # who took it for empty would leave machines behind
     cloud.faults["partial"] = 1
     *some, other = provider.create(nodes(3, zone=_B))
     assert [each.zone for each in made(some)] == [_B, _B]
@@ -265,8 +270,11 @@ def test_the_next_zone_then_the_next_size_is_tried(cloud: Any, cluster: str, pro
         "lab-cpu-001": "a e2-standard-4",
     }
     asked = [path for verb, path in cloud.calls if "bulkInsert" in path]
+    twin = {**cloud.things["/zones/us-central1-a/instances/lab-gpu-001"], "machineType": "n1-standard-8"}
+    cloud._insert(_B, "lab-gpu-001", twin, "")  # as if its making had been taken for failed
     started(project, gpu=3)  # what was sold out is asked again by another command, but not by this one
     assert len([path for verb, path in cloud.calls if "bulkInsert" in path]) > len(asked)
+    assert where(cloud)["lab-gpu-001"] == "a n1-standard-8"
     assert price.of_machines(fleet.definition, list(fleet.machines().values())) == pytest.approx(
         0.06701142 + 0.13402284 + 3 * (2 * 0.04 + 0.11), abs=2e-4
     )
@@ -276,6 +284,58 @@ def test_the_next_zone_then_the_next_size_is_tried(cloud: Any, cluster: str, pro
     assert "does not have enough resources" in outcome.record.left_out["lab-cpu-002"]
     with pytest.raises(UsageError, match=r"limits\.max_nodes"):
         started(project, gpu=6)
+
+
+def test_each_machine_is_in_the_ledger_once_whatever_is_killed(
+    ems: Any, cloud: Any, cluster: str, project: Path
+) -> None:
+    fleet = started(project, gpu=2, cpu=1)
+    book = ledger.Ledger("lab")
+    assert len(ledger.spans(book.events())) == 4
+    written = book.path.read_text()
+    book.path.unlink()  # the command was killed before it wrote
+    fleet = started(project, gpu=2, cpu=1)
+    assert ledger.spans(book.events()) == ledger.spans(ledger.parse(written)), "since the cloud made them"
+    lifecycle.change(fleet, ("lab-gpu-001", "lab-cpu-001"), now=True)
+    [gone] = [each for each in ledger.spans(book.events()) if each.end is not None]
+    assert (gone.start.node, gone.start.usd_per_hour, gone.start.spot) == ("lab-gpu-002", 0.15, True)
+    found = json.loads(ems("cluster", "cost", "lab", "--json").stdout)
+    assert {each["kind"] for each in found["rows"]} == {"controller", "gpu", "cpu"}
+    assert sum(each["usd"] for each in found["rows"]) == pytest.approx(found["total"]["usd"])
+    assert found["total"]["kwh"] is None, "nobody has said how many CPUs these machines have"
+
+    things = fleet.resources()
+    with fleet.journal.step("stop", [each.name for each in things]):  # a stop that is killed when all is deleted
+        fleet.provider.destroy(things)
+    lifecycle.stop(fleet)
+    assert Files("lab").load() is None
+    assert {each.start.node: each.end is None for each in ledger.spans(book.events())} == dict.fromkeys(
+        ["lab-controller", "lab-gpu-001", "lab-gpu-002", "lab-cpu-001"], False
+    )
+    shown = ems("cluster", "cost", "lab", "--by", "experiment")
+    assert "nothing runs" in shown.stdout
+    assert "idle" in shown.stdout
+    assert "PUE: 1.09" in shown.stderr
+    assert "never" not in shown.stderr
+    assert "nothing is written down" in ems("cluster", "cost", "other", code=1).stderr
+
+
+def test_nothing_is_made_that_would_cost_more_than_the_limit(cloud: Any, cluster: str, project: Path) -> None:
+    path = project / "cluster" / "lab.yaml"
+    path.write_text(path.read_text().replace("max_hours: 12", "max_hours: 10, max_cost: 4"))
+    with pytest.raises(ClusterError, match=r"may cost \$4\.00: \$0\.00 are spent, and 4 machines would cost \$5"):
+        started(project, gpu=2, cpu=1)
+    assert cloud.left() == []
+    fleet = started(project, gpu=2, cpu=0)
+    with pytest.raises(ClusterError, match=r"`limits\.max_cost`|may cost"):
+        lifecycle.change(fleet, (*fleet.record.wanted, "lab-gpu-003"))
+    assert "lab-gpu-003" not in fleet.record.wanted
+    lifecycle.change(fleet, ("lab-gpu-001",), now=True)
+    unknown = path.read_text().replace("e2-standard-4", "x9-mega-1")
+    path.write_text(unknown.replace("max_cost: 4", "max_cost: 1000"))
+    lifecycle.stop(fleet)
+    with pytest.raises(ClusterError, match="what its machines cost is not known"):
+        started(project, gpu=0, cpu=1)
 
 
 def test_nodes_that_come_and_go_with_the_queue_are_refused_clearly(cloud: Any, cluster: str, project: Path) -> None:
