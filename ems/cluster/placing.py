@@ -15,6 +15,7 @@ from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, Refusal, RefusalCause, Resource
 
 _STEP = "create"
+_NO_ZONE = "-"
 
 
 @dataclass
@@ -57,13 +58,13 @@ def _try(fleet: Fleet, where: Place, group: Sequence[_Search], results: dict[str
         if zone:
             fleet.report(search.request.name, f"being made in {zone}")
     requests = [replace(each.request, zone=zone, size=size) for each in group]
-    with fleet.journal.step(" ".join([_STEP, *(word for word in where if word)]), [each.name for each in requests]):
+    with fleet.journal.step(_step(where), [each.name for each in requests]):
         made = fleet.provider.create(requests)
     again = []
     for search, result in zip(group, made, strict=True):
-        if isinstance(result, Refusal) and result.cause is RefusalCause.STOCKOUT and zone:
+        if isinstance(result, Refusal) and result.cause is RefusalCause.STOCKOUT and (zone or size):
             fleet.failover.refused(where)
-            fleet.report(search.request.name, f"sold out in {zone}")
+            fleet.report(search.request.name, f"sold out in {zone}" if zone else f"{size} is sold out")
             search.refusal = result
             again.append(search)
         else:
@@ -89,11 +90,17 @@ def _sold_out(fleet: Fleet, request: MachineRequest) -> Refusal:
     return Refusal(request.name, reason, "name more `zones`, or more sizes, in the definition", RefusalCause.STOCKOUT)
 
 
+def _step(where: Place) -> str:
+    zone, size = where
+    return " ".join([_STEP, zone or _NO_ZONE, *([size] if size else [])]) if any(where) else _STEP
+
+
 def _begun(fleet: Fleet) -> Mapping[str, Place]:
-    """Return where a command that was killed had asked for machines: the machine's name -> the place."""
+    """Return where a command that was cut off had asked for machines: the machine's name -> the place."""
     found: dict[str, Place] = {}
     for step, names in fleet.journal.begun().items():
         verb, *words = step.split(" ")
         if verb == _STEP and words:
-            found |= dict.fromkeys(names, (words[0], words[1] if len(words) > 1 else None))
+            zone, size = None if words[0] == _NO_ZONE else words[0], next(iter(words[1:]), None)
+            found |= dict.fromkeys(names, (zone, size))
     return found

@@ -419,6 +419,18 @@ def test_start_resize_pause_resume_and_stop_leave_nothing(bench: Bench, cluster:
     assert bench.cloud.left() == []
 
 
+@pytest.mark.parametrize("bench", ["openstack"], indirect=True)  # the one that may have no zones
+def test_where_there_are_no_zones_the_next_size_is_tried(bench: Bench, cluster: Definition) -> None:
+    content = cluster.model_dump(mode="json")
+    content["nodes"]["cpu"]["size"] = [*reversed(bench.sizes)]
+    fleet = started(Definition.model_validate(content))
+    assert fleet.machines()["lab-cpu-001"].size == bench.sizes[1]
+    bench.cloud.faults["stockout"] = 1
+    lifecycle.change(fleet, (*fleet.record.wanted, "lab-cpu-002"))
+    assert fleet.machines()["lab-cpu-002"].size == bench.sizes[0]
+    assert fleet.record.left_out == {}
+
+
 class Client:
     """A process that starts the cluster, forked: to begin a Python anew for each would take most of the time.
 
