@@ -22,7 +22,7 @@ from ems.study.threads import load_numpy
 
 _POLL_S = 0.2  # a look at one file
 _LONGEST_REST_S = 5.0
-_SLOWEST_S = 300.0  # after wakes that failed
+_FAILED_S = 5.0  # after a wake that failed; twice as long after each further one
 _LOCK = "EMS_CLOCK_LOCK"  # names the descriptor of the lock that a new process is handed
 
 
@@ -191,7 +191,7 @@ class HereClock:
             sys.stderr.flush()
             if failures + 1 >= driver.MAX_FAILURES:
                 return None
-            next_s, result = min(_SLOWEST_S, 2.0**failures), -1.0
+            next_s, result = _FAILED_S * 2.0**failures, -1.0
         else:
             if report.next_s is None:
                 return None

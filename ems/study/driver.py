@@ -83,7 +83,10 @@ def wake(root: Path, study_id: str, executor: Executor, clock: Clock) -> WakeRep
     """
     files = ExperimentFiles(root, study_id)
     if not Path(files.study).exists():
-        raise NotFoundError(f"there is no study {study_id} in {root}", "ems list")
+        raise NotFoundError(
+            f"the files by which the study {study_id} goes on are not in {files.dir}",
+            f"`ems rm {study_id}` ends it for good, and keeps what was harvested",
+        )
     with writing_to(root), _alone(files) as is_alone:
         if not is_alone:
             records.call_driver(files)  # the one that is awake looks once more
@@ -292,6 +295,7 @@ class _Wake:
 
     def _carry_out(self, n_told: int, trouble: EmsError | None) -> WakeReport:
         """Write and submit what the store asks for."""
+        self._experiment = handover.follow(self._spec, self._experiment, self._files)
         handover.write(self._store, self._spec, self._experiment, self._files)
         parts = studies.segments(self._store, self._spec.id)
         if trouble is None:  # else it would refuse

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ems import submission
 from ems.errors import ExecutorError
@@ -54,6 +54,19 @@ def write(store: Store, spec: StudySpec, experiment: Experiment, files: Experime
         chunk = _chunk(spec, experiment, number, [each for each in missing if each.chunk == number])
         if not records.create_exclusive(files.chunk(number), records.dump(chunk)):
             raise ExecutorError(f"chunk {number} of {spec.id} was written by another command", "wait, and look again")
+
+
+def follow(spec: StudySpec, experiment: Experiment, files: ExperimentFiles) -> Experiment:
+    """Return the experiment with as many workers as its study has by now: since it was resumed with another number.
+
+    Also writes it to where workers read how many of them may run; where those bound nothing there is nothing to do.
+    """
+    if experiment.max_parallel in (None, spec.parallel):
+        return experiment
+    workers = spec.parallel if experiment.workers == experiment.max_parallel else experiment.workers
+    experiment = replace(experiment, max_parallel=spec.parallel, workers=workers)
+    records.write_atomic(files.spec, records.dump(asdict(experiment)))
+    return experiment
 
 
 def run_of(spec: StudySpec, row: TrialRow) -> Run:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -520,6 +521,16 @@ def test_a_study_is_stopped_and_goes_on_and_is_extended(lab: Callable[..., Lab])
     assert study.finish(study.bowl).state == "FINISHED"
     assert len(study.trials()) == 9
     assert not list(Path(study.files.dir, "requests").iterdir())
+
+
+def test_a_study_on_this_machine_goes_on_with_another_number_of_workers(lab: Callable[..., Lab]) -> None:
+    study = lab(experiment={"max_parallel": 4, "workers": 4}, budget={"trials": 30})
+    assert study.wake().asked == 4
+    study.ask(kind="resume", changes={"parallel": 6})
+    known = Experiment.load(records.read_json(study.files.spec) or {})
+    assert (known.max_parallel, known.workers) == (6, 6), "which is what workers read"
+    assert replace(known, max_parallel=4, workers=4) == study.experiment
+    assert len(study.desk.queued()) == 6
 
 
 def test_a_request_is_taken_in_once_whatever_is_killed(lab: Callable[..., Lab]) -> None:
