@@ -214,7 +214,7 @@ def _is_same(span: Span, machine: Seen) -> bool:
 
 def _begin(node: str, machine: Seen, last: datetime | None, steps: Sequence[Step], now: datetime) -> datetime:
     """Return since when a machine runs: since it was made or, where it ran before, was last started."""
-    if machine.created is not None and (last is None or machine.created > last):
+    if machine.created is not None and (last is None or machine.created >= last):
         return min(machine.created, now)
     begun = [each.at for each in steps if each.verb in _BEGINNING and node in each.nodes]
     recent = [at for at in begun if last is None or at >= last]
