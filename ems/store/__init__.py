@@ -322,6 +322,11 @@ class Store:
                 [exp_id],
             )
             db.execute("UPDATE runs SET settled = 1 WHERE experiment_id = ?", [exp_id])
+            db.execute(
+                "UPDATE studies SET state = 'STOPPED', reason = 'its files were removed', next_wake = ''"
+                " WHERE id = ? AND state = 'RUNNING'",
+                [exp_id],
+            )
 
     # -- runs
 

@@ -24,7 +24,7 @@ from ems import harvest, rerun
 from ems import plan as planning
 from ems import target as targets
 from ems.config import load
-from ems.errors import UsageError
+from ems.errors import NotFoundError, UsageError
 from ems.executor import control
 from ems.executor.here import HereExecutor
 from ems.model import State
@@ -313,6 +313,12 @@ def test_a_study_ends_when_it_is_told_to_and_can_be_removed(lab: Callable[..., L
     study.target.remove(study.id)
     study.wait(lambda: not clock.state().is_running)
     assert not Path(study.files.dir).exists()
+    with pytest.raises(NotFoundError, match="are not in") as gone:
+        requests.stop(study.store, study.target, study.id)
+    assert f"`ems rm {study.id}`" in gone.value.hint
+    assert study.row().state == "RUNNING"
+    study.store.remove(study.id)
+    assert (study.row().state, study.row().reason) == ("STOPPED", "its files were removed")
 
 
 @pytest.mark.parametrize(
