@@ -7,9 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
+from ems.cluster import usage
+from ems.cluster.cost import By, costs, grouped
+from ems.cluster.energy import factors
+from ems.cluster.ledger import Event, Span
+from ems.cluster.usage import Usage
 
 
 def mentioning(text: str) -> list[str]:
@@ -38,6 +45,30 @@ def test_nodes_have_gpus_and_jobs_are_accounted(slurm, testbed, tmp_path):
         return slurm.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "state").split()
 
     testbed.wait_until(lambda: states() == ["COMPLETED"] * 4, 30, "accounting")
+
+
+def test_what_jobs_cost_is_what_accounting_says_they_had(slurm, testbed, tmp_path):
+    """Who has a part of a node's CPUs pays that part of its price for that while; the rest is idle."""
+    submit = ("sbatch", "--parsable", "--cpus-per-task=2", "--job-name=ems-7f3a9c21.0", f"--output={tmp_path}/out")
+    job = slurm.run(*submit, "--wrap", "sleep 2")
+    slurm.wait_for_empty_queue()
+
+    def ours():
+        said = slurm.run("sh", "-s", stdin=usage.SCRIPT)
+        uses = [each for each in usage.parse(said, datetime.now(UTC)).uses if each.job == job]
+        return [each for each in uses if each.end is not None]
+
+    testbed.wait_until(lambda: len(ours()) == 1, 30, "accounting")
+    [use] = ours()
+    assert (use.experiment, use.user, len(use.nodes)) == ("7f3a9c21", "root", 1)
+    assert use.cpus >= 2
+    begin, end = use.begin - timedelta(hours=1), use.end + timedelta(hours=1)
+    machine = Event("i", use.nodes[0], "gpu", "", "", False, 8.0, 0, "", 8, "start", begin.isoformat(), "eve")
+    found = grouped(costs([Span(machine, end)], Usage((use,)), factors(None), end), By.EXPERIMENT)
+    hours = (use.end - use.begin) / timedelta(hours=1)
+    assert hours >= 1 / 3600
+    assert found["7f3a9c21"].usd == pytest.approx(use.cpus * hours)
+    assert found["idle"].usd == pytest.approx(8.0 * (2 + hours) - use.cpus * hours)
 
 
 def test_submit_limit_is_enforced_and_taken_away(slurm):
