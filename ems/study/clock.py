@@ -113,19 +113,35 @@ class HereClock:
         records.call_driver(self._files)
 
     def state(self) -> ClockState:
-        """See :meth:`Clock.state`; who holds the lock lives."""
+        """See :meth:`Clock.state`; who holds the lock lives, and where there are no locks who noted itself does."""
         try:
             with Path(self._files.dir, "clock.lock").open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             return ClockState(False)
         except BlockingIOError:
-            with contextlib.suppress(ValueError):
-                record = records.read_json(self._path) or {}
-                where = f"process {record.get('pid')} on {record.get('host')}"
-                return ClockState(True, str(record.get("next_at") or ""), where)
-            return ClockState(True)
+            return self._noted()
+        except OSError:
+            return self._noted() if self._lives() else ClockState(False)
         return ClockState(False)
+
+    def _noted(self) -> ClockState:
+        record = self._record()
+        where = f"process {record.get('pid')} on {record.get('host')}" if record else ""
+        return ClockState(True, str(record.get("next_at") or ""), where)
+
+    def _record(self) -> records.Record:
+        try:
+            return records.read_json(self._path) or {}
+        except ValueError:
+            return {}
+
+    def _lives(self) -> bool:
+        """Whether the process that noted itself is there; of another machine's nobody here knows, and it counts."""
+        record = self._record()
+        if not record or record.get("host") != os.uname().nodename:
+            return bool(record)
+        return Path("/proc", str(record["pid"])).exists()
 
     @property
     def _path(self) -> str:

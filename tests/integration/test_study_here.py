@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -281,6 +283,24 @@ def test_a_study_goes_through_its_rungs_though_its_driver_is_killed(lab: Callabl
     assert again.study_id is None
     assert records.read_run(study.target.files(again.id), 0)["params"] == {**trials[top].params, "epochs": 9}
     study.wait(lambda: (records.last_attempt(study.target.files(again.id), 0) or {}).get("state") == "COMPLETED")
+
+
+def test_without_locks_a_clock_is_known_by_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = tmp_path / "experiments" / "7f3a9c21"
+    folder.mkdir(parents=True)
+    clock = HereClock(tmp_path, "7f3a9c21")
+    assert not clock.state().is_running, "there is no lock file"
+    (folder / "clock.lock").touch()
+    assert not clock.state().is_running, "and nobody noted itself"
+    for pid, host, is_running in ((os.getpid(), os.uname().nodename, True), (2**22 + 1, os.uname().nodename, False)):
+        (folder / "driver.json").write_text(json.dumps({"pid": pid, "host": host}))
+        assert clock.state().is_running is is_running
+    (folder / "driver.json").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert clock.state().where == "process 1 on elsewhere"
 
 
 def test_what_a_killed_worker_leaves_is_run_again(lab: Callable[..., Lab]) -> None:
