@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from ems.errors import StoreError
 from ems.store import Store
 from ems.store.studies import RUNNING
 
@@ -41,6 +43,11 @@ def read(path: Path, study_id: str) -> Rows | None:
     """Return the rows in a driver's store as of one moment; None where there are none yet, or it is in use.
 
     Never waits for the driver.
+
+    Raises
+    ------
+    StoreError
+        If the driver's store is damaged.
     """
     if not path.exists():
         return None
@@ -56,6 +63,8 @@ def read(path: Path, study_id: str) -> Rows | None:
 def put(store: Store, rows: Rows) -> bool:
     """Copy what is new of a study into ``store``; return whether anything was.
 
+    What was read before another command read, and put, a later wake is of no use any more.
+
     Raises
     ------
     StoreError
@@ -70,9 +79,12 @@ def put(store: Store, rows: Rows) -> bool:
         return False
     places = ", ".join(f"{name} = excluded.{name}" for name in _FACTS[1:])
     with store.write() as db:
+        wakes = study[_FACTS.index("wakes")]
+        if db.execute("SELECT 1 FROM studies WHERE id = ? AND wakes > ?", [study[0], wakes]).fetchone():
+            return False
         db.execute(
             f"INSERT INTO studies ({', '.join(_FACTS)}) VALUES ({', '.join('?' * len(_FACTS))})"  # noqa: S608  # as above
-            f" ON CONFLICT (id) DO UPDATE SET {places} WHERE excluded.wakes >= wakes",
+            f" ON CONFLICT (id) DO UPDATE SET {places}",
             study,
         )
         for table, values in news.items():
@@ -92,6 +104,17 @@ def _sql(table: str) -> str:
     return f"SELECT * FROM {table} WHERE study_id = ?"  # noqa: S608  # our names
 
 
+def _damaged(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+    backup = path.with_name(f"{path.name}.backup")
+    put_back = f"cp {shlex.quote(str(backup))} {shlex.quote(str(path))}; " if backup.exists() else ""
+    shown = shlex.quote(str(path))
+    return StoreError(
+        f"the study's own store {path} is damaged ({error})",
+        f"mv {shown} {shown}.damaged; rm -f {shown}-wal {shown}-shm; {put_back}ems tune resume {path.parent.name}\n"
+        "(runs that it does not know any more are found again, not made again)",
+    )
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
     """Open the driver's store read-only; None where it is just being made, or is in use."""
@@ -103,7 +126,12 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
         db.close()
         yield None
         return
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise _damaged(path, error) from error
     try:
         yield db
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, error) from error
     finally:
         db.close()

@@ -574,11 +574,14 @@ def test_the_projects_store_has_what_is_new(lab: Callable[..., Lab], tmp_path: P
         study.wake()
         assert bring()
         assert not bring(), "nothing is new"
+        early = rows.read(path, ID)
+        assert early is not None
         assert store.resolve(ID).n_runs == 0
         study.finish(study.bowl)
         assert ID in store.unsettled()
         assert bring()
         harvest.harvest(store, study.root, study.desk.refresh, [ID])
+        assert not rows.put(store, early), "what was read before is old by now"
         assert studies.trials(store, ID) == study.trials()
         assert studies.study(store, ID) == study.study()
         assert store.resolve(ID).n_runs == 6
