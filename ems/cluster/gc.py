@@ -21,7 +21,7 @@ from ems.cluster.fleet import CONTROLLER_ROLE, Fleet, Report, quiet, verified
 from ems.cluster.images import BAKE_ROLE, LEASE_S
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
-from ems.cluster.record import Files, Journal, Phase, Record, label_value, names, owner
+from ems.cluster.record import MADE, Files, Journal, Phase, Record, label_value, names, owner
 from ems.errors import ClusterError, EmsError
 
 #: What is younger may still be in somebody's hands.
@@ -153,7 +153,7 @@ def _why(record: Record | None, things: Iterable[Resource]) -> str:
         return ""
     if record.phase is Phase.STOPPING:
         return "half deleted"
-    return "" if Journal(Files(record.name)).is_at(lifecycle.MADE) else "its start was cut off"
+    return "" if Journal(Files(record.name)).is_at(MADE) else "its start was cut off"
 
 
 def _answers(record: Record, controller: Resource) -> bool:

@@ -18,15 +18,13 @@ from ems.cluster.fleet import Fleet, Report, quiet
 from ems.cluster.keys import fingerprint
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Resource, Thing
-from ems.cluster.record import Files, Phase, choose, new
+from ems.cluster.record import MADE, Files, Phase, choose, new
 from ems.errors import ClusterError, ConnectionFailedError, HostKeyError, NotFoundError, UsageError
 
 _REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
 _EMPTY_S = 300
 _LATE_S = 2.0  # a cloud's listing may lack what was made a moment ago
 _REQUEUE_S = 60
-#: The step of the journal by which machines that were made, and are not set up yet, are not taken for left over.
-MADE = "made"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +173,7 @@ def make(fleet: Fleet) -> None:
     requests = nodes.requests(fleet, [record.controller, *record.wanted])
     interrupted = fleet.journal.unfinished()
     found = nodes.settled_machines(fleet) if interrupted else fleet.machines()
-    if doubles := fleet.doubles():
-        with fleet.journal.step("destroy", [each.name for each in doubles]):
-            fleet.provider.destroy(doubles)
+    nodes.destroy(fleet, fleet.doubles())
     missing = [each for each in requests if each.name not in found]
     if missing or any(each.state is MachineState.STOPPED for each in found.values()):
         ledger.check_limit(fleet)

@@ -102,7 +102,7 @@ def create(fleet: Fleet, wanted: Sequence[MachineRequest], found: Mapping[str, R
         If the controller cannot be made. A node that cannot is left out, after a second try where that may help.
     """
     ruined = [found[each.name] for each in wanted if each.name in found and _is_ruined(found[each.name])]
-    _destroy(fleet, ruined)
+    destroy(fleet, ruined)
     gone = {each.name for each in ruined}
     nodes = [found[each.name] for each in wanted if each.name in found and fleet.kind(each.name)]
     _wake(fleet, [each for each in nodes if each.state is MachineState.STOPPED])
@@ -250,12 +250,13 @@ def _let_go(fleet: Fleet, names: Sequence[str]) -> None:
     if scheduler is not None:
         scheduler.down(names, "removed by ems")
     machines = fleet.machines()
-    _destroy(fleet, [machines[name] for name in names if name in machines])
+    destroy(fleet, [machines[name] for name in names if name in machines])
     if scheduler is not None:
         _forget(scheduler, names)
 
 
-def _destroy(fleet: Fleet, machines: Sequence[Resource]) -> None:
+def destroy(fleet: Fleet, machines: Sequence[Resource]) -> None:
+    """Delete machines, if there are any; the journal tells it."""
     if machines:
         with fleet.journal.step("destroy", [each.name for each in machines]):
             fleet.provider.destroy(machines)

@@ -34,6 +34,8 @@ from ems.node import records
 from ems.registry import check_name, state_dir
 
 _FORMAT = 1
+#: The step of the journal by which machines that were made, and are not set up yet, are not taken for left over.
+MADE = "made"
 
 
 class Phase(StrEnum):

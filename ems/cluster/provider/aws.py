@@ -30,6 +30,7 @@ from ems.cluster.provider.base import (
     Resource,
     Thing,
     Traits,
+    controllers_first,
 )
 from ems.cluster.provider.ec2 import Answer, ApiError, Ec2
 from ems.cluster.provider.lease import leased
@@ -421,9 +422,8 @@ class AwsProvider:
 
     def start(self, machines: Sequence[Resource]) -> None:
         """Start instances that are stopped, controllers first; returns when they run."""
-        ids = [each.id for each in machines if each.labels.get(ROLE) == "controller"]
-        for part in (ids, [each.id for each in machines if each.id not in ids]):
-            self._change("StartInstances", part, "running")
+        for part in controllers_first(machines):
+            self._change("StartInstances", [each.id for each in part], "running")
 
     def stop(self, machines: Sequence[Resource]) -> None:
         """Shut instances down; returns when they have stopped."""

@@ -197,6 +197,12 @@ class Traits:
     shows_own_key: bool = False  # sshd may answer by a key of its own until cloud-init has set the one it was given
 
 
+def controllers_first(machines: Sequence[Resource]) -> list[list[Resource]]:
+    """Return controllers, then all others: in this order they are started."""
+    first = [each for each in machines if each.labels.get(ROLE) == "controller"]
+    return [first, [each for each in machines if each not in first]]
+
+
 @runtime_checkable
 class Inspector(Protocol):
     """A provider that can say what it looks at, instead of only the first thing that is wrong."""

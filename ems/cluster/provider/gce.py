@@ -16,7 +16,6 @@ from ems.cluster.provider import address, gcecheck, gcewords
 from ems.cluster.provider.base import (
     CLUSTER,
     INCARNATION,
-    ROLE,
     Finding,
     MachineRequest,
     Refusal,
@@ -24,6 +23,7 @@ from ems.cluster.provider.base import (
     Resource,
     Thing,
     Traits,
+    controllers_first,
 )
 from ems.cluster.provider.googleapi import Api, ApiError, Fault, faults_of
 from ems.cluster.provider.pool import side_by_side
@@ -139,12 +139,12 @@ class GceProvider:
 
     def start(self, machines: Sequence[Resource]) -> None:
         """Boot machines that are stopped, controllers first; their public addresses are others then."""
-        for group in _by_role(machines):
+        for group in controllers_first(machines):
             self._all(group, "start")
 
     def stop(self, machines: Sequence[Resource]) -> None:
         """Shut machines down, controllers last."""
-        for group in reversed(_by_role(machines)):
+        for group in reversed(controllers_first(machines)):
             self._all(group, "stop")
 
     def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
@@ -365,9 +365,3 @@ def _stranger(name: str, labels: dict[str, str]) -> tuple[str, str]:
 def _check_owner(name: str, found: dict[str, str], labels: dict[str, str]) -> None:
     if found.get(INCARNATION) != labels.get(INCARNATION) or found.get(CLUSTER) != labels.get(CLUSTER):
         raise ProviderError(*_stranger(name, labels))
-
-
-def _by_role(machines: Sequence[Resource]) -> list[list[Resource]]:
-    """Return controllers, then all others."""
-    first = [each for each in machines if each.labels.get(ROLE) == "controller"]
-    return [first, [each for each in machines if each not in first]]

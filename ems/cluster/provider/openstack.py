@@ -17,7 +17,6 @@ from ems.cluster.provider import address, bulk
 from ems.cluster.provider import stackthings as things
 from ems.cluster.provider.base import (
     CLUSTER,
-    ROLE,
     Finding,
     MachineRequest,
     MachineState,
@@ -26,6 +25,7 @@ from ems.cluster.provider.base import (
     Resource,
     Thing,
     Traits,
+    controllers_first,
 )
 from ems.cluster.provider.keystone import Answer, ApiError, Login, Openstack, UnreachedError, cloud
 from ems.cluster.provider.lease import leased
@@ -347,8 +347,7 @@ class OpenstackProvider:
 
     def start(self, machines: Sequence[Resource]) -> None:
         """Start servers that are stopped, controllers first; returns when they run."""
-        first = [each for each in machines if each.labels.get(ROLE) == "controller"]
-        for group in (first, [each for each in machines if each not in first]):
+        for group in controllers_first(machines):
             self._change(group, "os-start", "ACTIVE")
 
     def stop(self, machines: Sequence[Resource]) -> None:
