@@ -84,7 +84,7 @@ def plot(
         return
     _write(figures, f"{experiment.name} {experiment.id}", png, page)
     if png is None and page is None:
-        _show(figures, experiment.id, is_all=not kinds)
+        _show(figures, experiment.id, kinds or [])
 
 
 def _figures(view: Study, kinds: Sequence[Picture] | None, wish: Wish) -> list[Figure]:
@@ -125,7 +125,7 @@ def _write(figures: Sequence[Figure], title: str, png: Path | None, page: Path |
         render.note(f"wrote {page}")
 
 
-def _show(figures: Sequence[Figure], exp_id: str, *, is_all: bool) -> None:
+def _show(figures: Sequence[Figure], exp_id: str, kinds: Sequence[Picture]) -> None:
     from ems.cli import render
     from ems.report import terminal
 
@@ -133,10 +133,12 @@ def _show(figures: Sequence[Figure], exp_id: str, *, is_all: bool) -> None:
     height = max(14, min(24, shutil.get_terminal_size((80, 24)).lines - 4))
     drawn = [figure for figure in figures if terminal.can_draw(figure)]
     if not drawn:
-        raise UsageError("this picture is too fine for a terminal", f"ems plot {exp_id} ... --png FILE, or --html FILE")
+        raise UsageError(
+            "this picture is too fine for a terminal", f"ems plot {exp_id} {kinds[0]} --png FILE, or --html FILE"
+        )
     lines: list[str] = []
     for figure in drawn:
         lines += [*terminal.draw(figure, width, height, is_coloured=render.has_colour()), ""]
     render.page(lines[:-1])
-    if is_all and len(drawn) < len(figures):
+    if len(drawn) < len(figures):
         render.note(f"next: ems plot {exp_id} --html FILE shows the finer ones, too")

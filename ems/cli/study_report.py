@@ -122,6 +122,8 @@ def _best_lines(standing: Standing, study: Study, found: Sequence[Configuration]
     yield from table.lines
     if table.left_out:
         yield render.paint(f"not shown for want of width: {', '.join(table.left_out)}", "dim")
+    if not standing.experiment.script:  # of a program that asks and tells itself
+        return
     yield ""
     yield render.paint("to run them once more", "bold")
     for each in found:

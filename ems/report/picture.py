@@ -30,6 +30,7 @@ _STYLES: dict[str, str] = {
     "idle": "#DDDDDD",
 }
 _SHADES = "viridis_r"  # of what is best, dark
+_FEW_POWERS = 100.0  # a logarithmic axis that spans less has ticks at 2 and 5 as well
 _RC: Any = {
     "text.parse_math": False,  # names of metrics have underscores and dollars
     "font.size": 9,
@@ -151,6 +152,8 @@ class Figure:
     ----------
     heights
         Of the rows, in proportion; all the same where none are given.
+    together
+        So many rows belong together, the panels of a column below each other; 0: all of them.
     size
         Inches.
     """
@@ -160,6 +163,7 @@ class Figure:
     notes: tuple[str, ...] = ()
     heights: Numbers = ()
     size: tuple[float, float] = (7.5, 4.5)
+    together: int = 0
 
     @property
     def panels(self) -> list[Panel]:
@@ -247,7 +251,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fafafa; 
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.05rem; margin: 0 0 .5rem; }}
 section {{ background: #fff; border: 1px solid #e3e3e3; border-radius: 8px; padding: 1rem 1.25rem; margin: 1rem 0; }}
 section p {{ color: #666; font-size: .85rem; margin: .25rem 0; }}
-svg {{ width: 100%; height: auto; }} svg text {{ font-family: system-ui, sans-serif !important; }}
+svg {{ height: auto; max-width: 100%; }} svg text {{ font-family: system-ui, sans-serif !important; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>
@@ -280,6 +284,8 @@ def _render(figure: Figure, to: Any, option: str, kind: str | None) -> None:
 
 
 def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415 - see _render
+
     axes.set_xscale("log" if panel.is_log_x else "linear")
     axes.set_yscale("log" if panel.is_log_y else "linear")
     for layer in panel.layers:
@@ -292,6 +298,9 @@ def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
         axes.set_yticks(range(len(panel.y_labels)), panel.y_labels)
     for axis, is_log in ((axes.xaxis, panel.is_log_x), (axes.yaxis, panel.is_log_y)):
         if is_log:  # 0.001 rather than a power, which would be set as a formula
+            low, high = axis.get_view_interval()
+            if low > 0 and high / low < _FEW_POWERS:
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(lambda *_: "")
     if panel.x_ticks:
@@ -309,17 +318,14 @@ def _label(axes: Any, panel: Panel, *, is_first: bool) -> None:
     axes.set(xlabel=panel.x_name, ylabel=panel.y_name if is_first else "")
     axes.tick_params(labelleft=is_first)
     named = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    is_spans = any(isinstance(layer, Span) for layer in panel.layers)
     if not is_first or len(named) < 2:
         return
-    place: dict[str, Any] = (
-        {"loc": "lower right"} if any(isinstance(e, Bars) for e in panel.layers) else {"loc": "best"}
-    )
-    if is_spans:
+    is_full = any(isinstance(layer, Bars | Span | Mesh) for layer in panel.layers)  # no room within, so above
+    place: dict[str, Any] = {"loc": "best"}
+    if is_full:
         place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(named)}
     legend = axes.legend(named.values(), named.keys(), fontsize=7.5, **place)
-    if not is_spans:
-        legend.set_in_layout(False)
+    legend.set_in_layout(is_full)
 
 
 def _color(layer: Points | Way) -> str:
@@ -336,7 +342,7 @@ def _draw_points(_: Any, axes: Any, layer: Points) -> None:
     }
     look = looks.get(layer.style, {"marker": "o", "s": 16, "alpha": 0.8, "linewidth": 0, "zorder": 3})
     color = {} if "facecolor" in look else {"color": _color(layer)}
-    axes.scatter(layer.x, layer.y, label=layer.label, **look, **color)
+    axes.scatter(layer.x, layer.y, label=layer.label, clip_on=False, **look, **color)
 
 
 def _draw_way(_: Any, axes: Any, layer: Way) -> None:

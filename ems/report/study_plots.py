@@ -21,6 +21,7 @@ from ems.search.trial import Outcome, Trial
 from ems.search.warp import Array
 
 MAX_SLICES = 6  # params of one picture of slices
+_ABREAST = 3  # slices beside each other
 _FINE = 241  # points along a slice
 _MESH = 61  # points along a side of a contour
 _LEVELS = 12  # of a dimension with so few values each is a tick of its own
@@ -180,7 +181,7 @@ def _importance(study: Study, group: str | None, _: Wish) -> Figure:
         _title(study, f"what matters for {study.metric}{study.at(model.rung)}", group),
         ((panel,),),
         (METHOD,),
-        size=(7.0, 1.6 + 0.42 * len(found)),
+        size=(7.0, 1.8 + 0.42 * len(found)),
     )
 
 
@@ -200,17 +201,23 @@ def _slice(study: Study, group: str | None, wish: Wish) -> Figure:
             f"--params {','.join(active)}",
         )
     pairs = [_slice_panels(study, model, group, through, name) for name in chosen]
+    bands = math.ceil(len(pairs) / _ABREAST)
+    abreast = math.ceil(len(pairs) / bands)
+    rows: list[tuple[Panel, ...]] = []
+    for i in range(0, len(pairs), abreast):
+        rows += zip(*pairs[i : i + abreast], strict=True)
     words = ", ".join(f"{name}={_short(value)}" for name, value in through.items())
     others = "; points differ in the other params, too" if len(study.problem.space.names) > 1 else ""
     return Figure(
         _title(study, f"the model of {study.metric}{study.at(model.rung)}", group),
-        (tuple(top for top, _ in pairs), tuple(below for _, below in pairs)),
+        tuple(rows),
         (
             f"through the best by the model: {words}",
             "band: 95 % of the model's belief, without noise" + others,
         ),
-        heights=(2.6, 1.0),
-        size=(max(5.5, 3.3 * len(pairs)), 5.0),
+        heights=(2.6, 1.0) * bands,
+        size=(max(5.5, 3.3 * abreast), 5.0 if bands == 1 else 4.2 * bands),
+        together=2,
     )
 
 
@@ -338,14 +345,15 @@ class _Axis:
 
 
 def _contour(study: Study, group: str | None, wish: Wish) -> Figure:
-    """Draw the model's mean over two params, through the best configuration."""
+    """Draw the model's mean over two params, through the best configuration; unless asked, those that are numbers."""
     model = _model(study, group)
     through = _leader(study, model)
-    names = list(wish.params or _by_importance(study, group, [n for n in study.problem.space.names if n in through]))[
-        :2
-    ]
+    names = list(wish.params or _across_and_up(study, group, through))[:2]
     if len(names) < 2:
-        raise UsageError("a contour is over two params", f"--params A,B of {', '.join(study.problem.space.names)}")
+        raise UsageError(
+            f"a contour is over two params, and {', '.join(names) or 'none'} is what there is",
+            f"ems plot {study.exp_id} slice",
+        )
     across, up = _Axis.of(study, names[0], _MESH), _Axis.of(study, names[1], _MESH)
     rows = np.tile(_row(study, through), (len(up.units) * len(across.units), 1))
     rows[:, across.column] = np.tile(across.units, len(up.units))
@@ -375,6 +383,12 @@ def _contour(study: Study, group: str | None, wish: Wish) -> Figure:
     return Figure(title, ((panel,),), notes, size=(7.0, 5.2))
 
 
+def _across_and_up(study: Study, group: str | None, through: Params) -> list[str]:
+    """Return the params that matter most, those between whose values something lies before those of words."""
+    ranked = _by_importance(study, group, [name for name in study.problem.space.names if name in through])
+    return sorted(ranked, key=lambda name: bool(_Axis.of(study, name, 2).labels))
+
+
 # -- parallel coordinates, rungs, timeline ----------------------------------------------------------------------
 
 
@@ -401,7 +415,7 @@ def _parallel(study: Study, group: str | None, _: Wish) -> Figure:
     notes = ["dark is good; by rank"]
     if any(len(t.params) < max(len(each.params) for each in own) for t in own):
         notes.append("a line passes by the params that play no part in it")
-    title = _title(study, f"{len(own):,} configurations by {study.metric}{study.at(rung)}", group)
+    title = _title(study, f"{_count(len(own), 'configuration')} by {study.metric}{study.at(rung)}", group)
     return Figure(title, ((Panel(tuple(layers)),),), tuple(notes), size=(max(6.0, 1.6 * (len(dimensions) + 1)), 4.2))
 
 
@@ -409,6 +423,10 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     if dimension.count is not None and dimension.count <= _LEVELS:
         return [(dimension.unit(value), _short(value)) for value in dimension.items()]
     return [(at, _short(dimension.value(at))) for at in (0.0, 0.25, 0.5, 0.75, 1.0)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _short(value: Json) -> str:
@@ -419,7 +437,8 @@ def _rungs(study: Study, group: str | None, _: Wish) -> Figure:
     """Each trial's way from rung to rung."""
     if not study.budgets:
         raise UsageError(
-            f"study {study.exp_id} has no rungs: it was begun without --fidelity", "ems plot STUDY convergence"
+            f"study {study.exp_id} has no rungs: it was begun without --fidelity",
+            f"ems plot {study.exp_id} convergence",
         )
     own = [t for t in study.trials if t.group == group and any(math.isfinite(value) for value in t.values)]
     if not own:
@@ -470,7 +489,7 @@ def _timeline(study: Study, _: str | None, wish: Wish) -> Figure:
         y_labels=tuple(str(lane + 1) for lane in range(line.workers)),
     )
     return Figure(
-        _title(study, f"{line.workers:,} workers, idle {line.idle:.1%} of the time", None),
+        _title(study, f"{_count(line.workers, 'worker')}, idle {line.idle:.1%} of the time", None),
         ((panel,),),
         ("idle: share of all workers' time up to the last start; a lane is any worker that was free",),
         size=(7.5, min(1.8 + 0.28 * line.workers, 16.0)),

@@ -12,6 +12,7 @@ from ems.report.picture import Band, Bars, Figure, Layer, Panel, Points, Span, W
 _MARKS = {"observed": "●", "best": "★", "pending": "○", "failed": "✕", "mean": "◆", "score": "◆"}
 _PIXELS = {"best": "orange", "mean": "cyan", "score": "green", "pending": "blue", "failed": "red"}
 _COLORS = ("cyan", "orange", "green", "magenta", "blue", "red")
+_LINES = "▪▫◆◇▲△"  # of lines that colours tell apart, where there are colours
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LANE = {"mean": "█", "pending": "▒", "score": "▓", "failed": "x", "plain": "~", "idle": "·"}
 
@@ -37,11 +38,14 @@ def draw(figure: Figure, width: int, height: int, *, is_coloured: bool = False) 
     """
     total = sum(figure.heights or [1.0] * len(figure.rows)) / len(figure.rows)
     lines = [*textwrap.wrap(figure.title, width), ""]
-    for column in range(len(figure.rows[0])):  # a column belongs together: a slice and its acquisition
-        for i, row in enumerate(figure.rows):
-            share = figure.heights[i] / total if figure.heights else 1.0
-            lines += _panel(row[column], width, max(7, round(height * share / len(figure.rows))), is_coloured)
-        lines.append("")
+    together = figure.together or len(figure.rows)
+    for start in range(0, len(figure.rows), together):
+        for column in range(len(figure.rows[start])):  # a column belongs together: a slice and its acquisition
+            for i in range(start, start + together):
+                share = figure.heights[i] / total if figure.heights else 1.0
+                room = max(7, round(height * share / together))
+                lines += _panel(figure.rows[i][column], width, room, is_coloured)
+            lines.append("")
     return [*lines, *(line for note in figure.notes for line in textwrap.wrap(note, width))]
 
 
@@ -119,7 +123,7 @@ def _signals(panel: Panel) -> Iterator[tuple[list[float], list[float], str, bool
                     yield x, _scaled(edge, panel.is_log_y), "·", True, "gray"
         elif isinstance(layer, Way):
             y = _scaled(layer.y, panel.is_log_y)
-            yield *(_steps(x, y) if layer.is_step else (x, y)), "▪", True, _color(layer)
+            yield *(_steps(x, y) if layer.is_step else (x, y)), _line(layer), True, _color(layer)
         elif isinstance(layer, Points) and layer.x:
             yield x, _scaled(layer.y, panel.is_log_y), _MARKS.get(layer.style, "●"), False, _color(layer)
 
@@ -129,6 +133,10 @@ def _steps(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
     for i in range(1, len(x)):
         corners += [(x[i], y[i - 1]), (x[i], y[i])]
     return [at for at, _ in corners], [height for _, height in corners]
+
+
+def _line(layer: Way) -> str:
+    return _LINES[(layer.color or 0) % len(_LINES)]
 
 
 def _color(layer: Points | Way) -> str:
@@ -153,7 +161,11 @@ def _legend(panel: Panel, width: int) -> list[str]:
     for layer in panel.layers:
         if isinstance(layer, Points | Way | Band) and layer.label:
             mark = (
-                _MARKS.get(layer.style, "▪") if isinstance(layer, Points) else "·" if isinstance(layer, Band) else "▪"
+                _MARKS.get(layer.style, "▪")
+                if isinstance(layer, Points)
+                else "·"
+                if isinstance(layer, Band)
+                else _line(layer)
             )
             marks.setdefault(layer.label, mark)
     joined = "   ".join(f"{mark} {label}".replace(" ", "\xa0") for label, mark in marks.items())

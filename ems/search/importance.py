@@ -28,7 +28,7 @@ class Importance:
         Share that vanishes when all others are known but this one is not: with its interactions. 0 to 1; the shares of
         all params add up to more than one where they interact.
     alone
-        Share that the param explains by itself, as in functional ANOVA. At most ``total`` but for sampling error.
+        Share that the param explains by itself, as in functional ANOVA. At most ``total``.
     """
 
     name: str
@@ -65,7 +65,8 @@ def importance(
         mixed[:, j] = b[:, j]
         f = _mean(posterior, ground, mixed)
         total, rest = float(np.mean((f_a - f) ** 2)) / 2, float(np.mean((f_b - f) ** 2)) / 2
-        shares.append(Importance(name, _share(total, variance), _share(variance - rest, variance)))
+        share = _share(total, variance)  # the other cannot be larger, and its estimate is the noisier one of both
+        shares.append(Importance(name, share, min(share, _share(variance - rest, variance))))
     return sorted(shares, key=lambda each: -each.total)
 
 

@@ -197,6 +197,32 @@ def test_a_slice_shows_what_the_model_believes_along_each_param():
         study_plots.figure(study, "slice", Wish(params=("depth",)))
 
 
+def test_slices_go_on_in_the_next_rows_and_a_terminal_shows_them_in_order():
+    names = ("lr", "units", "opt", "batch_$size")
+    figure = study_plots.figure(made(40), "slice", Wish(params=names))
+    assert [[panel.x_name for panel in row] for row in figure.rows[1::2]] == [list(names[:2]), list(names[2:])]
+    drawn = terminal.draw(figure, 72, 16)
+    shown = [line.strip().removesuffix(" (log)") for line in drawn]
+    assert [line for line in shown if line in names] == list(names)
+
+
+def test_unless_asked_a_contour_is_over_params_that_are_numbers():
+    (panel,) = study_plots.figure(made(40), "contour", Wish()).panels
+    assert {panel.x_name, panel.y_name} <= {"lr", "units", "momentum"}
+    asked = study_plots.figure(made(40), "contour", Wish(params=("opt", "lr"))).panels[0]
+    assert asked.x_labels == ("adam", "sgd")
+    with pytest.raises(UsageError, match="over two params, and lr is what there is"):
+        study_plots.figure(climbed(), "contour", Wish())
+
+
+def test_lines_that_colours_tell_apart_differ_without_colours():
+    drawn = "\n".join(terminal.draw(study_plots.figure(climbed(), "convergence", Wish()), 72, 16))
+    legend = next(line for line in drawn.splitlines() if "epochs 1 " in line)
+    marks = [legend[legend.index(f" epochs {budget}") - 1] for budget in (1, 3, 9)]
+    assert len(set(marks)) == 3
+    assert all(drawn.count(mark) > 1 for mark in marks)
+
+
 def test_a_contour_leaves_out_what_constraints_forbid():
     figure = study_plots.figure(made(40), "contour", Wish(params=("lr", "units")))
     (mesh,) = layers(figure.panels[0], Mesh)
