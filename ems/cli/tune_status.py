@@ -17,7 +17,7 @@ import typer
 
 from ems.cli import options as o
 from ems.cli.tune import LOOK, command
-from ems.errors import ConnectionFailedError, ExecutorError, NotFoundError, TargetError, UsageError
+from ems.errors import ConnectionFailedError, ExecutorError, NotFoundError, StoreError, TargetError, UsageError
 from ems.model import PassAs
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def look(session: Session, experiment: Experiment) -> list[str]:
     """Bring what is known of a study up to date; return what stands against that, to be said."""
     try:
         session.harvest([experiment])
-    except (ExecutorError, TargetError, ConnectionFailedError) as error:
+    except (ExecutorError, TargetError, ConnectionFailedError, StoreError) as error:
         return ["", f"{error.message}; this is how it stood before", *([f"hint: {error.hint}"] if error.hint else [])]
     return []
 

@@ -33,7 +33,7 @@ from ems.search.rungs import charge
 from ems.search.space import SearchSpace
 from ems.search.trial import Outcome, Trial
 from ems.store import Store, studies
-from ems.study import budget, driver, rows, session
+from ems.study import budget, clocks, driver, far, rows, session
 from ems.study.clock import ClockState
 from ems.study.spec import StudySpec
 
@@ -497,6 +497,29 @@ def test_a_driver_that_fails_again_and_again_gives_up_and_says_why(lab: Callable
     assert set(study.desk.submitted.values()) == {1}
 
 
+def test_an_array_leaves_room_for_the_drivers_own_jobs(
+    lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = lab(budget={"trials": 10}, parallel=10)
+    monkeypatch.setattr(study.desk, "limits", lambda: Limits(1000, 10))
+    study.wake()
+    chunks = [records.read_json(study.files.chunk(number)) or {} for number in study.files.chunk_numbers()]
+    assert max(chunk["tasks"] for chunk in chunks) <= 8, "ten would wait for ever: two jobs are the driver's"
+    assert sum(chunk["tasks"] for chunk in chunks) == 10
+
+
+def test_a_clock_that_stopped_before_the_first_wake_is_set_going_elsewhere(
+    lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = lab()
+    monkeypatch.setattr(clocks, "of", lambda *_: study.clock)
+    site = Mock(kind="slurm", root=study.root, worker_python=None)
+    assert far._revive(site, study.files), "nothing is known of it yet"
+    assert study.clock.due == [0.0]
+    study.finish(study.bowl)
+    assert not far._revive(site, study.files)
+
+
 # ------------------------------------------------------------------------------------------------ people
 
 
@@ -591,6 +614,30 @@ def test_the_projects_store_has_what_is_new(lab: Callable[..., Lab], tmp_path: P
     with Store(tmp_path / "other" / ".ems" / "ems.db") as store:
         harvest.adopt(store, study.root)
         assert store.resolve(ID).n_runs == 6
+
+
+def test_a_drivers_store_that_is_damaged_is_named_and_made_again_from_the_runs(
+    lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    study = lab(budget={"trials": 6}, parallel=2)
+    path = Path(study.files.dir, rows.STORE)
+    study.wake()
+    for index, (_, params) in study.desk.queued().items():
+        study.bowl(index, params)
+    study.wake()
+    known = study.trials()
+    for each in path.parent.glob(f"{rows.STORE}-*"):
+        each.unlink()
+    path.write_text("not a database, and long enough to be looked into\n" * 100)
+    with pytest.raises(StoreError, match=r"the study's own store .* is damaged") as damaged:
+        rows.read(path, ID)
+    assert f"ems tune resume {ID}" in damaged.value.hint
+    copy = damaged.value.hint.partition("; ems tune resume")[0]  # whose words are typed as they stand
+    assert "study.db.damaged" in copy
+    subprocess.run(["sh", "-ec", copy], cwd=tmp_path, check=True)
+    assert study.finish(study.bowl).reason.startswith("All 6 trials")
+    assert [each.params for each in study.trials()[: len(known)]] == [each.params for each in known]
+    assert {records.last_attempt(study.files, index)["attempt"] for index in range(6)} == {1}, "none was made twice"
 
 
 # ------------------------------------------------------------------------------------------------ what it costs
