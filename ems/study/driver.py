@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ems.search.trial import Decisions
 
 _LIMITS_HOLD = 50  # wakes for which the limits of the scheduler are not asked for again
+_OWN_JOBS = 2  # of the driver: one that runs and the one that comes next, which count as the user's, too
 MAX_FAILURES = 5  # wakes that fail one after another before the driver gives up
 
 
@@ -291,7 +292,8 @@ class _Wake:
             limits = self._executor.limits()
             self._calls, known = self._calls + 1, [limits.max_array_size, limits.max_submit]
             self._row = replace(self._row, cache={**self._row.cache, "limits": known})
-        return Limits(*known)
+        array_size, submit = known
+        return Limits(array_size, None if submit is None else max(1, submit - _OWN_JOBS))
 
     def _carry_out(self, n_told: int, trouble: EmsError | None) -> WakeReport:
         """Write and submit what the store asks for."""
