@@ -98,6 +98,9 @@ def report(
             SHOW, "--baseline", metavar="NAME=VALUE", help="Paired test and effect of each group against this one."
         ),
     ] = "",
+    cost: Annotated[
+        bool, _option(SHOW, "--cost", help="Also what runs cost: dollars, or GPU-hours where no price is known.")
+    ] = False,
     curve: Annotated[
         Names, _option(SHOW, "--curve", metavar="METRICS", help="Draw metrics over steps, or over the swept param.")
     ] = None,
@@ -119,6 +122,8 @@ def report(
     from ems.cli.session import open_session
 
     chosen = _format(form, as_json, output)
+    if cost and curve:
+        raise UsageError("--curve draws no cost", "leave one of --cost and --curve out")
     if png is not None and not curve:
         raise UsageError("--png draws a curve, but no metric was named", "add --curve METRIC")
     query = Query(
@@ -136,14 +141,14 @@ def report(
     )
     with open_session() as session:
         found = _experiments(session, experiments or ["last"])
-        if _is_of_study(found, query, chosen) and not curve and output is None:
+        if _is_of_study(found, query, chosen) and not curve and not cost and output is None:
             from ems.cli import study_report
 
             study_report.show(session, found[0], query.top, as_json=chosen is Format.JSON)
         elif curve:
             _draw(session, found, query, _split(curve), x, png, output)
         else:
-            _tabulate(session, found, query, chosen, output)
+            _tabulate(session, found, query, chosen, output, cost=cost)
         _say_what_is_new(session, found)
 
 
@@ -184,11 +189,20 @@ def _experiments(session: Session, typed: Sequence[str]) -> list[Experiment]:
 
 
 def _tabulate(
-    session: Session, experiments: Sequence[Experiment], query: Query, form: Format, output: Path | None
+    session: Session,
+    experiments: Sequence[Experiment],
+    query: Query,
+    form: Format,
+    output: Path | None,
+    *,
+    cost: bool = False,
 ) -> None:
-    from ems.cli import formats, render
+    from ems.cli import formats, render, report_cost
 
-    table = tabulate(session.store.run_table([each.id for each in experiments]), query)
+    rows = list(session.store.run_table([each.id for each in experiments]))
+    if cost:
+        rows, query = report_cost.with_cost(session, experiments, rows, query)
+    table = tabulate(rows, query)
     if output is not None:
         _write(output, formats.write(table, form))
         render.note(f"wrote {render.plural(len(table), 'row')} to {output}")

@@ -1,13 +1,13 @@
 """What machines cost, by whom and what for: the ledger's times joined with SLURM's accounting. Pure.
 
-A job's part of a node is its part of the node's GPUs where it has some, else of its CPUs. What no job had is ``idle``,
-the controller with it. Where jobs have more than there is, as with oversubscription, they share what there is.
+A job pays for its part of the node's GPUs or, where it has none, of its CPUs. What no job paid for is ``idle``, the
+controller with it. Where these parts are more than the whole node the jobs share what it costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
@@ -100,9 +100,10 @@ def costs(spans: Iterable[Span], usage: Usage, factors: Factors, now: datetime) 
         kw = factors.kw(span.start.gpus, span.start.gpu_type, cpus)
         for begin, end, parts in _pieces(span, of_node.get(span.start.node, []), cpus, now):
             day, hours = begin.astimezone(UTC).date().isoformat(), (end - begin) / timedelta(hours=1)
-            for (experiment, user), part in parts.items():
+            for (experiment, user), (part, of_gpus) in parts.items():
                 key = Key(span.start.kind, day, experiment, user)
-                found[key] = found.get(key, Amount()) + _amount(span, hours * part, kw)
+                amount = replace(_amount(span, hours * part, kw), gpu_hours=hours * of_gpus * span.start.gpus)
+                found[key] = found.get(key, Amount()) + amount
     return found
 
 
@@ -110,7 +111,7 @@ def _amount(span: Span, hours: float, kw: float | None) -> Amount:
     usd = span.start.usd_per_hour
     return Amount(
         hours,
-        hours * span.start.gpus,
+        0.0,
         0.0 if usd is None else usd * hours,
         hours if usd is None else 0.0,
         0.0 if kw is None else kw * hours,
@@ -118,13 +119,14 @@ def _amount(span: Span, hours: float, kw: float | None) -> Amount:
     )
 
 
-Parts: TypeAlias = Mapping[tuple[str, str], float]
+#: Experiment and user -> their part of the node's price, and of its GPUs.
+Parts: TypeAlias = Mapping[tuple[str, str], tuple[float, float]]
 
 
 def _pieces(
     span: Span, uses: Sequence[Use], cpus: int | None, now: datetime
 ) -> Iterator[tuple[datetime, datetime, Parts]]:
-    """Yield the times within a day in which the same jobs ran, and each one's part of the node; they add up to 1."""
+    """Yield the times within a day in which the same jobs ran, and each one's parts of the node; they add up to 1."""
     first, last = span.begin, span.end or now
     marks = {first, last, *_midnights(first, last)}
     events: dict[datetime, tuple[list[Use], list[Use]]] = {}
@@ -154,23 +156,29 @@ def _midnights(first: datetime, last: datetime) -> Iterator[datetime]:
 
 
 def _parts(span: Span, uses: Iterable[Use], cpus: int | None) -> Parts:
-    wanted: dict[tuple[str, str], float] = {}
+    paid: dict[tuple[str, str], float] = {}
+    held: dict[tuple[str, str], float] = {}
     for use in uses:
-        key = (use.experiment, use.user)
-        wanted[key] = wanted.get(key, 0.0) + part_of_node(use.cpus, use.gpus, len(use.nodes), span.start.gpus, cpus)
-    total = sum(wanted.values())
+        key, gpus = (use.experiment, use.user), span.start.gpus
+        paid[key] = paid.get(key, 0.0) + part_of_node(use.cpus, use.gpus, len(use.nodes), gpus, cpus)
+        held[key] = held.get(key, 0.0) + (min(1.0, use.gpus / len(use.nodes) / gpus) if gpus else 0.0)
+    paid, held = _whole(paid), _whole(held)
+    return {key: (paid[key], held[key]) for key in paid if paid[key] or held[key]}
+
+
+def _whole(parts: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Return parts of which none is too much, and the rest of them as what is idle."""
+    total = sum(parts.values())
     scale = 1 / total if total > 1 else 1.0
-    parts = {key: part * scale for key, part in wanted.items() if part}
-    idle = 1 - sum(parts.values())
-    return {**parts, (IDLE, ""): idle} if idle > 1e-9 else parts
+    return {**{key: part * scale for key, part in parts.items()}, (IDLE, ""): max(0.0, 1 - total)}
 
 
 def part_of_node(cpus: int, gpus: int, n_nodes: int, node_gpus: int, node_cpus: int | None) -> float:
-    """Return a job's part of each of its nodes: of its GPUs where it has some, else of its CPUs; at most 1.
+    """Return what a job pays for of each of its nodes: its part of the GPUs or, without any, of the CPUs; at most 1.
 
-    Where nobody knows how many CPUs a node has the job has all of it.
+    Where nobody knows how many CPUs a node has, it pays for all of it.
     """
-    if node_gpus:
+    if node_gpus and gpus:
         return min(1.0, gpus / n_nodes / node_gpus)
     return min(1.0, cpus / n_nodes / node_cpus) if node_cpus else 1.0
 
@@ -189,3 +197,38 @@ def grouped(found: Costs, by: By) -> dict[str, Amount]:
     if by is By.DAY:
         return dict(sorted(sums.items()))
     return dict(sorted(sums.items(), key=lambda each: (-each[1].known_usd, -each[1].gpu_hours, -each[1].hours)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """An attempt of a run that has ended: where, since when, how long."""
+
+    host: str
+    begin: datetime
+    wall_s: float
+
+
+def of_run(
+    stretches: Iterable[Stretch], spans: Iterable[Span], node_cpus: Mapping[str, int], cpus: int, gpus: int, nodes: int
+) -> float | None:
+    """Return US dollars of a run, all of its attempts; None where the price of one of its nodes is unknown.
+
+    Parameters
+    ----------
+    spans, node_cpus
+        Of its cluster.
+    cpus, gpus
+        That it asks for on each of its ``nodes``.
+    """
+    of_node: dict[str, list[Span]] = {}
+    for span in spans:
+        of_node.setdefault(span.start.node, []).append(span)
+    usd = 0.0
+    for each in stretches:
+        near = [span for span in of_node.get(each.host, ()) if span.begin <= each.begin <= (span.end or each.begin)]
+        found = near[0] if near else None
+        if found is None or found.start.usd_per_hour is None:
+            return None
+        part = part_of_node(cpus, gpus, 1, found.start.gpus, node_cpus.get(each.host, found.start.cpus))
+        usd += found.start.usd_per_hour * part * nodes * each.wall_s / 3600
+    return usd

@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from ems.cluster.ledger import Event, Ledger
 from ems.model import Experiment, State
 from ems.node.records import ExperimentFiles, dump, write_runs
 
@@ -235,3 +237,24 @@ def test_a_reader_that_leaves_early_is_no_error(harvested: Path, project: Path) 
     assert result.stdout == "[\n"
     assert "Traceback" not in result.stderr
     assert "BrokenPipe" not in result.stderr
+
+
+# -- what runs have cost ----------------------------------------------------------------------------------------
+
+
+def test_runs_cost_their_part_of_the_nodes_that_ems_made(ems: Ems, harvested: Path, tmp_path: Path) -> None:
+    """The store's runs took a second each on n1: here no price is known, on a cluster that ems made it is."""
+    assert "not known" in ems("report", "--cost", code=1).stderr
+    with sqlite3.connect(harvested / "ems.db") as store:
+        [(spec,)] = store.execute("SELECT spec FROM experiments").fetchall()
+        changed = json.dumps({**json.loads(spec), "target": "demo", "resources": {"gres": "gpu:2"}})
+        store.execute("UPDATE experiments SET target = 'demo', spec = ?", [changed])
+    hours = json.loads(ems("report", "--cost", "--json").stdout)
+    assert [each["gpu_hours"] for each in hours] == pytest.approx([2 / 3600] * 4)
+    start = Event("i", "n1", "gpu", "", "", False, 36.0, 4, "", 8, "start", LONG_AGO, "eve")
+    Ledger("demo").add(lambda _: [start])
+    dollars = json.loads(ems("report", "--cost", "--metric", "acc", "--json").stdout)
+    assert [each["cost_usd"] for each in dollars] == pytest.approx([36 / 3600 * 2 / 4] * 4)
+    by = json.loads(ems("report", "--cost", "--by", "lr", "--json").stdout)
+    assert [each["cost_usd"] for each in by] == pytest.approx([0.005] * 2)
+    assert "leave one" in ems("report", "--cost", "--curve", "acc", code=2).stderr

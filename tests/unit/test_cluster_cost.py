@@ -191,8 +191,21 @@ def test_a_job_pays_for_its_part_of_the_gpus_and_the_rest_is_idle() -> None:
 def test_a_node_without_gpus_is_shared_by_its_cpus() -> None:
     assert cost.part_of_node(2, 0, 1, 0, 8) == 0.25
     assert cost.part_of_node(16, 0, 4, 0, 8) == 0.5, "of each of four nodes"
-    assert cost.part_of_node(8, 0, 1, 4, 8) == 0.0, "its GPUs are what it costs"
+    assert cost.part_of_node(8, 1, 1, 4, 8) == 0.25, "its GPUs are what it costs"
+    assert cost.part_of_node(2, 0, 1, 4, 8) == 0.25, "who has none pays by CPUs"
     assert cost.part_of_node(2, 0, 1, 0, None) == 1.0
+
+
+def test_a_run_costs_its_part_of_its_nodes_in_all_its_attempts() -> None:
+    book = [Span(event(hours=0), at(5)), Span(event(hours=6, usd_per_hour=4.0))]
+    attempts = [cost.Stretch("demo-gpu-001", at(1), 3600), cost.Stretch("demo-gpu-001", at(7), 1800)]
+    assert cost.of_run(attempts, book, {}, 2, 1, 1) == pytest.approx(2 / 4 + 4 / 4 / 2)
+    assert cost.of_run(attempts, book, {"demo-gpu-001": 16}, 2, 0, 1) == pytest.approx(2 / 8 + 4 / 8 / 2)
+    assert cost.of_run([], book, {}, 1, 1, 1) == 0.0
+    elsewhere = cost.Stretch("theirs", at(1), 60)
+    assert cost.of_run([*attempts, elsewhere], book, {}, 2, 1, 1) is None, "unknown is never 0"
+    unpriced = [Span(event(usd_per_hour=None))]
+    assert cost.of_run(attempts, unpriced, {}, 2, 1, 1) is None
 
 
 def test_energy_is_reckoned_by_factors_that_are_named_and_may_be_said() -> None:
