@@ -318,6 +318,11 @@ class Cloud:
         if any(needle in each for each in words):
             message = f"The {kind} resource 'projects/{PROJECT}{place}' is already being used"
             raise RefusedError(400, "resourceInUseByAnotherResource", message, "global")
+        if kind == "subnetworks" and self.take("busy"):
+            error = {"code": "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE", "message": f"{place} is already being used"}
+            return self._begun("delete", place, [error])
+        if kind == "networks" and self.take("not ready"):
+            raise RefusedError(400, "resourceNotReady", f"The resource '{place}' is not ready", "global")
         del self.things[place]
         if kind == "instances":
             if self.bodies:

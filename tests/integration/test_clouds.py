@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from ems.cli.cluster_gc import remind
-from ems.cluster import gc, lifecycle
+from ems.cluster import gc, images, lifecycle
 from ems.cluster.definition import AwsSection, Definition, GceSection, OpenstackSection
 from ems.cluster.fleet import Fleet, known
 from ems.cluster.provider import aws, awskeys, base, connect, waiting
@@ -403,6 +403,7 @@ def test_start_resize_pause_resume_and_stop_leave_nothing(bench: Bench, cluster:
     keys = {name: each.labels[base.HOST_KEY] for name, each in fleet.machines().items()}
     assert keys["lab-gpu-001"] == keys["lab-gpu-002"] != keys["lab-controller"]
     assert fleet.provider.traits.network
+    assert images._request(fleet, "gpu").lease_s == images.LEASE_S  # it ends itself, should its maker be killed
     lifecycle.change(fleet, (*fleet.record.wanted, "lab-gpu-003"))
     assert "lab-gpu-003" in bench.names()
     lifecycle.change(fleet, ("lab-gpu-001", "lab-gpu-003"), now=True)

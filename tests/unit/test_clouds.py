@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import threading
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from ems.cluster import forecast, price
 from ems.cluster.definition import ContainerSection, Definition
 from ems.cluster.failover import BACKOFF_S, Failover
+from ems.cluster.images import LEASE_S
 from ems.cluster.provider import address, connect, gcewords, pricing
 from ems.cluster.provider.backoff import Backoff
-from ems.cluster.provider.base import CLUSTER, KIND, MachineRequest, MachineState, Resource, Thing
+from ems.cluster.provider.base import CLEAN_SCRIPT, CLUSTER, KIND, MachineRequest, MachineState, Resource, Thing
+from ems.cluster.provider.lease import leased
 from ems.cluster.provider.pool import Drivers, side_by_side
 from ems.errors import ClusterError, ProviderError, UsageError
 
@@ -207,6 +210,15 @@ def test_each_machine_is_in_one_call_with_those_that_are_alike(wishes: list[tupl
 def test_sizes_and_gpus_are_google_s(wish: dict[str, Any], size: str, accelerator: str) -> None:
     request = MachineRequest("demo-gpu-001", "debian:12", "", {}, **wish)
     assert (gcewords.size_of(request), gcewords.accelerator_of(request)) == (size, accelerator)
+
+
+def test_no_image_holds_the_lease_of_the_machine_it_is_of() -> None:
+    """Machines of such an image would end at once, or never."""
+    said = leased(MachineRequest("demo-bake-gpu", "debian:12", "#cloud-config\n", {}, lease_s=LEASE_S))
+    path = re.search(r"^f=(\S+)$", said, re.MULTILINE)
+    assert path is not None
+    assert path[1] in CLEAN_SCRIPT.split()
+    assert str(LEASE_S) in said
 
 
 def test_what_somebody_else_described_is_none_of_ours() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ems.cluster.provider.backoff import Backoff
 
 _NO_SUCH = re.compile(r"(machineTypes?|acceleratorTypes?)\b.*(not found|not exist|not available)", re.IGNORECASE)
+_IN_USE = re.compile("inuse|notready")  # by a machine that was in it a moment ago
 _LATE_S = 30.0  # how long a machine that was made may be missing in listings
 _GONE_S = 300.0
 _IN_USE_S = 120.0
@@ -135,7 +136,7 @@ class GceProvider:
         side_by_side(self._delete, machines)
         self._wait_gone(machines)
         for group in ([each for each in resources if each not in machines and each not in networks], networks):
-            side_by_side(self.api.done, side_by_side(self._delete, group))
+            side_by_side(self._delete, group)
 
     def start(self, machines: Sequence[Resource]) -> None:
         """Boot machines that are stopped, controllers first; their public addresses are others then."""
@@ -319,15 +320,19 @@ class GceProvider:
 
     # -- deleting -----------------------------------------------------------------------------------------------
 
-    def _delete(self, resource: Resource) -> dict[str, Any] | None:
-        """Have something deleted; while something that is being deleted still uses it, it is asked again."""
+    def _delete(self, resource: Resource) -> None:
+        """Delete something; while something that is being deleted still uses it, it is asked again."""
         pause_s, deadline = 1.0, time.monotonic() + _IN_USE_S
         while True:
             try:
-                return self.api.delete(resource.id)
+                operation = self.api.delete(resource.id)
+                if resource.thing is not Thing.MACHINE:  # these are waited for together
+                    self.api.done(operation)
             except ApiError as error:
-                if "inuse" not in error.code.replace("_", "").lower() or time.monotonic() > deadline:
+                if not _IN_USE.search(error.code.replace("_", "").lower()) or time.monotonic() > deadline:
                     raise
+            else:
+                return
             self.api.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 5.0)
 
