@@ -30,6 +30,8 @@ _STYLES: dict[str, str] = {
     "idle": "#DDDDDD",
 }
 _SHADES = "viridis_r"  # of what is best, dark
+_LONGEST_NAME = 16  # letters of what stands at a tick
+_NAMES_ROOM = 30  # letters that have room side by side below a panel
 _FEW_POWERS = 100.0  # a logarithmic axis that spans less has ticks at 2 and 5 as well
 _RC: Any = {
     "text.parse_math": False,  # names of metrics have underscores and dollars
@@ -291,11 +293,11 @@ def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
     for layer in panel.layers:
         _DRAW[type(layer)](canvas, axes, layer)
     if panel.x_labels:
-        axes.set_xticks(range(len(panel.x_labels)), panel.x_labels, rotation=30 if len(panel.x_labels) > 6 else 0)
+        _name_ticks(axes.xaxis, panel.x_labels)
         if not any(isinstance(layer, Mesh) for layer in panel.layers):
             axes.set_xlim(-0.5, len(panel.x_labels) - 0.5)
     if panel.y_labels:
-        axes.set_yticks(range(len(panel.y_labels)), panel.y_labels)
+        _name_ticks(axes.yaxis, panel.y_labels)
     for axis, is_log in ((axes.xaxis, panel.is_log_x), (axes.yaxis, panel.is_log_y)):
         if is_log:  # 0.001 rather than a power, which would be set as a formula
             low, high = axis.get_view_interval()
@@ -303,6 +305,8 @@ def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
                 axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(lambda *_: "")
+    if not panel.is_log_x and not panel.x_labels and _counts(panel):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if panel.x_ticks:
         axes.set_xticks(panel.x_ticks, [f"{tick:g}" for tick in panel.x_ticks])
     if any(isinstance(layer, Bars | Span) for layer in panel.layers):
@@ -311,6 +315,28 @@ def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
     if any(isinstance(layer, Upright) for layer in panel.layers):
         axes.set(xticks=[], yticks=[], ylim=(-0.04, 1.12))
         axes.spines[:].set_visible(False)
+
+
+def _counts(panel: Panel) -> bool:
+    """Whether what lies along x is counted: there is no trial 1.5."""
+    places = [at for layer in panel.layers if isinstance(layer, Points | Way) for at in layer.x]
+    return bool(places) and all(at == int(at) for at in places)
+
+
+def _name_ticks(axis: Any, names: Sequence[str]) -> None:
+    """Write names at 0, 1, 2…; long ones are cut, and along x stand aslant so that none covers the next."""
+    is_below = axis.axis_name == "x"
+    shown = [_cut(name, _LONGEST_NAME if is_below else 2 * _LONGEST_NAME) for name in names]
+    axis.set_ticks(range(len(names)), shown)
+    if is_below and len(names) * max(map(len, shown)) > _NAMES_ROOM:
+        for tick in axis.get_ticklabels():
+            tick.set(rotation=30, ha="right", rotation_mode="anchor")
+
+
+def _cut(name: str, longest: int) -> str:
+    """Leave out the middle of a long name: those that are alike differ at either end."""
+    end = longest // 3
+    return name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"
 
 
 def _label(axes: Any, panel: Panel, *, is_first: bool) -> None:
@@ -403,7 +429,16 @@ def _draw_upright(_: Any, axes: Any, layer: Upright) -> None:
     axes.text(layer.x, 1.06, layer.name, ha="center", va="bottom", color=_INK, fontweight="bold")
     for height, text in layer.ticks:
         box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}
-        axes.text(layer.x + 0.02, height, text, fontsize=7, va="center", color="#444444", bbox=box, zorder=6)
+        axes.text(
+            layer.x + 0.02,
+            height,
+            _cut(text, 2 * _LONGEST_NAME),
+            fontsize=7,
+            va="center",
+            color="#444444",
+            bbox=box,
+            zorder=6,
+        )
 
 
 _DRAW: dict[type, Any] = {

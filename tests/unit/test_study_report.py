@@ -178,6 +178,22 @@ def test_every_picture_is_drawn(kind, sign, tmp_path):
     assert lines[0] in figure.title
 
 
+def test_long_names_at_an_axis_are_cut_and_stand_aslant():
+    from matplotlib.figure import Figure as Canvas
+
+    def shown(*names: str) -> list[tuple[str, float]]:
+        canvas = Canvas()
+        axes = canvas.add_subplot()
+        picture._draw_panel(canvas, axes, picture.Panel((Points((0.0, 1.0), (0.0, 1.0)),), x_labels=names))
+        return [(tick.get_text(), tick.get_rotation()) for tick in axes.get_xticklabels()]
+
+    assert shown("adam", "$sgd$") == [("adam", 0.0), ("$sgd$", 0.0)]
+    assert shown("resnet50_pretrained_v1", "resnet50_pretrained_v2") == [
+        ("resnet50_p…ed_v1", 30.0),
+        ("resnet50_p…ed_v2", 30.0),
+    ]
+
+
 def test_a_slice_shows_what_the_model_believes_along_each_param():
     study = made(40)
     figure = study_plots.figure(study, "slice", Wish(params=("lr", "opt")))
