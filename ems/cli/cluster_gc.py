@@ -13,6 +13,8 @@ from ems.cli.cluster import LIFE, command
 from ems.errors import ClusterError, EmsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ems.cluster.definition import Definition
     from ems.cluster.gc import Leftover
 
@@ -40,21 +42,23 @@ def gc(
     from ems.cli.setup import project_here
     from ems.cluster import gc as cleaning
 
-    def look(definition: Definition) -> list[Leftover] | str:
+    def look(definition: Definition) -> list[Leftover] | EmsError:
         try:
             return cleaning.leftovers(definition, everyone=everyone, images=images, young=young)
         except EmsError as error:
-            place = " ".join(dict.fromkeys((definition.provider.kind, definition.name)))
-            return f"{place} was not looked at: {error.message}"
+            return error
 
     young = timedelta(minutes=older_than)
+    places = list(cleaning.definitions(project_here(), name))
     with ThreadPoolExecutor() as pool:
-        looks = list(pool.map(look, cleaning.definitions(project_here(), name)))
-    unseen = [each for each in looks if isinstance(each, str)]
-    if unseen and len(unseen) == len(looks):
-        raise ClusterError("; ".join(unseen), "`ems cluster check NAME` says what helps")
+        looks = list(pool.map(look, places))
+    errors = [each for each in looks if isinstance(each, EmsError)]
+    unseen = _unseen(places, looks)
+    if errors and len(errors) == len(looks):
+        hint = errors[0].hint if len(unseen) == 1 else "`ems cluster check NAME` says what helps"
+        raise ClusterError("; ".join(unseen), hint)
     render.note(*unseen)
-    listed = [each for part in looks if not isinstance(part, str) for each in part]
+    listed = [each for part in looks if not isinstance(part, EmsError) for each in part]
     found = list({each.incarnation: each for each in listed}.values())  # one place may be in several definitions
     if as_json:
         render.print_json([_plain(each) for each in found])
@@ -64,6 +68,18 @@ def gc(
         render.say(*_lines(found))
     if found and (yes or not as_json):
         _delete(found, yes=yes, is_quiet=as_json)
+
+
+def _unseen(places: Sequence[Definition], looks: Sequence[list[Leftover] | EmsError]) -> list[str]:
+    """Say which places were not looked at, in a sentence a reason."""
+    names: dict[str, list[str]] = {}
+    for place, found in zip(places, looks, strict=True):
+        if isinstance(found, EmsError):
+            name = " ".join(dict.fromkeys((place.provider.kind, place.name)))
+            names.setdefault(found.message, []).append(name)
+    return [
+        f"{', '.join(each)} {'was' if len(each) == 1 else 'were'} not looked at: {why}" for why, each in names.items()
+    ]
 
 
 def _delete(found: list[Leftover], *, yes: bool, is_quiet: bool) -> None:

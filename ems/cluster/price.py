@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ems.cluster.definition import Definition
+from ems.cluster.provider import needed
 from ems.cluster.provider.base import CLUSTER, KIND, MachineRequest, Resource
 
 
@@ -78,7 +79,8 @@ def sources(definition: Definition) -> str:
     """Return where prices come from, and of when they are."""
     if definition.provider.kind == "container":
         return ""
-    from ems.cluster.provider import pricing  # noqa: PLC0415 - libcloud
+    with needed():
+        from ems.cluster.provider import pricing  # noqa: PLC0415 - libcloud
 
     own = "the definition's own, " if definition.prices else ""
     return f"{own}ems's table of {_table()['as_of']}, libcloud's of {pricing.as_of()}"
@@ -125,7 +127,8 @@ def _listed(definition: Definition, machine: Machine) -> float | None:
     region = getattr(provider, "region", None)
     if found is not None or not region:
         return found
-    from ems.cluster.provider import pricing  # noqa: PLC0415 - libcloud
+    with needed():
+        from ems.cluster.provider import pricing  # noqa: PLC0415 - libcloud
 
     return pricing.listed(provider.kind, region, machine.size, spot=machine.spot)
 

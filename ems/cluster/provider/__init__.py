@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ems.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ems.cluster.definition import ProviderSection
     from ems.cluster.provider.base import Provider
 
-# What the extra `cluster` brings, by the names of its modules.
-_LIBRARIES = {"libcloud": "libcloud", "google": "google-auth", "requests": "libcloud"}
+_EXTRA = ("libcloud", "google", "requests")  # modules that the extra `cluster` brings
 
 
 def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _text: None) -> Provider:
@@ -29,14 +29,25 @@ def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _te
     ClusterError
         Its library is not installed.
     """
-    try:
+    with needed():
         return _connect(section, notify)
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Say what to install where a library of clouds is imported and not there.
+
+    Raises
+    ------
+    ClusterError
+        It is not installed.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in _LIBRARIES:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        message = f"clusters need what is not installed: {_LIBRARIES[library]}"
-        raise ClusterError(message, "pip install 'ems[cluster]'") from None
+        raise ClusterError("what clusters need is not installed", "pip install 'ems[cluster]'") from None
 
 
 def _connect(section: ProviderSection, notify: Callable[[str], None]) -> Provider:
