@@ -97,10 +97,10 @@ def commit(
             [(row.id, name, wake.wake) for name in wishes],
         )
         db.execute(
-            "UPDATE studies SET spec = ?, cache = ?, state = ?, reason = ?, ending = ?, resumed = ?, wakes = ?"
-            " WHERE id = ?",
+            "UPDATE studies SET failures = CASE WHEN resumed = ? THEN failures ELSE 0 END,"  # resumed, it is forgiven
+            " spec = ?, cache = ?, state = ?, reason = ?, ending = ?, resumed = ?, wakes = ? WHERE id = ?",
             [
-                *(records.dump(spec.dump()), records.dump(dict(row.cache))),
+                *(row.resumed, records.dump(spec.dump()), records.dump(dict(row.cache))),
                 *(row.state, row.reason, row.ending, row.resumed, wake.wake, row.id),
             ],
         )

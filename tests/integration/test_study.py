@@ -490,6 +490,9 @@ def test_a_driver_that_fails_again_and_again_gives_up_and_says_why(lab: Callable
     assert (row.state, row.failures) == ("FAILED", driver.MAX_FAILURES)
     assert row.reason == "the driver failed 5 times: invalid partition specified: gpux"
     assert study.wake().next_s is None
+    with pytest.raises(ExecutorError, match="gpux"):
+        study.ask(kind="resume")
+    assert (study.study().state, study.study().failures) == ("RUNNING", 1), "it begins to count anew"
     study.desk.refusal = ""
     assert study.ask(kind="resume").running == 4
     assert study.finish(study.bowl).state == "FINISHED"
