@@ -155,6 +155,10 @@ def specify(
     scheduler = asked.scheduler or ("asha" if asked.fidelity else "none")
     sampler = asked.sampler or ("tpe" if scheduler == "bohb" else "gp")
     _check_names(asked, space, scheduler)
+    for name in ("trials", "parallel", "seeds"):
+        count = getattr(asked, name)
+        if count is not None and count < 1:
+            raise UsageError(f"{name} {count} is none", "give a whole number above 0")
     if not 0 <= seed < _SEEDS:
         raise UsageError(f"--seed {seed} is no seed that every library takes", f"one from 0 to {_SEEDS - 1}")
     groups = asked.groups.values if asked.groups else ()

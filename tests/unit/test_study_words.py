@@ -122,6 +122,9 @@ def test_what_nobody_says_is_filled_in() -> None:
         (Asked(metric="loss", trials=3, scheduler="hyperband"), "no param says how many"),
         (Asked(metric="loss", trials=3, fidelity=Fidelity("width", 1, 9)), "`width` is both in the space and the fid"),
         (Asked(metric="loss", trials=3, groups=words.Groups("lr", ("a",))), "`lr` is both in the space and the column"),
+        (Asked(metric="loss", trials=0), "trials 0 is none"),
+        (Asked(metric="loss", trials=3, parallel=-1), "parallel -1 is none"),
+        (Asked(metric="loss", trials=3, seeds=0), "seeds 0 is none"),
         (Asked(metric="loss", trials=1, groups=words.Groups("c", ("a", "b"))), "too few for 2 groups"),
     ],
 )
