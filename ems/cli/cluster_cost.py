@@ -88,12 +88,14 @@ def _gathered(name: str) -> tuple[list[Span], dict[str, Usage], list[str]]:
     """
     from ems.cluster import ledger, usage
     from ems.cluster.fleet import known
+    from ems.cluster.record import Files
 
     troubles = []
     with suppress(NotFoundError):
         fleet = known(name)
         try:
-            ledger.observe(fleet)
+            with Files(name).locked():  # what a command is changing this moment it writes down itself
+                ledger.observe(fleet)
         except EmsError as error:
             troubles.append(f"as of the last command: {error.message}")
         ledger.share(fleet)
