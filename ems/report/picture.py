@@ -306,7 +306,7 @@ def _draw_panel(canvas: Any, axes: Any, panel: Panel) -> None:
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(lambda *_: "")
     if not panel.is_log_x and not panel.x_labels and _counts(panel):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if panel.x_ticks:
         axes.set_xticks(panel.x_ticks, [f"{tick:g}" for tick in panel.x_ticks])
     if any(isinstance(layer, Bars | Span) for layer in panel.layers):
