@@ -200,7 +200,7 @@ def tune(ctx: typer.Context, **typed: Any) -> None:
         plan, spec = _plan(ctx, session, typed, read)
         render.note(*read.notes, *(f"warning: {warning}" for warning in plan.warnings))
         if typed["dry_run"]:
-            tune_show.show_plan(plan, spec, read.space, typed["as_json"])
+            tune_show.show_plan(plan, spec, read.space, begin.known(spec, session.store), typed["as_json"])
             return
         if not typed["as_json"]:
             render.say(tune_show.headline(plan, spec))

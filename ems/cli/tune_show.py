@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ems.plan import Plan
     from ems.search.dimension import Dimension
     from ems.search.space import SearchSpace
-    from ems.search.trial import Start
+    from ems.search.trial import Start, Trial
     from ems.study.driver import WakeReport
     from ems.study.spec import StudySpec
 
@@ -62,6 +62,8 @@ def how(spec: StudySpec) -> str:
         words.append(f"{spec.seeds} seeds each")
     if spec.confirm:
         words.append(f"the last {spec.confirm:.0%} confirm the best")
+    if spec.warm_start:
+        words.append(f"begun with what {', '.join(spec.warm_start)} found")
     if spec.groups:
         words.append(f"a search for each of {len(spec.groups):,} values of {spec.group_by}")
     return ", ".join(words)
@@ -79,11 +81,17 @@ def started_line(plan: Plan, report: WakeReport, seconds: float) -> str:
 # ------------------------------------------------------------------------------------------------ --dry-run
 
 
-def show_plan(plan: Plan, spec: StudySpec, space: SearchSpace, as_json: bool) -> None:
-    """Show what would be searched and how: space, rungs, first proposals, budget, and the exact job."""
+def show_plan(plan: Plan, spec: StudySpec, space: SearchSpace, known: Sequence[Trial], as_json: bool) -> None:
+    """Show what would be searched and how: space, rungs, first proposals, budget, and the exact job.
+
+    Parameters
+    ----------
+    known
+        What it begins with, of other studies.
+    """
     from ems.cli import render
 
-    first = _first(spec)
+    first = _first(spec, known)
     if as_json:
         render.print_json(
             {
@@ -103,11 +111,11 @@ def show_plan(plan: Plan, spec: StudySpec, space: SearchSpace, as_json: bool) ->
     render.note("", "next: the same without --dry-run starts it")
 
 
-def _first(spec: StudySpec) -> list[Start]:
+def _first(spec: StudySpec, known: Sequence[Trial]) -> list[Start]:
     from ems.search.decide import decide
     from ems.search.trial import Start
 
-    decided = decide(spec.problem(), [], spec.parallel, 0)
+    decided = decide(spec.problem(), known, spec.parallel, 0)
     return [each for each in decided.actions if isinstance(each, Start)]
 
 

@@ -254,6 +254,8 @@ def _next(standing: Standing) -> str:
     again = (
         f"ems tune resume {exp_id}" if row.state in ("STOPPED", "FAILED") else f"ems tune extend {exp_id} --trials 20"
     )
+    if not standing.experiment.script:  # of a program that asks and tells itself, which alone can go on
+        return f"next: {found}ems report {exp_id}"
     return f"next: {found}ems report {exp_id} · {again}"
 
 
@@ -420,12 +422,12 @@ def _watch(session: Session, experiment: Experiment, show: Callable[[str], None]
 
 
 def progress_line(standing: Standing) -> str:
-    """Say in one line how far a study is: ``31 of 60 trials: 23 ok, 8 running   best loss 0.012 (trial 17)``."""
+    """Say in one line how far a study is: ``31 of 60 trials begun: 23 ok, 8 running   best loss 0.01 (trial 17)``."""
     from ems.cli import render
 
     found = _luckiest(standing)
     tail = f"   best {standing.spec.metric} {render.number(found[1])} (trial {found[0]})" if found else ""
-    return f"{_how_far(standing)}: {trials_line(standing)}{tail}"
+    return f"{_how_far(standing)} begun: {trials_line(standing)}{tail}"
 
 
 def short(standing: Standing) -> str:

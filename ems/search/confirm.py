@@ -183,11 +183,10 @@ class Race:
         pairs = f"{told.n} paired run{'s' * (told.n > 1)}"
         if told.is_better:
             return f"Trial {first}{where} is better than trial {second}, the next best, by {pairs}."
-        chance = f" (probability {told.probability:.2f})" if told.n > 1 else ""
-        return (
-            f"Trial {first}{where} leads trial {second}, the next best, in {pairs}: "
-            f"not enough to claim that it is better{chance}."
-        )
+        leads = f"Trial {first}{where} leads trial {second}, the next best, in {pairs}: "
+        if told.n < noise.FIRST_LOOK:
+            return f"{leads}too few to claim that it is better."
+        return f"{leads}not enough to claim that it is better (probability {told.probability:.2f})."
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ems.target import Target
 
 if TYPE_CHECKING:
     from ems.search.problem import Problem
+    from ems.search.trial import Trial
 
 
 def start(plan: Plan, spec: StudySpec, target: Target, store: Store) -> WakeReport:
@@ -123,6 +125,24 @@ def _experiment(plan: Plan, spec: StudySpec) -> Experiment:
     if planned.executor != "here":  # where array jobs of one experiment that has a bound wait for each other
         return replace(experiment, max_parallel=None)
     return replace(experiment, max_parallel=spec.parallel, workers=planned.workers or spec.parallel)
+
+
+def known(spec: StudySpec, store: Store) -> list[Trial]:
+    """Return the trials of other studies that this one begins with, as its first wake will see them.
+
+    Raises
+    ------
+    UsageError
+        See :func:`start`.
+    """
+    from ems.search.trial import Origin, Outcome, Trial  # noqa: PLC0415  # numpy and scipy
+
+    found = []
+    for place, each in enumerate(_given(spec, store), start=1):
+        values = tuple(math.nan if value is None else spec.sign * value for value in each["values"])
+        trial = Trial(-place, each["params"], config=-place, group=each["group"], rung=len(values) - 1)
+        found.append(replace(trial, outcome=Outcome.OK, values=values, origin=Origin.GIVEN, told=0))
+    return found
 
 
 def _given(spec: StudySpec, store: Store) -> Sequence[Record]:

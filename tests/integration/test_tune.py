@@ -78,7 +78,7 @@ def test_a_study_from_its_start_to_its_end(ems: Ems, scripts: Path) -> None:
     head, started = begun.stdout.splitlines()[:2]
     assert re.match(r"study [0-9a-f]{8}  lr  8 trials, 2 at a time: lowest loss over lr   code ", head)
     assert re.match(r"2 trials started in .*; you may close the terminal", started)
-    assert "8 of 8 trials: 8 ok" in begun.stderr or "finished" in begun.stdout
+    assert "8 of 8 trials begun: 8 ok" in begun.stderr or "finished" in begun.stdout
     study_id = head.split()[1]
 
     shown = status(ems, "lr")
@@ -106,7 +106,10 @@ def test_a_study_from_its_start_to_its_end(ems: Ems, scripts: Path) -> None:
     assert "has ended already" in ems("tune", "stop", study_id).stderr
 
     # another study begins with what this one has found
-    warm = ems("tune", *common, "--trials", "2", "--warm-start", study_id, "--wait", "--json")
+    begun = ("tune", *common, "--trials", "2", "--warm-start", study_id)
+    planned, cold = (json.loads(ems(*words, "--dry-run", "--json").stdout) for words in (begun, begun[:-2]))
+    assert planned["proposals"] != cold["proposals"]
+    warm = ems(*begun, "--wait", "--json")
     assert json.loads(warm.stdout)["trials"] == {"ok": 2}
 
 
