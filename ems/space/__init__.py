@@ -300,7 +300,7 @@ def parse_assignment(text: str) -> tuple[str, Dimension]:
 
 
 _FORMS = (
-    "values are 0.1,0.01 or 0..9 or 0..1..0.25 or linspace(a,b,n) or logspace(a,b,n), or drawn or searched uniform(a,b), "
+    "values are 0.1,0.01 or 0..9 or 0..1..0.25 or linspace(a,b,n) or logspace(a,b,n), or to draw from: uniform(a,b), "
     "loguniform(a,b), int(a,b), logint(a,b), normal(mean,sd), choice(a,b); quote what is a string all the same"
 )
 
