@@ -454,7 +454,7 @@ def _rungs(study: Study, group: str | None, _: Wish) -> Figure:
     ends = study.budgets[: len(leader.values)]
     layers.append(Way(ends, tuple(study.sign * v for v in leader.values), f"best: trial {leader.number}", "best"))
     layers.append(Points(ends[-1:], (study.sign * leader.values[-1],), "", "best"))
-    done = [sum(len(t.values) > rung for t in own) for rung in range(len(study.budgets))]
+    done = [sum(math.isfinite(races.value_at(t, rung)) for t in own) for rung in range(len(study.budgets))]
     counts = ", ".join(f"{n:,} at {b:g}" for b, n in zip(study.budgets, done, strict=True) if n)
     panel = Panel(
         tuple(layers), x_name=study.fidelity or "step", y_name=study.metric, is_log_x=True, x_ticks=study.budgets

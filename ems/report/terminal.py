@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from ems.report import curve
 from ems.report.picture import Band, Bars, Figure, Layer, Panel, Points, Span, Way
@@ -13,6 +14,7 @@ _MARKS = {"observed": "●", "best": "★", "pending": "○", "failed": "✕", "
 _PIXELS = {"best": "orange", "mean": "cyan", "score": "green", "pending": "blue", "failed": "red"}
 _COLORS = ("cyan", "orange", "green", "magenta", "blue", "red")
 _LINES = "▪▫◆◇▲△"  # of lines that colours tell apart, where there are colours
+_Signal: TypeAlias = tuple[list[float], list[float], str, bool, str]
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LANE = {"mean": "█", "pending": "▒", "score": "▓", "failed": "x", "plain": "~", "idle": "·"}
 
@@ -95,11 +97,11 @@ def _plotted(panel: Panel, width: int, height: int, is_coloured: bool) -> list[s
     plotext.terminal.limit(width=False, height=False)
     figure = plotext.figure.clear().plot_size(width, height).theme("simple")
     figure.axes(active=False, axis="x", side="upper").axes(active=False, axis="y", side="right")
-    for x, y, mark, is_line, color in _signals(panel):
+    for x, y, mark, is_line, color in _finite(_signals(panel)):
         signal = plotext.figure.signal(x, y, marker=plotext.marker(mark, plotext.pixel(color)))
         figure.draw(signal.lines() if is_line else signal)
     xs = [x for layer in panel.layers for x in _scaled(_xs(layer), panel.is_log_x)]
-    ys = [y for layer in panel.layers for y in _scaled(_ys(layer), panel.is_log_y)]
+    ys = [y for layer in panel.layers for y in _scaled(_ys(layer), panel.is_log_y) if math.isfinite(y)]
     if panel.x_labels:
         figure.ruler("x").ticks(list(range(len(panel.x_labels))), list(panel.x_labels))
         figure.ruler("x").lim(-0.3, len(panel.x_labels) - 0.7)
@@ -113,7 +115,15 @@ def _plotted(panel: Panel, width: int, height: int, is_coloured: bool) -> list[s
     return [*map(str.rstrip, body), *_legend(panel, width)]
 
 
-def _signals(panel: Panel) -> Iterator[tuple[list[float], list[float], str, bool, str]]:
+def _finite(signals: Iterator[_Signal]) -> Iterator[_Signal]:
+    """Leave out heights that are none, such as of rungs that a trial began above: plotext aborts the process on NaN."""
+    for xs, ys, mark, is_line, color in signals:
+        known = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+        if known:
+            yield [x for x, _ in known], [y for _, y in known], mark, is_line, color
+
+
+def _signals(panel: Panel) -> Iterator[_Signal]:
     """Yield what plotext draws: places, marker, whether it is a line, colour."""
     for layer in panel.layers:
         x = _scaled(_xs(layer), panel.is_log_x)

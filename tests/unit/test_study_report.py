@@ -239,6 +239,15 @@ def test_lines_that_colours_tell_apart_differ_without_colours():
     assert all(drawn.count(mark) > 1 for mark in marks)
 
 
+def test_a_terminal_shows_trials_that_began_above_the_lowest_rung():
+    study = climbed()
+    study.trials[4] = replace(study.trials[4], values=(math.nan, *study.trials[4].values[1:]))
+    drawn = "\n".join(terminal.draw(study_plots.figure(study, "rungs", Wish()), 72, 16))
+    assert "★" in drawn
+    assert "8 at 1, 3 at 3, 1 at 9" in drawn
+    assert picture.page([study_plots.figure(study, "rungs", Wish())], "toy").count("<svg") == 1
+
+
 def test_a_contour_leaves_out_what_constraints_forbid():
     figure = study_plots.figure(made(40), "contour", Wish(params=("lr", "units")))
     (mesh,) = layers(figure.panels[0], Mesh)
