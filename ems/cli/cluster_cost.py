@@ -154,7 +154,7 @@ def _show(name: str, spans: list[Span], found: Costs, by: By, factors: Factors) 
     render.say(f"{name}   since {spans[0].begin.date()}   {state}   {_dollars(whole, sign='$')}", "")
     titles = ("node-hours", "GPU-hours", "$", "kWh", "kg CO2e")
     columns = [render.Column(str(by), keep=True), *(render.Column(title, right=True) for title in titles)]
-    rows = [[word or "-", *_cells(each, factors)] for word, each in library.grouped(found, by).items()]
+    rows = [[word, *_cells(each, factors)] for word, each in library.grouped(found, by).items()]
     render.print_table(columns, [*rows, ["total", *_cells(whole, factors)]], paged=False)
     if whole.unpriced_hours:
         render.note("a price is unknown: say `prices: {SIZE: DOLLARS_AN_HOUR}` in the definition")
@@ -163,8 +163,12 @@ def _show(name: str, spans: list[Span], found: Costs, by: By, factors: Factors) 
 
 def _cells(amount: Amount, factors: Factors) -> list[str]:
     kwh = amount.kwh
-    green = ["unknown"] * 2 if kwh is None else [f"{kwh:,.2f}", f"{kwh * factors.g_co2e_per_kwh / 1000:,.2f}"]
-    return [f"{amount.hours:,.2f}", f"{amount.gpu_hours:,.2f}", _dollars(amount), *green]
+    green = ["unknown"] * 2 if kwh is None else [_number(kwh), _number(kwh * factors.g_co2e_per_kwh / 1000)]
+    return [_number(amount.hours), _number(amount.gpu_hours), _dollars(amount), *green]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if value >= 0.01 or not value else f"{value:.1g}"
 
 
 def _dollars(amount: Amount, sign: str = "") -> str:

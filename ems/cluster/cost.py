@@ -40,7 +40,7 @@ class Key:
 
     def by(self, what: By) -> str:
         """Return the word that it is added up under."""
-        return str(getattr(self, what.value))
+        return str(getattr(self, what.value)) or IDLE
 
 
 @dataclass(frozen=True, slots=True)

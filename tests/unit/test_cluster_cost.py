@@ -181,7 +181,7 @@ def test_a_job_pays_for_its_part_of_the_gpus_and_the_rest_is_idle() -> None:
     by = {word: each.usd for word, each in grouped(found, By.EXPERIMENT).items()}
     assert by == pytest.approx({"7f3a9c21": 12 * 2 / 4, "other": 4 * 2 / 2, IDLE: 48 - 6 - 4})
     users = grouped(found, By.USER)
-    assert {word: each.gpu_hours for word, each in users.items()} == pytest.approx({"eve": 12, "bob": 8, "": 76})
+    assert {word: each.gpu_hours for word, each in users.items()} == pytest.approx({"eve": 12, "bob": 8, IDLE: 76})
     days = grouped(found, By.DAY)
     assert {day: each.hours for day, each in days.items()} == pytest.approx({"2026-03-01": 12, "2026-03-02": 12})
     kwh = 24 * (4 * 70 + 8 * 6) * 1.56 / 1000  # TDP of a T4, 6 W a thread, the world's mean PUE
