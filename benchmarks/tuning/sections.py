@@ -288,7 +288,7 @@ def g_curves(seeds: int) -> Section:
     """Time to a target on real learning curves."""
     columns = ("data set", "method", "median epochs of one worker to the target", "speed-up over random")
     table = Section(
-        "Real learning curves: MLP by epoch, 1 to 81, 8 workers; to a loss that one random configuration in 600 reaches",
+        "Real learning curves: MLP by epoch, 1 to 81, 8 workers; to a loss that one of 600 random points reaches",
         columns,
     )
     notes = []
