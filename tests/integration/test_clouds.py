@@ -38,6 +38,7 @@ from ems.cluster.provider.openstack import OpenstackProvider
 from ems.cluster.record import Files, Phase
 from ems.errors import ClusterError, ProviderError
 
+pytestmark = pytest.mark.timeout(240)  # one that hangs shows where, instead of holding up all others
 _CLOUDS = Path(__file__).parents[1] / "clouds"
 LABELS = {base.CLUSTER: "demo", base.INCARNATION: "a" * 32, base.OWNER: "eve"}
 NOW = timedelta()
