@@ -130,7 +130,11 @@ def test_parrun_has_every_flag_and_run_has_no_sweep(main: Main) -> None:
     ("argv", "message", "hint"),
     [
         (["reporrt"], "no such command `reporrt`", "did you mean `report`? `ems --help` lists all"),
-        (["cluster", "connnect"], "no such command `connnect`", "did you mean `connect`? `ems cluster --help` lists all"),
+        (
+            ["cluster", "connnect"],
+            "no such command `connnect`",
+            "did you mean `connect`? `ems cluster --help` lists all",
+        ),
         (["cluster", "connect", "--rot", "/x"], "no such option: --rot", "did you mean --root"),
         (["parrun", "x.py", "--gress", "gpu:1"], "no such option: --gress", "did you mean --gres"),
         (["parrun", "x.py", "--cpus", "two"], "should be a valid integer", "`ems parrun --help`"),
