@@ -1,15 +1,22 @@
-"""``python -m benchmarks.tuning [LETTERS] [--seeds N]``: against the peers; writes RESULTS.md when all was run."""
+"""``python -m benchmarks.tuning [LETTERS] [--seeds N]``: against the peers; puts each section into RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import re
 from pathlib import Path
 
 from benchmarks.harness import machine
-from benchmarks.tuning.sections import SECTIONS, Section
+from benchmarks.tuning.sections import SECTIONS
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "RESULTS.md"
+HEAD = """# Tuning, measured
+
+Every method has the same seeds and an initial design of d + 2 points; peers are at their defaults. Defaults of ems were
+chosen on the problems of `DEVELOPED`; those below were held out. Intervals are bootstrapped, 95 %. One BLAS thread.
+`make bench-tuning` measures all of it again, `make bench-tuning ARGS=ae` two sections.
+"""
 
 
 def main() -> int:
@@ -18,21 +25,20 @@ def main() -> int:
     parser.add_argument("letters", nargs="?", default="".join(SECTIONS))
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
-    parts = []
     for letter in options.letters:
-        section: Section = SECTIONS[letter](options.seeds)
-        parts.append(section.as_markdown(letter))
-        print(parts[-1], flush=True)
-    if set(options.letters) == set(SECTIONS):
+        text = SECTIONS[letter](options.seeds).as_markdown(letter)
         today = datetime.datetime.now(tz=datetime.UTC).date()
-        head = f"# Tuning, measured\n\n{machine()}, {today}, one BLAS thread, {options.seeds} seeds."
-        note = (
-            "Every method has the same seeds and an initial design of d + 2 points; peers are at their defaults. "
-            "Defaults of ems were chosen on the problems of `DEVELOPED`; those below were held out. "
-            "Intervals are bootstrapped, 95 %. `make bench-tuning` measures all of it again."
-        )
-        (HERE / "RESULTS.md").write_text("\n\n".join([head, note, *parts]) + "\n")
+        text = f"{text.rstrip()}\n\n{machine()}, {today}, {options.seeds} seeds.\n"
+        print(text, flush=True)
+        put(letter.upper(), text)
     return 0
+
+
+def put(letter: str, text: str) -> None:
+    """Replace a section of RESULTS.md, or add it in its place."""
+    old = RESULTS.read_text() if RESULTS.exists() else HEAD
+    parts = {part[3]: part for part in re.split(r"(?m)^(?=## )", old)[1:]} | {letter: text}
+    RESULTS.write_text("\n".join([HEAD, *(parts[each].rstrip() + "\n" for each in sorted(parts))]))
 
 
 if __name__ == "__main__":
