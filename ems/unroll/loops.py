@@ -55,7 +55,7 @@ def parse(source: str, filename: str) -> ast.Module:
         text = f": `{error.text.strip()}`" if error.text else ""
         raise ScriptError(f"{filename}{line}: {error.msg}{text}", "mend the script first") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ScriptError(f"{filename} does not compile: {error}", "mend the script first") from error
+        raise ScriptError(f"{filename}: {error}", "mend the script first") from error
     return tree
 
 

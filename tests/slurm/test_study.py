@@ -92,10 +92,10 @@ def test_sixty_trials_survive_a_killed_driver_lost_nodes_and_crashes(
     names = list(lab.slurm.node_names)
 
     def torment() -> bool:
-        """Kill drivers at any moment of their wakes, and two nodes under way."""
+        """Kill drivers at any moment of their wakes, which take a second or more, and two nodes under way."""
         nonlocal killed, lost
         for pid in study.drivers() if killed < 20 else []:
-            moment = due.setdefault(pid, time.monotonic() + rng.uniform(0.0, 2.5))
+            moment = due.setdefault(pid, time.monotonic() + rng.uniform(0.0, 1.0))
             if time.monotonic() >= moment:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
