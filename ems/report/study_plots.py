@@ -10,21 +10,20 @@ import numpy as np
 from scipy.special import ndtri
 
 from ems.errors import UsageError
-from ems.model import Json, Params
+from ems.model import Params
+from ems.report.axis import Axis, short, ticks
 from ems.report.picture import Band, Bars, Figure, Layer, Mesh, Panel, Points, Span, Style, Upright, Way
 from ems.report.study import Model, Study, best, importance, timeline
 from ems.search import acquisition, candidates
 from ems.search import rungs as races
-from ems.search.dimension import Dimension, Floats, Int, Real
+from ems.search.dimension import Floats
 from ems.search.importance import METHOD
 from ems.search.trial import Outcome, Trial
 from ems.search.warp import Array
 
 MAX_SLICES = 6  # params of one picture of slices
 _ABREAST = 3  # slices beside each other
-_FINE = 241  # points along a slice
 _MESH = 61  # points along a side of a contour
-_LEVELS = 12  # of a dimension with so few values each is a tick of its own
 _LOG_FROM = 1000  # a metric that spans so much is drawn on a logarithmic axis
 _WIDE = float(ndtri(0.975))  # of a 95 % band, in deviations
 
@@ -206,7 +205,7 @@ def _slice(study: Study, group: str | None, wish: Wish) -> Figure:
     rows: list[tuple[Panel, ...]] = []
     for i in range(0, len(pairs), abreast):
         rows += zip(*pairs[i : i + abreast], strict=True)
-    words = ", ".join(f"{name}={_short(value)}" for name, value in through.items())
+    words = ", ".join(f"{name}={short(value)}" for name, value in through.items())
     others = "; points differ in the other params, too" if len(study.problem.space.names) > 1 else ""
     return Figure(
         _title(study, f"the model of {study.metric}{study.at(model.rung)}", group),
@@ -233,7 +232,7 @@ def _by_importance(study: Study, group: str | None, among: Sequence[str]) -> lis
 
 
 def _slice_panels(study: Study, model: Model, group: str | None, through: Params, name: str) -> tuple[Panel, Panel]:
-    axis = _Axis.of(study, name)
+    axis = Axis.of(study, name)
     rows = np.repeat(_row(study, through)[None, :], len(axis.units), axis=0)
     rows[:, axis.column] = axis.units
     rows = _settled(study, rows)
@@ -267,7 +266,7 @@ def _slice_panels(study: Study, model: Model, group: str | None, through: Params
     return top, below
 
 
-def _belief(axis: _Axis, mean: Array, reach: Array) -> list[Layer]:
+def _belief(axis: Axis, mean: Array, reach: Array) -> list[Layer]:
     """Return the mean with its band; where values are no numbers, a point with a bar for each."""
     middle, low, high = (tuple(each.tolist()) for each in (mean, mean - reach, mean + reach))
     if not axis.labels:
@@ -309,41 +308,6 @@ def _score(study: Study, model: Model, rows: Array) -> Array:
     return np.asarray(np.exp(logs - logs.max()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """One dimension as an axis: where its units lie on it, ``places``; labels where its values are no numbers."""
-
-    dimension: Dimension
-    column: int
-    units: Floats
-    places: tuple[float, ...]
-    labels: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, study: Study, name: str, fine: int = _FINE) -> _Axis:
-        column = study.problem.space.names.index(name)
-        dimension = study.problem.space.searched[column]
-        if isinstance(dimension, Int | Real) or dimension.count is None:
-            units = np.unique(dimension.snap(np.linspace(0.0, 1.0, fine)))
-            return cls(dimension, column, units, tuple(map(float, dimension.column(units))))
-        values = list(dimension.items())
-        units = np.array([dimension.unit(value) for value in values])
-        return cls(dimension, column, units, tuple(map(float, range(len(values)))), tuple(map(_short, values)))
-
-    @property
-    def is_log(self) -> bool:
-        return isinstance(self.dimension, Int | Real) and self.dimension.prior == "log"
-
-    def place(self, value: Json) -> float:
-        unit = self.dimension.unit(value)
-        if self.labels:
-            return float(np.argmin(np.abs(self.units - unit)))
-        return float(self.dimension.column(np.array([unit]))[0])
-
-    def at(self, trials: Sequence[Trial]) -> tuple[float, ...]:
-        return tuple(self.place(trial.params[self.dimension.name]) for trial in trials)
-
-
 def _contour(study: Study, group: str | None, wish: Wish) -> Figure:
     """Draw the model's mean over two params, through the best configuration; unless asked, those that are numbers."""
     model = _model(study, group)
@@ -354,7 +318,7 @@ def _contour(study: Study, group: str | None, wish: Wish) -> Figure:
             f"a contour is over two params, and {', '.join(names) or 'none'} is what there is",
             f"ems plot {study.exp_id} slice",
         )
-    across, up = _Axis.of(study, names[0], _MESH), _Axis.of(study, names[1], _MESH)
+    across, up = Axis.of(study, names[0], _MESH), Axis.of(study, names[1], _MESH)
     rows = np.tile(_row(study, through), (len(up.units) * len(across.units), 1))
     rows[:, across.column] = np.tile(across.units, len(up.units))
     rows[:, up.column] = np.repeat(up.units, len(across.units))
@@ -377,7 +341,7 @@ def _contour(study: Study, group: str | None, wish: Wish) -> Figure:
     panel = Panel(
         tuple(layers), names[0], names[1], across.is_log, up.is_log, x_labels=across.labels, y_labels=up.labels
     )
-    others = ", ".join(f"{name}={_short(value)}" for name, value in through.items() if name not in names)
+    others = ", ".join(f"{name}={short(value)}" for name, value in through.items() if name not in names)
     notes = (f"others as in the best by the model: {others}",) if others else ()
     title = _title(study, f"the model of {study.metric}{study.at(model.rung)}", group)
     return Figure(title, ((panel,),), notes, size=(7.0, 5.2))
@@ -386,7 +350,7 @@ def _contour(study: Study, group: str | None, wish: Wish) -> Figure:
 def _across_and_up(study: Study, group: str | None, through: Params) -> list[str]:
     """Return the params that matter most, those between whose values something lies before those of words."""
     ranked = _by_importance(study, group, [name for name in study.problem.space.names if name in through])
-    return sorted(ranked, key=lambda name: bool(_Axis.of(study, name, 2).labels))
+    return sorted(ranked, key=lambda name: bool(Axis.of(study, name, 2).labels))
 
 
 # -- parallel coordinates, rungs, timeline ----------------------------------------------------------------------
@@ -404,7 +368,7 @@ def _parallel(study: Study, group: str | None, _: Wish) -> Figure:
     low, high = float(values.min()), float(values.max())
     heights = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
     dimensions = study.problem.space.searched
-    layers: list[Layer] = [Upright(float(i), d.name, tuple(_ticks(d))) for i, d in enumerate(dimensions)]
+    layers: list[Layer] = [Upright(float(i), d.name, tuple(ticks(d))) for i, d in enumerate(dimensions)]
     shown = heights if study.sign > 0 else 1 - heights
     ends = ((0.0, low), (1.0, high)) if study.sign > 0 else ((0.0, -high), (1.0, -low))
     layers.append(Upright(float(len(dimensions)), study.metric, tuple((at, f"{value:.4g}") for at, value in ends)))
@@ -419,18 +383,8 @@ def _parallel(study: Study, group: str | None, _: Wish) -> Figure:
     return Figure(title, ((Panel(tuple(layers)),),), tuple(notes), size=(max(6.0, 1.6 * (len(dimensions) + 1)), 4.2))
 
 
-def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
-    if dimension.count is not None and dimension.count <= _LEVELS:
-        return [(dimension.unit(value), _short(value)) for value in dimension.items()]
-    return [(at, _short(dimension.value(at))) for at in (0.0, 0.25, 0.5, 0.75, 1.0)]
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _short(value: Json) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _rungs(study: Study, group: str | None, _: Wish) -> Figure:
