@@ -103,7 +103,9 @@ def compute_user_data(
     config = _base(definition, name, host_key, ())
     files = shipped.templates() / "roles" / "slurm_compute" / "files"
     config["write_files"] = [
-        _file(NODE_FILE, json.dumps(facts, separators=(",", ":"))),
+        _packed(
+            NODE_FILE, json.dumps(facts, separators=(",", ":"), ensure_ascii=False).encode(), "0644"
+        ),  # whatever stands in it, it fits
         _file(_OWN_KEYS, f"{authorized_keys[0]}\n" if authorized_keys else ""),
         _file(_SSHD_FILE, f"{_SSHD}AuthorizedKeysFile .ssh/authorized_keys {_OWN_KEYS}\n"),
         _packed(BOOT_SCRIPT, (files / "ems-node-boot").read_bytes(), "0755"),
