@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import importlib.machinery
 import importlib.util
 import json
@@ -59,8 +61,8 @@ class Paper:
     def told(self, name: str) -> dict[str, object]:
         """Return what a node is told of itself."""
         config = yaml.safe_load(self.requests[name].user_data)
-        [text] = [each["content"] for each in config["write_files"] if each["path"] == "/etc/ems/node.json"]
-        found: dict[str, object] = json.loads(text)
+        [packed] = [each["content"] for each in config["write_files"] if each["path"] == "/etc/ems/node.json"]
+        found: dict[str, object] = json.loads(gzip.decompress(base64.b64decode(packed)))
         return found
 
 
