@@ -11,23 +11,40 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
 
+from ems.cluster.forms import (
+    AbsolutePath,
+    Count,
+    Endpoint,
+    Form,
+    KindName,
+    Labels,
+    OneLine,
+    OneOrMore,
+    OrScalar,
+    Package,
+    Parameter,
+    PartitionName,
+    PublicKey,
+    PythonVersion,
+    Requirement,
+    Sources,
+    Texts,
+    Time,
+    UserName,
+    Word,
+    as_list,
+    private_range,
+)
 from ems.document import did_you_mean
 from ems.errors import UsageError
 
@@ -41,105 +58,10 @@ SLURM_DEFAULTS = {"MaxArraySize": "20001", "MaxJobCount": "100000"}
 IMAGES = ("debian:12", "debian:13", "ubuntu:24.04")
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """Text of a certain form, of which people are told in words instead of by a pattern."""
-
-    pattern: str
-    words: str
-
-    def check(self, text: str) -> str:
-        """Return text of this form; raise ValueError for any other."""
-        if not re.fullmatch(self.pattern, text):
-            raise ValueError(f"should be {self.words}")
-        return text
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {**handler(schema), "pattern": f"^({self.pattern})$"}
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 def _as_provider(value: object) -> object:
     if isinstance(value, dict):
         return {"kind": "container", **value}
     return {"kind": value} if isinstance(value, str) else value
-
-
-def _source(value: str) -> str:
-    if value == "anywhere":
-        return value
-    try:
-        return str(IPv4Network(value))
-    except ValueError as error:
-        raise ValueError(f"should be an address range such as 192.0.2.7/32, or `anywhere` ({error})") from None
-
-
-def _as_slurm(value: object) -> object:
-    return ("NO", "YES")[value] if isinstance(value, bool) else value
-
-
-def _subnet(value: object) -> object:
-    try:
-        network = IPv4Network(str(value))
-    except ValueError as error:
-        raise ValueError(f"should be an address range such as 10.89.77.0/24 ({error})") from None
-    if not 16 <= network.prefixlen <= 28 or not network.is_private:
-        raise ValueError("should be a private address range between /16 and /28, such as 10.89.77.0/24")
-    return str(network)
-
-
-#: Text that may look like a number, or yes and no, in a file.
-OrScalar = BeforeValidator(_as_slurm, json_schema_input_type=str | int | float | bool)
-OneOrMore: TypeAlias = str | list[str]
-OneLine: TypeAlias = Annotated[str, Form(r"[^\x00-\x1f\x7f]*", "text on one line")]
-Word: TypeAlias = Annotated[str, Form(r"[^\s\x00-\x1f\x7f]+", "one word")]
-Texts: TypeAlias = Annotated[tuple[OneLine, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-UserName: TypeAlias = Annotated[
-    str, Form(r"[a-z_][a-z0-9_-]{0,30}", "a name of lower-case letters, digits, dashes and underscores")
-]
-KindName: TypeAlias = Annotated[
-    str, Form(r"[a-z][a-z0-9]{0,15}", "up to 16 lower-case letters and digits, a letter first")
-]
-PartitionName: TypeAlias = Annotated[
-    str, Form(r"[A-Za-z][A-Za-z0-9_-]{0,30}", "up to 31 letters, digits, dashes and underscores, a letter first")
-]
-Parameter: TypeAlias = Annotated[str, Form(r"[A-Za-z][A-Za-z0-9]*", "a parameter's name as in slurm.conf")]
-AbsolutePath: TypeAlias = Annotated[str, Form(r"/[A-Za-z0-9][^\x00-\x20\x7f]*", "an absolute path")]
-Time: TypeAlias = Annotated[
-    str,
-    Form(
-        r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED",
-        "minutes, hours:minutes:seconds or days-hours:minutes:seconds",
-    ),
-]
-PythonVersion: TypeAlias = Annotated[  # 3.10 without quotes is the number 3.1
-    str, Form(r"3\.([6-9]|[1-9]\d)", 'a version in quotes, such as "3.12"')
-]
-Package: TypeAlias = Annotated[str, Form(r"[a-z0-9][a-z0-9+.-]+", "a package's name")]
-Requirement: TypeAlias = Annotated[str, Form(r"[A-Za-z0-9][^\x00-\x1f\x7f]*", "a requirement of pip's")]
-PublicKey: TypeAlias = Annotated[
-    str, Form(r"(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?", "a public SSH key on one line")
-]
-Sources: TypeAlias = Annotated[
-    tuple[Annotated[str, AfterValidator(_source)], ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)
-]
-LabelKey: TypeAlias = Annotated[
-    str, Form(r"(?!ems-)[a-z][a-z0-9_-]{0,62}", "up to 63 lower-case letters, digits, - and _, and not begin with ems-")
-]
-LabelValue: TypeAlias = Annotated[
-    str, OrScalar, Form(r"[a-z0-9_-]{0,63}", "up to 63 lower-case letters, digits, - and _")
-]
-Labels: TypeAlias = dict[LabelKey, LabelValue]
-Endpoint: TypeAlias = Annotated[
-    str, Form(r"https?://[^\s/@]+(/[^\s@]*)?", "an address such as https://cloud.example.org")
-]
 
 
 class Section(BaseModel):
@@ -154,7 +76,7 @@ class ContainerSection(Section):
     kind: Literal["container"] = "container"
     engine: Literal["docker", "podman"] | None = None
     """The command that makes containers; default: whichever works."""
-    subnet: Annotated[str, BeforeValidator(_subnet)] | None = None
+    subnet: Annotated[str, BeforeValidator(private_range)] | None = None
     """The private address range of the nodes; default: one that the engine chooses."""
     real_gpus: bool = False
     """Give this computer's GPUs to every node that has some, instead of device files without a GPU behind them."""
@@ -169,7 +91,7 @@ class GceSection(Section):
     project: Word | None = None
     """The project's id; default: that of the credentials, of $GOOGLE_CLOUD_PROJECT or of gcloud."""
     region: Word = "us-central1"
-    zones: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    zones: Annotated[tuple[Word, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """Zones of that region in order of preference, the first is the controller's; default: all that it has."""
     credentials: Word | None = None
     """A service account's key file; default: the application default credentials."""
@@ -177,7 +99,7 @@ class GceSection(Section):
     """The name of a VPC network that is there; default: one of its own."""
     subnet: Word | None = None
     """The name of a subnetwork of `network`; default: the one that the region has there."""
-    range: Annotated[str, BeforeValidator(_subnet)] = "10.89.0.0/16"
+    range: Annotated[str, BeforeValidator(private_range)] = "10.89.0.0/16"
     """The private address range of a network of its own."""
     ssh_from: Sources = ()
     """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
@@ -195,13 +117,13 @@ class AwsSection(Section):
     kind: Literal["aws"] = "aws"
     region: Word | None = None
     """Default: that of $AWS_REGION or of the profile."""
-    zones: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    zones: Annotated[tuple[Word, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """Availability zones in order of preference, the first is the controller's; default: all that have a subnet."""
     profile: Word | None = None
     """The profile of ~/.aws; default: $AWS_PROFILE, the environment's keys, or `default`."""
     vpc: Word | None = None
     """The id of a VPC that is there; default: the region's default VPC."""
-    subnet: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    subnet: Annotated[tuple[Word, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """The ids of the VPC's subnets to use, one a zone; default: each zone's default, or its first."""
     instance_profile: Word | None = None
     """The instance profile that the controller works as; default: none, the controller cannot change anything."""
@@ -223,11 +145,11 @@ class OpenstackSection(Section):
     """Name or id of a network that is there, with a router; default: one of its own."""
     external_network: Word | None = None
     """Name or id of the network that floating addresses come from; default: the only one there is."""
-    range: Annotated[str, BeforeValidator(_subnet)] = "10.89.0.0/16"
+    range: Annotated[str, BeforeValidator(private_range)] = "10.89.0.0/16"
     """The private address range of a network of its own."""
     nameservers: tuple[Word, ...] = ()
     """The name servers of a network of its own; default: the cloud's."""
-    zones: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    zones: Annotated[tuple[Word, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """Availability zones in order of preference; default: the cloud chooses."""
     ssh_from: Sources = ()
     """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
@@ -250,7 +172,7 @@ ProviderName: TypeAlias = Literal["container", "gce", "aws", "openstack"]
 class Machine(Section):
     """What any machine of the cluster is made of."""
 
-    size: Annotated[tuple[Word, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    size: Annotated[tuple[Word, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """The provider's own name for a size, or several in order of preference; it decides about cpus and memory."""
     cpus: Count | None = None
     mem_gb: Annotated[float, Field(gt=0)] | None = None
@@ -265,16 +187,41 @@ class NodeKind(Machine):
     """A kind of compute node."""
 
     count: Annotated[int, Field(ge=0, le=MAX_NODES)] = 1
-    """How many `ems cluster start` makes where `--nodes` does not say."""
+    """How many `ems cluster start` makes where `--nodes` does not say; not with `max`."""
     gpus: Annotated[int, Field(ge=0, le=16)] = 0
     gpu_type: Annotated[str, Form(r"[a-z][a-z0-9_.-]{0,30}", "lower case, e.g. `a100`")] | None = None
     """The type in `--gres gpu:TYPE:1`, e.g. `a100`."""
     spot: bool = False
     """Cheaper machines that the cloud may take back at any time; their runs go back into the queue."""
     min: Annotated[int, Field(ge=0, le=MAX_NODES)] | None = None
-    """How many stay where nothing is queued, with `max`."""
+    """How many stay where nothing is queued, with `max`; default: none."""
     max: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
-    """How many may be made as the queue needs them."""
+    """How many may be there as the queue needs them: they come with jobs, and go when they are idle."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_the_least(cls, content: Any) -> Any:
+        """Have `count` say how many are made at first: the least where they come and go with the queue."""
+        if not isinstance(content, dict) or content.get("max") is None:
+            return content
+        return {"count": content.get("min") or 0, **content}
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether its nodes come and go with the queue."""
+        return self.max is not None
+
+
+class Idle(Section):
+    """What a cluster does by itself when nothing has run or waited on it for a while."""
+
+    after_min: Annotated[float, Field(ge=1)] = 30
+    """Minutes without a job in the queue, and without anybody logged in."""
+    do: Literal["pause", "stop"] = "pause"
+    """`pause`: nodes are deleted, the controller is stopped, its disk stays. `stop`: all machines are deleted."""
+    harvest_before_stop: Word | None = None
+    """Where results have to be before the controller is deleted: `laptop` (`ems harvest` has fetched them), or a
+    bucket, `s3://NAME/PATH`, `gs://NAME/PATH`, that they are copied to. While they are not, it is paused instead."""
 
 
 class Limits(Section):
@@ -305,13 +252,17 @@ class Partition(Section):
     """A queue."""
 
     nodes: Annotated[
-        tuple[KindName, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore), Field(min_length=1)
+        tuple[KindName, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore), Field(min_length=1)
     ]
     """The kinds of its nodes."""
     default: bool = False
     """Whether jobs that name no partition go there; where none says so, the first is."""
     time: Annotated[Time, OrScalar] | None = None
     """The longest that a job may run, in SLURM's words: `2-00:00:00`; default: for ever."""
+    fallback: PartitionName | None = None
+    """The partition, of nodes that nobody takes back, that a run moves to once it was preempted too often."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 3
+    """How often a run may be preempted here before it moves to `fallback`."""
     options: dict[Parameter, Annotated[Word, OrScalar]] = {}
     """Further words of its line in slurm.conf, e.g. `{PriorityTier: 2}`."""
 
@@ -321,7 +272,7 @@ class PythonSection(Section):
 
     version: Annotated[PythonVersion, OrScalar] | None = None
     """E.g. `"3.12"`; default: the distribution's."""
-    packages: Annotated[tuple[Requirement, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    packages: Annotated[tuple[Requirement, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """What pip installs, e.g. `[torch, "numpy>=2"]`."""
     requirements: str | None = None
     """A requirements file, relative to this one, or the text of one."""
@@ -353,7 +304,7 @@ class User(Section):
 
     uid: Annotated[int, Field(ge=1000, le=60000)] | None = None
     """Default: 2001 for the first, and so on."""
-    keys: Annotated[tuple[PublicKey, ...], BeforeValidator(_as_list, json_schema_input_type=OneOrMore)] = ()
+    keys: Annotated[tuple[PublicKey, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """Public SSH keys, as in authorized_keys."""
     groups: tuple[UserName, ...] = ()
     sudo: bool = False
@@ -396,6 +347,7 @@ class Definition(Section):
     prices: dict[Word, Annotated[float, Field(ge=0)]] = {}
     """US dollars an hour of a size, where the shipped table does not know it or you pay otherwise."""
     limits: Limits = Limits()
+    idle: Idle | None = None
     energy: Energy = Energy()
 
     @model_validator(mode="before")
@@ -417,6 +369,11 @@ class Definition(Section):
                 for place, (name, user) in enumerate(users.items())
             }
         return filled
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether nodes of any kind come and go: then all are declared to SLURM before they are there."""
+        return any(each.is_elastic for each in self.nodes.values())
 
     @property
     def default_partition(self) -> str:

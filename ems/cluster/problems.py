@@ -44,6 +44,7 @@ class Problem:
 def problems(definition: Definition) -> Iterator[Problem]:
     """Yield what does not fit together in a definition."""
     yield from _wrong_machines(definition)
+    yield from _wrong_elastic(definition)
     yield from _wrong_partitions(definition)
     yield from _wrong_users(definition)
     for location, text in _texts(definition.model_dump(mode="json")):
@@ -78,14 +79,32 @@ def _wrong_machines(definition: Definition) -> Iterator[Problem]:
             message = f"there is no size `{machine.size[0]}`: containers have none"
             yield Problem((*location, "size"), message, "say `cpus` and `mem_gb` instead")
     for name, kind in definition.nodes.items():
-        if kind.min is not None and (kind.max is None or kind.min > kind.max):
-            yield Problem(
-                ("nodes", name, "min"), f"`nodes.{name}` has a min without a max above it", "say `max` as well"
-            )
         if name in {"controller", "login", "all", "default"}:
             yield Problem(("nodes", name), f"`{name}` cannot be the name of a kind of nodes", "choose another name")
         if kind.gpu_type and not kind.gpus:
             yield Problem(("nodes", name, "gpu_type"), f"`nodes.{name}` has a gpu_type but no gpus", "add `gpus: 1`")
+
+
+def _wrong_elastic(definition: Definition) -> Iterator[Problem]:
+    """Yield what is wrong with nodes that come and go, and with where their runs move to."""
+    for name, kind in definition.nodes.items():
+        location = ("nodes", name)
+        if kind.min is not None and (kind.max is None or kind.min > kind.max):
+            yield Problem((*location, "min"), f"`nodes.{name}` has a min without a max above it", "say `max` as well")
+        elif kind.is_elastic and kind.count != (kind.min or 0):
+            message = f"`nodes.{name}` has a count, which is for nodes that stay, and a max, for those that come and go"
+            yield Problem((*location, "count"), message, "say `count`, or `min` and `max`")
+        elif definition.is_elastic and (kind.cpus is None or kind.mem_gb is None):
+            message = f"`nodes.{name}` has to say `cpus` and `mem_gb`"
+            hint = "where nodes come and go, SLURM is told what they will be: say what its (smallest) size has"
+            yield Problem(location, message, hint)
+    for name, partition in definition.partitions.items():
+        others = sorted(set(definition.partitions) - {name})
+        if partition.fallback is not None and partition.fallback not in others:
+            message = f"`partitions.{name}.fallback` names no other partition: `{partition.fallback}`"
+            yield Problem(
+                ("partitions", name, "fallback"), message, did_you_mean(partition.fallback, others, "others are")
+            )
 
 
 def _wrong_partitions(definition: Definition) -> Iterator[Problem]:

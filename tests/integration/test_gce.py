@@ -337,15 +337,6 @@ def test_nothing_is_made_that_would_cost_more_than_the_limit(cloud: Any, cluster
         started(project, gpu=0, cpu=1)
 
 
-def test_nodes_that_come_and_go_with_the_queue_are_refused_clearly(cloud: Any, cluster: str, project: Path) -> None:
-    path = project / "cluster" / "lab.yaml"
-    path.write_text(path.read_text().replace("count: 1,", "min: 0, max: 4,"))
-    with pytest.raises(ClusterError, match=r"`nodes\.cpu\.max`") as caught:
-        started(project)
-    assert "count" in caught.value.hint
-    assert cloud.left() == []
-
-
 def test_plan_and_check_show_price_and_quota_and_make_nothing(
     ems: Any, cloud: Any, cluster: str, project: Path
 ) -> None:

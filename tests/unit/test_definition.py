@@ -330,3 +330,41 @@ def test_no_text_is_more_than_an_explained_error(tmp_path_factory: Any, text: st
     entry = catalog.find("mine", folder)
     problem = catalog.problem_of(entry)
     assert problem is None or isinstance(problem, ConfigError)
+
+
+# -- nodes that come and go ---------------------------------------------------------------------------------------
+
+SPOTS = """
+provider: container
+nodes:
+  gpu: {min: 1, max: 8, cpus: 4, mem_gb: 2}
+  cpu: {count: 2, cpus: 4, mem_gb: 2}
+partitions:
+  spot: {nodes: gpu, fallback: safe, max_preemptions: 2}
+  safe: {nodes: cpu}
+idle: {after_min: 30, do: stop, harvest_before_stop: laptop}
+"""
+
+
+def test_nodes_that_come_and_go_are_counted_from_the_least(tmp_path: Path) -> None:
+    found = load(tmp_path, SPOTS)
+    assert (found.nodes["gpu"].count, found.nodes["gpu"].is_elastic, found.nodes["cpu"].is_elastic) == (1, True, False)
+    assert found.is_elastic
+    assert Definition.model_validate(found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{min: 1, max: 8,", "{min: 9, max: 8,", "a min without a max above it"),
+        ("{min: 1, max: 8,", "{min: 1, max: 8, count: 3,", "has a count, which is for nodes that stay"),
+        ("{count: 2, cpus: 4, mem_gb: 2}", "{count: 2, cpus: 4}", "`nodes.cpu` has to say `cpus` and `mem_gb`"),
+        ("fallback: safe", "fallback: save", "`partitions.spot.fallback` names no other partition: `save`"),
+        ("fallback: safe", "fallback: spot", "names no other partition"),
+        ("do: stop", "do: burn", "`idle.do`"),
+    ],
+)
+def test_what_cannot_come_and_go_is_explained(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SPOTS.replace(old, new))
+    assert said in caught.value.message
