@@ -7,7 +7,6 @@ random configurations are replayed from it as often as wanted; everybody else tr
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.tuning.cores import CORES
 
 CACHE = Path(__file__).parent / ".cache"
 EPOCHS = 81
@@ -85,7 +86,7 @@ def pool(name: str, n: int = 600) -> np.ndarray:
     path = CACHE / f"{name}-{D}x{EPOCHS}.npy"
     known: np.ndarray = np.load(path) if path.exists() else np.empty((0, EPOCHS))
     if len(known) < n:
-        with ProcessPoolExecutor(os.cpu_count()) as workers:
+        with ProcessPoolExecutor(CORES) as workers:
             new = list(workers.map(partial(_train, name), range(len(known), n), chunksize=8))
         known = np.vstack([known, *new])
         np.save(path, known)

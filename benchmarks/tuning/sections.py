@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.tuning import peers, problems, race, real
+from benchmarks.tuning.cores import CORES
 from benchmarks.tuning.loop import Course, Propose, Simulation
 from ems.search import samplers
 from ems.search.problem import Problem
 from ems.search.trial import Proposal, Trial
 
-CORES = 2
 OURS = ("gp", "ts", "lp", "ucb", "tpe", "random")
 FLOOR = 1e-6  # of regret, whose logarithm is averaged
 SKIP = {
@@ -91,7 +92,13 @@ def course(task: str, method: str, evaluations: int, workers: int, seed: int, lo
     simulation = Simulation(chosen, workers=workers, seed=seed, lottery=lottery)
     if method.startswith("ems "):
         return simulation.run(ours, evaluations, method.removeprefix("ems "))
-    return simulation.run(proposer(method, len(chosen.space.names), seed), evaluations)
+    path = real.CACHE / f"{task} {method} {evaluations} {workers} {seed} {lottery:g}.json"
+    if path.exists():  # a peer's course is no other when ems has changed
+        return Course(**json.loads(path.read_text()))
+    found = simulation.run(proposer(method, len(chosen.space.names), seed), evaluations)
+    real.CACHE.mkdir(exist_ok=True)
+    path.write_text(json.dumps({name: getattr(found, name) for name in ("regrets", "chosen", "at", "ask_s")}))
+    return found
 
 
 def every(run: Callable[[int], Course], seeds: int) -> list[Course]:
@@ -135,7 +142,7 @@ def compared(
         found = every(functools.partial(course, task, name, evaluations, workers), few)
         area = [float(np.mean(np.log10(np.maximum(each.regrets, FLOOR)))) for each in found]
         to = [each.evaluations_to(solved) or np.inf for each in found]
-        asked = sum(sum(each.ask_s) for each in found) / sum(len(each.trials) for each in found)
+        asked = sum(sum(each.ask_s) for each in found) / sum(len(each.at) for each in found)
         hits = sum(np.isfinite(to))
         middle = float(np.median(to))
         row = (
