@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TypeAlias
 
 from pydantic import ValidationError
@@ -59,6 +60,7 @@ class Fleet:
         self.journal = Journal(files)
         self.keys = Keys(files.dir)
         self.failover = Failover()
+        self.ledger_path: Path | None = None  # None: this user's own
 
     @cached_property
     def provider(self) -> Provider:

@@ -230,10 +230,17 @@ def _end(span: Span, steps: Sequence[Step], now: datetime, lease: timedelta | No
 
 
 class Ledger:
-    """The ledger of the clusters of one name, on this machine; several commands may write it at once."""
+    """The ledger of the clusters of one name; several commands may write it at once.
 
-    def __init__(self, name: str) -> None:
-        self.path = state_dir() / "ledgers" / f"{check_name(name)}.jsonl"
+    Parameters
+    ----------
+    path
+        Default: the one on this machine. The one on the share is locked as :func:`share` does.
+    """
+
+    def __init__(self, name: str, path: Path | None = None) -> None:
+        self.path = path or state_dir() / "ledgers" / f"{check_name(name)}.jsonl"
+        self._lock = None if path is None else path.with_name(f"{path.name}.lock")
 
     def events(self) -> list[Event]:
         """Return all events; none where there is no ledger."""
@@ -262,10 +269,12 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags, mode = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600 if self._lock is None else 0o644
+        handle = os.open(self.path, flags, mode)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield handle
+            with (self._lock or self.path).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield handle
         finally:
             os.close(handle)
 
@@ -273,6 +282,10 @@ class Ledger:
 def names() -> list[str]:
     """Return the names of all clusters that have a ledger on this machine, sorted."""
     return sorted(path.stem for path in Path(state_dir() / "ledgers").glob("*.jsonl"))
+
+
+def _of(fleet: Fleet) -> Ledger:
+    return Ledger(fleet.name, fleet.ledger_path)
 
 
 def observe(fleet: Fleet) -> None:
@@ -284,7 +297,7 @@ def observe(fleet: Fleet) -> None:
         own = [each for each in events if each.id == fleet.record.incarnation]
         return difference(own, seen, steps, datetime.now(UTC), _lease(fleet))
 
-    Ledger(fleet.name).add(missing)
+    _of(fleet).add(missing)
 
 
 def ended(fleet: Fleet, machines: Sequence[Resource]) -> None:
@@ -297,7 +310,7 @@ def ended(fleet: Fleet, machines: Sequence[Resource]) -> None:
         starts = difference(own, there, steps, now, _lease(fleet))
         return [*starts, *difference([*own, *starts], {}, (), now, _lease(fleet))]
 
-    Ledger(fleet.name).add(missing)
+    _of(fleet).add(missing)
 
 
 def share(fleet: Fleet) -> None:
@@ -359,7 +372,7 @@ def check_limit(fleet: Fleet, wanted: Sequence[str] | None = None) -> None:
     if limits.max_cost is None:
         return
     now = datetime.now(UTC)
-    own = [each for each in spans(Ledger(fleet.name).events()) if each.start.id == fleet.record.incarnation]
+    own = [each for each in spans(_of(fleet).events()) if each.start.id == fleet.record.incarnation]
     spent = price.total(_usd(each, now) for each in own)
     kinds = ["controller", *(fleet.kind(node) for node in (fleet.record.wanted if wanted is None else wanted))]
     rate = price.total(price.of_kind(fleet.definition, kind) for kind in kinds)

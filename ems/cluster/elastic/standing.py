@@ -1,0 +1,123 @@
+"""How the service stands: a heartbeat that nodes watch, and a status that people and `ems cluster status` read.
+
+The heartbeat is rewritten every ten seconds; a node compares whether it *changes*, since clocks differ. The status is
+written aside and renamed whenever something in it is another, and at the latest every half minute.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ems.node import records
+
+HEARTBEAT, STATUS = "heartbeat", "elastic.json"  # in /opt/ems/state
+BEAT_S = 10.0
+_AGAIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """A kind of which no machine is made for a while.
+
+    Attributes
+    ----------
+    why
+        In the cloud's words.
+    until
+        UTC, ISO-8601.
+    """
+
+    why: str
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the service knows, for people.
+
+    Attributes
+    ----------
+    phase
+        ``works``, ``stopped`` (in good order), or ``trouble``.
+    trouble
+        What kept the last turn from being done; empty where nothing did.
+    shut
+        Kind -> why and until when none of it is made.
+    machines
+        Kind -> how many machines there are.
+    notes
+        What was done last, newest first: the moment and a sentence.
+    idle_since
+        UTC, ISO-8601; None while something runs, waits, or somebody is logged in.
+    """
+
+    at: str
+    phase: str = "works"
+    trouble: str = ""
+    shut: dict[str, Shut] = field(default_factory=dict)
+    machines: dict[str, int] = field(default_factory=dict)
+    notes: tuple[tuple[str, str], ...] = ()
+    idle_since: str | None = None
+
+
+def parse(text: str) -> Standing | None:
+    """Return what the status file says; None for what is none (another version's, torn)."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+        shut = {kind: Shut(str(each["why"]), str(each["until"])) for kind, each in found["shut"].items()}
+        notes = tuple((str(at), str(said)) for at, said in found["notes"])
+        machines = {str(kind): int(count) for kind, count in found["machines"].items()}
+        idle = found["idle_since"]
+        words = {key: str(found[key]) for key in ("at", "phase", "trouble")}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return Standing(**words, shut=shut, machines=machines, notes=notes, idle_since=None if idle is None else str(idle))
+
+
+class Heart:
+    """The heartbeat.
+
+    Parameters
+    ----------
+    clock
+        Seconds that only ever grow.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = folder / HEARTBEAT
+        self._clock = clock
+        self._count = 0
+        self._last: float | None = None
+
+    def beat(self, *, now: bool = False) -> None:
+        """Write the heartbeat anew where the last one is ten seconds old."""
+        if not now and self._last is not None and self._clock() - self._last < BEAT_S:
+            return
+        self._count += 1
+        records.write_atomic(self._path, f"{records.now()} {self._count}\n", durable=False)
+        self._path.chmod(0o644)
+        self._last = self._clock()
+
+
+class Board:
+    """Where the status is written."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = folder / STATUS
+        self._clock = clock
+        self._last: tuple[dict[str, Any], float] | None = None
+
+    def show(self, standing: Standing) -> None:
+        """Write the status, where it is another one or half a minute old."""
+        content = asdict(standing)
+        said = {key: value for key, value in content.items() if key != "at"}
+        if self._last is not None and self._last[0] == said and self._clock() - self._last[1] < _AGAIN_S:
+            return
+        records.write_atomic(self._path, json.dumps(content, indent=1) + "\n", durable=False)
+        self._path.chmod(0o644)
+        self._last = (said, self._clock())
