@@ -62,7 +62,7 @@ class Job:
         """Say why SIGTERM came: TIME_LIMIT, PREEMPTED, CANCELLED, or TERMINATED where SLURM does not tell."""
         if not self.is_slurm:
             return CANCELLED
-        answer = _scontrol("show", "job", "-o", os.environ["SLURM_JOB_ID"]) or ""
+        answer = _scontrol("show", "job", "-o", self.name) or ""
         state, preempted = _field(answer, "JobState"), _field(answer, "PreemptTime")
         if state == "PREEMPTED" or preempted not in ("", "None", "N/A"):
             return PREEMPTED
@@ -74,7 +74,8 @@ class Job:
 
     def requeue(self) -> bool:
         """Put this job back into SLURM's queue; return whether SLURM took it."""
-        return self.is_slurm and _scontrol("requeue", os.environ["SLURM_JOB_ID"]) is not None
+        # by its name as an array task: the id of the task that was started last means the array as a whole
+        return self.is_slurm and _scontrol("requeue", self.name) is not None
 
 
 def process_start(pid: int) -> int:

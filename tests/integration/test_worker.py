@@ -584,7 +584,7 @@ def test_slurm_requeues_at_the_time_limit_and_the_run_goes_on(lab: Lab) -> None:
         record = lab.last()
         assert (record["state"], record["reason"]) == ("PENDING", "time limit")
         assert (record["job"], record["restart"]) == ("1842_0", restart)
-        assert asked.read_text().splitlines()[-1] == "requeue 1843"
+        assert asked.read_text().splitlines()[-1] == "requeue 1842_0"
         lab.work("--task", "0", **lab.slurm(task=1, restart=restart))  # not another job's to take
         assert lab.last()["attempt"] == restart + 1
     lab.work("--task", "0", **lab.slurm(restart=2))
@@ -618,7 +618,7 @@ def test_what_a_packed_task_has_no_time_for_goes_on_after_a_requeue(lab: Lab) ->
     worker.send_signal(signal.SIGUSR1)
     assert worker.wait(20) == 0
     assert [lab.last(i)["state"] for i in range(3)] == ["FAILED", "COMPLETED", "COMPLETED"]
-    assert asked.read_text().splitlines()[-1] == "requeue 1843"
+    assert asked.read_text().splitlines()[-1] == "requeue 1842_0"
 
 
 def test_a_requeue_that_slurm_refuses_is_a_failure(lab: Lab) -> None:

@@ -49,21 +49,22 @@ def test_time_limit_requeues_and_resumes_from_the_checkpoint(lab):
 
 
 def test_requeues_at_the_time_limit_are_bounded(lab):
-    """The signal that SLURM sends before the limit is sent by hand."""
+    """The signal that SLURM sends before the limit is sent by hand, to the task that has the id of its array."""
     lab.write("train.py", EPOCHS_SCRIPT)
-    experiment = lab.parrun("train.py", "--set", "epochs=1000", "--max-requeues", "1", "--grace", "2")
+    experiment = lab.parrun("train.py", "--set", "epochs=1,1000", "--max-requeues", "1", "--grace", "2")
     for attempt in (1, 2):
-        log = lab.run_dir(experiment, 0) / "stdout.log"
+        log = lab.run_dir(experiment, 1) / "stdout.log"
         lab.wait_until(
             lambda attempt=attempt, log=log: log.exists() and f"of attempt {attempt}" in log.read_text(), 60, "start"
         )
         lab.harvest()
-        lab.slurm.run("scancel", "--signal=USR1", "--batch", lab.attempts(experiment)[0][-1]["job"])
+        lab.slurm.run("scancel", "--signal=USR1", "--batch", lab.attempts(experiment)[1][-1]["job"])
     lab.slurm.wait_for_empty_queue()
     lab.harvest()
-    assert lab.states(experiment) == {0: "FAILED"}
-    attempts = lab.attempts(experiment)[0]
-    assert [(a["state"], a["reason"]) for a in attempts] == [("PENDING", "time limit"), ("FAILED", "time limit")]
+    assert lab.states(experiment) == {0: "COMPLETED", 1: "FAILED"}
+    attempts = lab.attempts(experiment)
+    assert [(a["state"], a["reason"]) for a in attempts[1]] == [("PENDING", "time limit"), ("FAILED", "time limit")]
+    assert len(attempts[0]) == 1, "what has ended is not run again"
 
 
 def test_requeue_by_an_administrator_resumes(lab):
