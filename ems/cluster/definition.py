@@ -376,6 +376,13 @@ class Definition(Section):
         return any(each.is_elastic for each in self.nodes.values())
 
     @property
+    def trusts_controller(self) -> bool:
+        """Whether the controller may change machines: where it has to, or where the account that may is named."""
+        section = self.provider
+        named = getattr(section, "service_account", None) or getattr(section, "instance_profile", None)
+        return self.is_elastic or self.idle is not None or named is not None
+
+    @property
     def default_partition(self) -> str:
         """The partition of jobs that name none."""
         return next((name for name, each in self.partitions.items() if each.default), next(iter(self.partitions)))

@@ -133,5 +133,5 @@ def _request(definition: Definition, kind: str, number: int) -> MachineRequest:
         is_public=kind == "controller",
         spot=spec.spot,
         disk_type=spec.disk_type,
-        is_trusted=kind == "controller",
+        is_trusted=kind == "controller" and definition.trusts_controller,
     )

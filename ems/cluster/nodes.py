@@ -55,7 +55,7 @@ def _request(fleet: Fleet, name: str, baked: Mapping[str, str], address: str) ->
         spot=spec.spot,
         disk_type=spec.disk_type,
         lease_s=_lease_s(fleet.definition),
-        is_trusted=is_controller,
+        is_trusted=is_controller and fleet.definition.trusts_controller,
     )
 
 

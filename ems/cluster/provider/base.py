@@ -194,6 +194,7 @@ class Traits:
     is_free: bool = False  # machines cost nothing, running or stopped
     cleans_images: bool = False  # save_image itself removes what is one machine's alone (CLEAN_SCRIPT)
     makes_alike: bool = False  # nodes of a kind are made by one call: their user-data and labels do not tell them apart
+    client: str = ""  # the engine's command, which a controller that is trusted needs; empty: HTTP does
     shows_own_key: bool = False  # sshd may answer by a key of its own until cloud-init has set the one it was given
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from libcloud.compute.base import Node, NodeImage, NodeSize, StorageVolume
 from libcloud.compute.types import NodeState
 
+from ems.cluster.provider import enginesocket
 from ems.cluster.provider.base import (
     CLEAN_SCRIPT,
     CLUSTER,
@@ -25,8 +26,10 @@ from ems.cluster.provider.base import (
     Resource,
     Thing,
     Traits,
+    controllers_first,
 )
 from ems.cluster.provider.driver import ContainerNodeDriver, labels_of
+from ems.cluster.provider.engine import find
 from ems.cluster.provider.images import DISTRIBUTIONS, base_image, has_image, image_name
 from ems.errors import ProviderError
 
@@ -73,6 +76,8 @@ class ContainerProvider:
         What the definition says of its provider.
     notify
         Is told of what takes long.
+    as_instance
+        Whether this runs on a cluster's controller, and the engine is that of the computer around it.
     """
 
     traits = Traits(
@@ -84,16 +89,26 @@ class ContainerProvider:
         cleans_images=True,
     )
 
-    def __init__(self, section: ContainerSection, notify: Callable[[str], None] = lambda _text: None) -> None:
+    def __init__(
+        self,
+        section: ContainerSection,
+        notify: Callable[[str], None] = lambda _text: None,
+        *,
+        as_instance: bool = False,
+    ) -> None:
         self.section = section
         self.notify = notify
-        self.driver = ContainerNodeDriver(section.engine)
+        self.outer = enginesocket.here() if as_instance else None
+        self.driver = ContainerNodeDriver(self.outer or find(section.engine))
+        self.traits = replace(type(self).traits, client=self.driver.engine.name)
 
     def check(self, requests: Sequence[MachineRequest]) -> None:
         """Find out what can be wrong before anything is made: image, size, GPUs, address range, disk."""
         for request in requests:
             _check_name(request)
             self._check_image(request.image)
+        if self.outer is not None:  # of the computer around this machine nothing more can be seen
+            return
         if self.section.real_gpus:
             _check_gpus(requests)
         self._check_subnet({_Names.of(request.labels[CLUSTER]).network for request in requests})
@@ -133,16 +148,19 @@ class ContainerProvider:
         """Delete resources, containers first."""
         _side_by_side(self._destroy, [each for each in resources if each.thing is Thing.MACHINE])
         _side_by_side(self._destroy, [each for each in resources if each.thing is not Thing.MACHINE])
+        if self.outer is None:
+            for cluster in {each.labels[CLUSTER] for each in resources if _is_base(each)}:
+                enginesocket.forget(cluster)
         self.driver.engine.release()
 
     def start(self, machines: Sequence[Resource]) -> None:
         """Boot containers that are stopped, controllers first."""
-        for group in _by_role(machines):
-            _side_by_side(lambda each: self.driver.start_node(self._node(each)), group)
+        for group in controllers_first(machines):
+            _side_by_side(self._start, group)
 
     def stop(self, machines: Sequence[Resource]) -> None:
         """Shut containers down, controllers last."""
-        for group in reversed(_by_role(machines)):
+        for group in reversed(controllers_first(machines)):
             _side_by_side(lambda each: self.driver.stop_node(self._node(each)), group)
 
     def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
@@ -154,6 +172,12 @@ class ContainerProvider:
         self.driver.stop_node(node)
         image = self.driver.create_image(node, name, ex_labels=labels)
         return Resource(Thing.IMAGE, image.id, name, dict(labels))
+
+    def _start(self, machine: Resource) -> None:
+        node = self._node(machine)
+        if self.outer is None and enginesocket.is_mounted(self.driver.ex_mounts(node)):
+            enginesocket.serve(self.driver.engine, machine.labels[CLUSTER], self.driver.ex_image_of(node))
+        self.driver.start_node(node)
 
     def _machines(self, wanted: dict[str, str]) -> Sequence[Resource]:
         return [_resource(node) for node in self.driver.list_nodes(wanted)]
@@ -174,20 +198,36 @@ class ContainerProvider:
         if isinstance(image, Refusal):
             return Refusal(request.name, image.reason, image.hint)
         try:
-            found = self.driver.ex_get_node(request.name)
-            if found is not None:
-                _check_owner(request.name, labels_of(found), request.labels)
-                if found.state != NodeState.PENDING:
-                    return _resource(found)
-                self.driver.destroy_node(found)  # it never ran: an earlier start of the cluster was cut off
-            return _resource(self._boot(request, image))
+            machine = _resource(self._found(request) or self._boot(request, image))
+            if self._sees_engine(request):
+                # only now: while there is no container, podman's namespace may go, and with it the service
+                enginesocket.serve(self.driver.engine, request.labels[CLUSTER], image)
         except ProviderError as error:
             return Refusal(request.name, error.message, error.hint)
+        return machine
+
+    def _found(self, request: MachineRequest) -> Node | None:
+        """Return the container that is there already; one that never ran, of a start that was cut off, is deleted."""
+        found = self.driver.ex_get_node(request.name)
+        if found is None:
+            return None
+        _check_owner(request.name, labels_of(found), request.labels)
+        if found.state != NodeState.PENDING:
+            return found
+        self.driver.destroy_node(found)
+        return None
+
+    def _sees_engine(self, request: MachineRequest) -> bool:
+        return request.is_trusted and self.outer is None
 
     def _boot(self, request: MachineRequest, image: str) -> Node:
         names = _Names.of(request.labels[CLUSTER])
         ram = int((request.mem_gb or 0) * 1024)
         options = ["--publish=127.0.0.1::22"] * request.is_public
+        files: dict[str, str] = {}
+        if self._sees_engine(request):
+            options += enginesocket.options(self.driver.engine, request.labels[CLUSTER])
+            files = {enginesocket.FACTS: enginesocket.told(self.driver.engine, image)}
         try:
             return self.driver.create_node(
                 request.name,
@@ -198,6 +238,7 @@ class ContainerProvider:
                 ex_network=names.network,
                 ex_volumes=names.volumes(),
                 ex_options=[*options, *self._gpu_options(request.gpus), *self.section.options],
+                ex_files=files,
             )
         except ProviderError:
             half_made = self.driver.ex_get_node(request.name)
@@ -228,9 +269,20 @@ class ContainerProvider:
             if request.image not in DISTRIBUTIONS:
                 self._check_image(request.image)
                 return request.image
+            if self.outer is not None:
+                return self._image_around(self.outer.images[request.image], request.image)
             return base_image(self.driver.engine, request.image, self.notify)
         except ProviderError as error:
             return Refusal(request.name, error.message, error.hint)
+
+    def _image_around(self, name: str, distribution: str) -> str:
+        """Return the image of a distribution, which only the computer around this machine can make."""
+        if not has_image(self.driver.engine, name):
+            raise ProviderError(
+                f"there is no image of {distribution} on the computer of this cluster",
+                "bake its nodes: ems cluster bake",
+            )
+        return name
 
     def _check_image(self, image: str) -> None:
         if image not in DISTRIBUTIONS and not has_image(self.driver.engine, image):
@@ -309,10 +361,9 @@ def _short(image: str) -> str:
     return image.removeprefix("localhost/").removesuffix(":latest")
 
 
-def _by_role(machines: Sequence[Resource]) -> list[list[Resource]]:
-    """Return controllers, then all others."""
-    first = [each for each in machines if each.labels.get(ROLE) == "controller"]
-    return [first, [each for each in machines if each not in first]]
+def _is_base(resource: Resource) -> bool:
+    """Whether a cluster without this can do nothing by itself any more."""
+    return resource.thing is Thing.NETWORK or resource.labels.get(ROLE) == "controller"
 
 
 def _side_by_side(do: Callable[[Any], T], things: Sequence[Any]) -> list[T]:

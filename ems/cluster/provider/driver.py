@@ -16,7 +16,7 @@ from typing import Any
 from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeSize, StorageVolume
 from libcloud.compute.types import NodeState
 
-from ems.cluster.provider.engine import Engine, find
+from ems.cluster.provider.engine import Engine
 
 #: The label that names the labels of a resource: what a container has besides is its image's.
 LABELS = "ems-labels"
@@ -44,7 +44,7 @@ class ContainerNodeDriver(NodeDriver):
     Parameters
     ----------
     engine
-        ``docker`` or ``podman``; None: whichever works.
+        What makes the containers.
     """
 
     name = "Containers"
@@ -52,9 +52,9 @@ class ContainerNodeDriver(NodeDriver):
     type = "container"
     features = {"create_node": []}  # noqa: RUF012  # the name and kind that libcloud's base class has
 
-    def __init__(self, engine: str | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__(key="", secure=False)  # type: ignore[no-untyped-call]  # libcloud gives it no types
-        self.engine: Engine = find(engine)
+        self.engine = engine
 
     def create_node(
         self,
@@ -69,6 +69,7 @@ class ContainerNodeDriver(NodeDriver):
         ex_network: str | None = None,
         ex_volumes: Mapping[str, str] | None = None,
         ex_options: Sequence[str] = (),
+        ex_files: Mapping[str, str] | None = None,
     ) -> Node:
         """Create a container and boot it.
 
@@ -86,6 +87,8 @@ class ContainerNodeDriver(NodeDriver):
             Volume's name -> where it is mounted.
         ex_options
             Further options of the engine's ``create``.
+        ex_files
+            Path, without the first slash -> text, of files that only root may read.
         """
         del location, auth
         words = ["--pull=never", "--name", name, "--hostname", name, "--stop-signal=SIGRTMIN+3", "--shm-size=1g"]
@@ -99,7 +102,8 @@ class ContainerNodeDriver(NodeDriver):
         for volume, path in (ex_volumes or {}).items():
             words += ["--volume", f"{volume}:{path}"]
         container = self.engine.call("create", *words, str(image.id), "/sbin/init").split()[-1]
-        self.engine.call("cp", "-", f"{container}:/", data=_seed(name, container, ex_userdata))
+        files = {**(ex_files or {}), **_seed(name, container, ex_userdata)}
+        self.engine.call("cp", "-", f"{container}:/", data=_packed(files))
         self.engine.call("start", container)
         return self._nodes([container])[0]
 
@@ -119,8 +123,7 @@ class ContainerNodeDriver(NodeDriver):
 
     def start_node(self, node: Node) -> bool:
         """Boot a container that was stopped."""
-        for found in self._inspect("container", [_id(node)]):
-            self.engine.adapt(found["Image"])  # after a restart of this computer what podman needs is gone
+        self.engine.adapt(self.ex_image_of(node))  # after a restart of this computer what podman needs is gone
         self.engine.call("start", _id(node))
         return True
 
@@ -193,6 +196,15 @@ class ContainerNodeDriver(NodeDriver):
     def ex_destroy_network(self, name: str) -> None:
         """Delete a network; that it is gone is no error."""
         self.engine.forget("network", "rm", name)
+
+    def ex_mounts(self, node: Node) -> list[str]:
+        """Return the paths at which something is mounted in a container."""
+        found = self._inspect("container", [_id(node)])
+        return [str(mount["Destination"]) for each in found for mount in each.get("Mounts") or ()]
+
+    def ex_image_of(self, node: Node) -> str:
+        """Return the id of the image that a container was made from; empty if it is gone."""
+        return next((str(each["Image"]) for each in self._inspect("container", [_id(node)])), "")
 
     def ex_run(self, node: Node, script: str) -> None:
         """Run a shell script in a container, as root."""
@@ -278,13 +290,18 @@ def _ranges(network: Mapping[str, Any]) -> list[str]:
     return [str(_field(each, "Subnet")) for each in [*docker, *(network.get("subnets") or [])]]
 
 
-def _seed(name: str, instance: str, user_data: str) -> bytes:
-    """Return an archive of cloud-init's seed; only root may read it, for it holds the machine's host key."""
-    files = {"meta-data": f"instance-id: i-{instance[:32]}\nlocal-hostname: {name}\n", "user-data": user_data}
+def _seed(name: str, instance: str, user_data: str) -> dict[str, str]:
+    """Return the files of cloud-init's seed, which holds the machine's host key."""
+    meta_data = f"instance-id: i-{instance[:32]}\nlocal-hostname: {name}\n"
+    return {f"{_SEED}/meta-data": meta_data, f"{_SEED}/user-data": user_data}
+
+
+def _packed(files: Mapping[str, str]) -> bytes:
+    """Return an archive of files that only root may read."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for path, text in files.items():
-            entry = tarfile.TarInfo(f"{_SEED}/{path}")
+            entry = tarfile.TarInfo(path)
             entry.size, entry.mode = len(text.encode()), 0o600
             archive.addfile(entry, io.BytesIO(text.encode()))
     return packed.getvalue()

@@ -14,7 +14,8 @@ import resource
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.words: tuple[str, ...] = (name,)  # what every command of it begins with
         self.dialect = DIALECTS[name]
         self.has_limits = True
         self._needs_namespace = False
@@ -194,13 +196,24 @@ class Engine:
     def _is_inside(self) -> bool:
         return self._needs_namespace or (self.name == "podman" and namespace.is_there())
 
-    def _run(self, words: Sequence[str], data: bytes | None, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+    def is_home_of(self, process: int) -> bool:
+        """Whether a process sees the containers that this engine sees: it is where podman is run."""
+        return not self._is_inside() or namespace.is_home_of(process)
+
+    @contextmanager
+    def entered(self) -> Iterator[tuple[str, ...]]:
+        """Yield the words that put a command where podman works; until the end of the block it stays there."""
         while self._is_inside():
             with namespace.in_use():
                 if namespace.is_there():
-                    return self._execute((*namespace.entry(), self.name, *words), data, timeout_s)
+                    yield namespace.entry()
+                    return
             namespace.make()  # it was dropped in the meantime by a process that deleted the last container
-        return self._execute((self.name, *words), data, timeout_s)
+        yield ()
+
+    def _run(self, words: Sequence[str], data: bytes | None, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+        with self.entered() as entry:
+            return self._execute((*entry, *self.words, *words), data, timeout_s)
 
     def _execute(self, argv: Sequence[str], data: bytes | None, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         try:

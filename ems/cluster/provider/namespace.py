@@ -43,6 +43,14 @@ def entry() -> tuple[str, ...]:
     return ("nsenter", f"--mount={_FILE}", "--")
 
 
+def is_home_of(process: int) -> bool:
+    """Whether a process is in the namespace."""
+    try:
+        return is_there() and Path(f"/proc/{process}/ns/mnt").stat().st_ino == _FILE.stat().st_ino
+    except OSError:
+        return False
+
+
 def make() -> None:
     """Make the namespace unless it is there.
 

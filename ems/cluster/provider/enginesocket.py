@@ -1,0 +1,217 @@
+"""A container engine from inside one of its containers: by its socket a controller makes and deletes its own nodes.
+
+Docker's daemon has one; podman gets a service of its own for each such cluster, that ends with the cluster. The
+controller of an elastic cluster sees the socket, and no other machine does. Through it, root there can do with this
+computer what the engine can: it is a user's own cluster on a user's own computer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ems.cluster.provider.engine import Engine
+from ems.cluster.provider.images import DISTRIBUTIONS, image_name
+from ems.errors import ProviderError
+
+#: Where the controller sees the socket, and what it is told of the engine (for root only; below `/`).
+FOLDER, FACTS = "/run/ems-engine", "etc/ems/engine.json"
+_DOCKER = "/var/run/docker.sock"
+_ANSWERS_S = 60  # for a service that starts on a busy machine
+_ENDS_S = 10
+_AGAIN_S = 0.05
+# The process that is remembered becomes the service: `exec`, and nsenter as well, keep their process id
+_BEGIN = 'echo $$ >"$1"; shift; exec "$@"'
+
+
+class SocketEngine(Engine):
+    """The engine of the computer that this machine is a container of.
+
+    Parameters
+    ----------
+    facts
+        What :func:`told` said there.
+    """
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(str(facts["engine"]))
+        address = f"unix://{facts['socket']}"
+        self.words = ("docker", "-H", address) if self.name == "docker" else ("podman", "--remote", "--url", address)
+        self.has_limits = bool(facts["has_limits"])
+        self.images: dict[str, str] = dict(facts["images"])
+        self._boot = tuple(facts["boot"])
+
+    def _is_inside(self) -> bool:
+        return False  # its service is
+
+
+def here(path: Path = Path("/", FACTS)) -> SocketEngine:
+    """Return the engine by which the controller that this runs on makes its nodes.
+
+    Raises
+    ------
+    ProviderError
+        If it was given none.
+    """
+    try:
+        return SocketEngine(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        raise ProviderError(
+            f"this machine cannot make containers: {path} does not say how ({error})",
+            "only the controller of an elastic cluster can; it is told when it is made",
+        ) from None
+
+
+def options(engine: Engine, cluster: str) -> list[str]:
+    """Return the options of ``create`` by which a controller sees the socket."""
+    if engine.name == "docker":
+        mount = f"{_docker_socket(engine)}:{FOLDER}/docker.sock"
+    else:  # the folder: a service that starts again makes the socket anew
+        mount = f"{_made(_folder(cluster))}:{FOLDER}"
+    return [f"--volume={mount}", "--security-opt=label=disable"]
+
+
+def told(engine: Engine, image: str) -> str:
+    """Return what a controller is told of the engine, for :data:`FACTS`: JSON."""
+    # the runtime is the service's matter: its client has no such option
+    boot = [flag for flag in engine.adapt(image) if not _is_runtime(flag)]
+    facts = {
+        "engine": engine.name,
+        "socket": f"{FOLDER}/{engine.name}.sock",
+        "boot": boot,
+        "has_limits": engine.has_limits,
+        "images": {each: image_name(each) for each in DISTRIBUTIONS},  # they depend on this computer
+    }
+    return json.dumps(facts)
+
+
+def is_mounted(paths: Sequence[str]) -> bool:
+    """Whether a machine at which these paths are mounted sees the socket."""
+    return any(each == FOLDER or each.startswith(f"{FOLDER}/") for each in paths)
+
+
+def serve(engine: Engine, cluster: str, image: str) -> None:
+    """Have the engine answer on the cluster's socket; where it does already nothing is done.
+
+    Parameters
+    ----------
+    image
+        One that boots here, by which the engine finds out what it needs.
+
+    Raises
+    ------
+    ProviderError
+        If it does not come to answer.
+    """
+    if engine.name != "podman":
+        return
+    flags = engine.adapt(image)
+    path = _folder(cluster) / "podman.sock"
+    process = _running(cluster)
+    if process and engine.is_home_of(process) and _answers(path):
+        return
+    end(cluster)
+    _made(path.parent)
+    _begin(engine, [flag for flag in flags if _is_runtime(flag)], path)
+    deadline = time.monotonic() + _ANSWERS_S
+    while not _answers(path):
+        if time.monotonic() > deadline or _has_failed(cluster):
+            said = _log(path).read_text(errors="replace").strip().splitlines()
+            raise ProviderError(f"podman's service does not answer: {said[-1] if said else 'it says nothing'}")
+        time.sleep(_AGAIN_S)
+
+
+def end(cluster: str) -> None:
+    """End the service of a cluster, if there is one."""
+    process = _running(cluster)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _ENDS_S
+        while process and _running(cluster) == process and time.monotonic() < deadline:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+            time.sleep(_AGAIN_S)
+    folder = _folder(cluster)
+    for each in (_pid_file(cluster), _log(folder / "podman.sock")):
+        each.unlink(missing_ok=True)
+    (folder / "podman.sock").unlink(missing_ok=True)
+
+
+def forget(cluster: str) -> None:
+    """End the service of a cluster that is no more, and delete its folder."""
+    if _folder(cluster).exists():
+        end(cluster)
+        shutil.rmtree(_folder(cluster), ignore_errors=True)
+
+
+def _begin(engine: Engine, flags: Sequence[str], path: Path) -> None:
+    words = [*engine.words, *flags, "system", "service", "--time=0", f"unix://{path}"]
+    with engine.entered() as entry, _log(path).open("wb") as log:
+        begin = ["setsid", "--fork", "sh", "-c", _BEGIN, "sh", str(_pid_file(path.parent.name))]
+        subprocess.run([*begin, *entry, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/")
+
+
+def _running(cluster: str) -> int:
+    """Return the process of the cluster's service; 0: there is none, whatever has its number now."""
+    try:
+        process = int(_pid_file(cluster).read_text())
+        words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except (OSError, ValueError):
+        return 0
+    return process if f"unix://{_folder(cluster)}/podman.sock" in words else 0
+
+
+def _has_failed(cluster: str) -> bool:
+    """Whether the service ended again after it had begun."""
+    file = _pid_file(cluster)
+    return file.exists() and file.read_text().endswith("\n") and not _running(cluster)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_ANSWERS_S)
+        return client.connect_ex(str(path)) == 0
+
+
+def _docker_socket(engine: Engine) -> str:
+    """Return where Docker's daemon listens, on its own machine: that of a user alone, or of the system."""
+    address = os.environ.get("DOCKER_HOST") or engine.call(
+        "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"
+    )
+    own = re.fullmatch(r"unix://(/run/user/\S+)", address.strip())
+    return own[1] if own else _DOCKER
+
+
+def _is_runtime(flag: str) -> bool:
+    return flag.startswith("--runtime")
+
+
+def _folder(cluster: str) -> Path:
+    if os.geteuid() == 0:
+        return Path(FOLDER) / cluster
+    own = os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/ems-{os.getuid()}"
+    return Path(own) / "ems-engine" / cluster
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+# Beside the folder, not in it: what the controller can write is no word to end a process by
+def _pid_file(cluster: str) -> Path:
+    return _folder(cluster).with_suffix(".pid")
+
+
+def _log(path: Path) -> Path:
+    return path.parent.with_suffix(".log")
