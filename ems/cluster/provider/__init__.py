@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 _EXTRA = ("libcloud", "google", "requests")  # modules that the extra `cluster` brings
 
 
-def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _text: None) -> Provider:
+def connect(
+    section: ProviderSection, notify: Callable[[str], None] = lambda _text: None, *, as_instance: bool = False
+) -> Provider:
     """Return the provider that a definition speaks of; its library is imported here, and no sooner.
 
     Parameters
     ----------
     notify
         Is told of what takes long, e.g. that an image is made.
+    as_instance
+        Whether this is a machine of the cluster, which acts by its own rights, and by no user's credentials.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def connect(section: ProviderSection, notify: Callable[[str], None] = lambda _te
         Its library is not installed.
     """
     with needed():
-        return _connect(section, notify)
+        return _connect(section, notify, as_instance)
 
 
 @contextmanager
@@ -50,7 +54,9 @@ def needed() -> Iterator[None]:
         raise ClusterError("what clusters need is not installed", "pip install 'ems[cluster]'") from None
 
 
-def _connect(section: ProviderSection, notify: Callable[[str], None]) -> Provider:
+def _connect(section: ProviderSection, notify: Callable[[str], None], as_instance: bool) -> Provider:
+    if as_instance and section.kind != "container":
+        raise ClusterError(f"a controller of {section.kind} cannot change machines yet")
     if section.kind == "gce":
         from ems.cluster.provider.gce import GceProvider  # noqa: PLC0415
 
@@ -65,4 +71,4 @@ def _connect(section: ProviderSection, notify: Callable[[str], None]) -> Provide
         return OpenstackProvider(section, notify)
     from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
 
-    return ContainerProvider(section, notify)
+    return ContainerProvider(section, notify, as_instance=as_instance)
