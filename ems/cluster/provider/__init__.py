@@ -55,20 +55,18 @@ def needed() -> Iterator[None]:
 
 
 def _connect(section: ProviderSection, notify: Callable[[str], None], as_instance: bool) -> Provider:
-    if as_instance and section.kind != "container":
-        raise ClusterError(f"a controller of {section.kind} cannot change machines yet")
     if section.kind == "gce":
         from ems.cluster.provider.gce import GceProvider  # noqa: PLC0415
 
-        return GceProvider(section, notify)
+        return GceProvider(section, notify, as_instance=as_instance)
     if section.kind == "aws":
         from ems.cluster.provider.aws import AwsProvider  # noqa: PLC0415
 
-        return AwsProvider(section, notify)
+        return AwsProvider(section, notify, as_instance=as_instance)
     if section.kind == "openstack":
         from ems.cluster.provider.openstack import OpenstackProvider  # noqa: PLC0415
 
-        return OpenstackProvider(section, notify)
+        return OpenstackProvider(section, notify, as_instance=as_instance)
     from ems.cluster.provider.container import ContainerProvider  # noqa: PLC0415
 
     return ContainerProvider(section, notify, as_instance=as_instance)

@@ -12,8 +12,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ems.cluster.definition import AwsSection
 from ems.cluster.provider import address, awskeys, bulk
 from ems.cluster.provider import awsthings as things
 from ems.cluster.provider.awsgroups import Groups, group_name
@@ -32,14 +33,12 @@ from ems.cluster.provider.base import (
     Traits,
     controllers_first,
 )
+from ems.cluster.provider.cloud import CloudProvider
 from ems.cluster.provider.ec2 import Answer, ApiError, Ec2
 from ems.cluster.provider.lease import leased
 from ems.cluster.provider.pool import Drivers, side_by_side
 from ems.cluster.provider.waiting import until
 from ems.errors import ProviderError
-
-if TYPE_CHECKING:
-    from ems.cluster.definition import AwsSection
 
 _MOST = 500  # instances of one call: RunInstances' own bucket holds 1,000
 _IDS = 500  # of one call that takes ids
@@ -54,28 +53,18 @@ _TERMINATED, _MISMATCH = "IdempotentInstanceTerminated", "IdempotentParameterMis
 _KEPT = {"controller", "bake"}  # roles whose machines survive their own shutdown
 
 
-class AwsProvider:
-    """Virtual machines of Amazon EC2; see :class:`~.base.Provider`.
-
-    Parameters
-    ----------
-    section
-        What the definition says of its provider.
-    notify
-        Is told of what takes long.
-    backoff
-        How calls are tried again.
-    """
+class AwsProvider(CloudProvider[AwsSection]):
+    """Virtual machines of Amazon EC2; see :class:`~.base.Provider`."""
 
     def __init__(
         self,
         section: AwsSection,
         notify: Callable[[str], None] = lambda _text: None,
         backoff: Backoff | None = None,
+        *,
+        as_instance: bool = False,
     ) -> None:
-        self.section = section
-        self.notify = notify
-        self._backoff = backoff or Backoff()
+        super().__init__(section, notify, backoff, as_instance=as_instance)
         self._keys: awskeys.Keys | None = None
         self._keys_lock = Lock()
         self._apis: Drivers[Ec2] = Drivers(self._connect)
@@ -135,14 +124,16 @@ class AwsProvider:
 
     @cached_property
     def _region(self) -> str:
-        found = self.section.region or awskeys.region(self.section.profile)
+        said = self.section.region
+        found = said or (awskeys.own_region() if self._as_instance else awskeys.region(self.section.profile))
         if not found:
             raise ProviderError("no AWS region is said", "give the provider a `region`, or set AWS_REGION")
         return found
 
     def _connect(self) -> Ec2:
         with self._keys_lock:
-            keys = self._keys = self._keys or awskeys.keys(self.section.profile)
+            keys = self._keys or (awskeys.own_keys() if self._as_instance else awskeys.keys(self.section.profile))
+            self._keys = keys
         endpoint = self.section.endpoint or os.environ.get("AWS_ENDPOINT_URL_EC2")
         return Ec2(keys, self._region, endpoint, self._backoff)
 
@@ -163,16 +154,6 @@ class AwsProvider:
 
     # -- the eight verbs
 
-    def check(self, requests: Sequence[MachineRequest]) -> None:
-        """Find out what can be wrong before anything is made: access, zone, image, size, GPUs, permission."""
-        for found in self._looks(requests):
-            if not found.is_good:
-                raise ProviderError(found.said, found.hint)
-
-    def findings(self, requests: Sequence[MachineRequest]) -> Sequence[Finding]:
-        """Return everything that :meth:`check` looks at; see :class:`.base.Inspector`."""
-        return [*self._looks(requests)]
-
     def _looks(self, requests: Sequence[MachineRequest]) -> Iterator[Finding]:
         looks: list[tuple[str, Callable[[], str]]] = [
             ("credentials", self._enter),
@@ -182,13 +163,7 @@ class AwsProvider:
             ("ssh", lambda: ", ".join(address.sources(self.section.ssh_from))),
             ("permissions", lambda: self._may_run(requests)),
         ]
-        for subject, look in looks:
-            try:
-                yield Finding(subject, look())
-            except ProviderError as error:
-                yield Finding(subject, error.message, is_good=False, hint=error.hint)
-                if subject in {"credentials", "zone", "size", "image"}:  # what follows would say the same again
-                    return
+        yield from self._each(looks, frozenset({"credentials", "zone", "size", "image"}))
 
     def _enter(self) -> str:
         return f"they are good for {self._region}, VPC {self._vpc['vpcId']}"

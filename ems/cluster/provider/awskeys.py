@@ -12,20 +12,20 @@ import os
 import shlex
 import shutil
 import subprocess
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
+from ems.cluster.provider import metadata
 from ems.errors import ProviderError
 
 _COMMAND_S = 60
-_METADATA_S = 1.0
 _SOON = timedelta(minutes=5)
 _HINT = "run `aws configure`, set AWS_PROFILE, or give the provider a `profile` in the definition"
+#: What helps where a controller may not make machines.
+OWN_HINT = "name an `instance_profile` under `provider:` in the definition, and start the cluster anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +131,42 @@ def _parsed(said: dict[str, Any]) -> Keys:
     return Keys(said["AccessKeyId"], said["SecretAccessKey"], token, datetime.fromisoformat(ends) if ends else None)
 
 
+def own_keys() -> Keys:
+    """Return the credentials of the role that this machine of EC2's has.
+
+    Raises
+    ------
+    ProviderError
+        If it has none.
+    """
+    found = _of_role()
+    if found is None:
+        raise ProviderError("this machine has no role at AWS", OWN_HINT)
+    return found
+
+
+def own_region() -> str:
+    """Return the region that this machine of EC2's is in; empty where it is none."""
+    try:
+        return _told("meta-data/placement/region")
+    except OSError:
+        return ""
+
+
 def _of_role() -> Keys | None:
     """Return the credentials of the role that this machine has, if it is one of EC2's (IMDSv2)."""
+    path = "meta-data/iam/security-credentials/"
+    try:
+        return _parsed(json.loads(_told(path + _told(path).split()[0])))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _told(path: str) -> str:
+    """Return what EC2 tells this machine, by a session's token (IMDSv2)."""
     base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" or not base.startswith("http"):
-        return None
-    # no proxy: the address is this machine's alone
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def ask(path: str, method: str = "GET", **headers: str) -> str:
-        request = urllib.request.Request(f"{base}/latest/{path}", method=method, headers=headers)  # noqa: S310  # http
-        with opener.open(request, timeout=_METADATA_S) as answer:
-            return str(answer.read().decode())
-
-    try:
-        token = ask("api/token", "PUT", **{"X-aws-ec2-metadata-token-ttl-seconds": "300"})
-        header = {"X-aws-ec2-metadata-token": token}
-        path = "meta-data/iam/security-credentials/"
-        return _parsed(json.loads(ask(path + ask(path, **header).split()[0], **header)))
-    except (URLError, OSError, ValueError, KeyError, IndexError):
-        return None
+        raise OSError("this machine's metadata are not to be asked for")
+    base += "/latest"
+    token = metadata.ask(f"{base}/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "300"}, "PUT")
+    return metadata.ask(f"{base}/{path}", {"X-aws-ec2-metadata-token": token})

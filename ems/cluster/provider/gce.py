@@ -10,8 +10,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ems.cluster.definition import GceSection
 from ems.cluster.provider import address, gcecheck, gcewords
 from ems.cluster.provider.base import (
     CLUSTER,
@@ -25,13 +26,10 @@ from ems.cluster.provider.base import (
     Traits,
     controllers_first,
 )
+from ems.cluster.provider.cloud import CloudProvider
 from ems.cluster.provider.googleapi import Api, ApiError, Fault, faults_of
 from ems.cluster.provider.pool import side_by_side
 from ems.errors import ProviderError
-
-if TYPE_CHECKING:
-    from ems.cluster.definition import GceSection
-    from ems.cluster.provider.backoff import Backoff
 
 _NO_SUCH = re.compile(r"(machineTypes?|acceleratorTypes?)\b.*(not found|not exist|not available)", re.IGNORECASE)
 _IN_USE = re.compile("inuse|notready")  # by a machine that was in it a moment ago
@@ -40,31 +38,13 @@ _GONE_S = 300.0
 _IN_USE_S = 120.0
 
 
-class GceProvider:
-    """Virtual machines of Google Compute Engine; see :class:`~.base.Provider`.
-
-    Parameters
-    ----------
-    section
-        What the definition says of its provider.
-    notify
-        Is told of what takes long.
-    """
-
-    def __init__(
-        self,
-        section: GceSection,
-        notify: Callable[[str], None] = lambda _text: None,
-        backoff: Backoff | None = None,
-    ) -> None:
-        self.section = section
-        self.notify = notify
-        self._backoff = backoff
+class GceProvider(CloudProvider[GceSection]):
+    """Virtual machines of Google Compute Engine; see :class:`~.base.Provider`."""
 
     @cached_property
     def api(self) -> Api:
         """The project's API; credentials are looked for when it is first asked."""
-        return Api(self.section, self._backoff)
+        return Api(self.section, self._backoff, as_instance=self._as_instance)
 
     @cached_property
     def traits(self) -> Traits:
@@ -83,14 +63,8 @@ class GceProvider:
 
     def check(self, requests: Sequence[MachineRequest]) -> None:
         """Find out what can be wrong before anything is made: access, quota, image, size, zone, GPUs, disk."""
-        for found in self._looks(requests):
-            if not found.is_good:
-                raise ProviderError(found.said, found.hint)
+        super().check(requests)
         self._refuse_strangers({each.labels[CLUSTER]: each.labels for each in requests})
-
-    def findings(self, requests: Sequence[MachineRequest]) -> list[Finding]:
-        """Return everything that :meth:`check` looks at; see :class:`.base.Inspector`."""
-        return list(self._looks(requests))
 
     def _looks(self, requests: Sequence[MachineRequest]) -> Iterator[Finding]:
         try:

@@ -6,6 +6,7 @@ credentials; what is used of it is the connection, its address and its reading o
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -13,7 +14,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import google.auth
@@ -25,6 +27,7 @@ from libcloud.common.types import LibcloudError
 from libcloud.compute.drivers.gce import GCEConnection, GCEResponse
 from requests.exceptions import RequestException
 
+from ems.cluster.provider import metadata
 from ems.cluster.provider.backoff import Backoff
 from ems.cluster.provider.base import RefusalCause
 from ems.cluster.provider.pool import Drivers
@@ -52,6 +55,10 @@ _CAUSES = {
     "invalid": RefusalCause.INVALID,
     "badRequest": RefusalCause.INVALID,
 }
+_METADATA = "metadata.google.internal"
+_RENEWAL_S = 225.0  # before a token ends; the server gives another one from five minutes before
+#: What helps where a controller may not make machines.
+OWN_HINT = "say `service_account: default` under `provider:` in the definition, and start the cluster anew"
 _LOGIN = "gcloud auth application-default login, or name a key file as `credentials` in the definition"
 
 
@@ -101,8 +108,22 @@ class Fault:
         return self.code in {"RESOURCE_ALREADY_EXISTS", "alreadyExists"}
 
 
-class _Identity:
+class _Identity(Protocol):
     """Who we are: one token for all connections."""
+
+    @property
+    def project(self) -> str | None:
+        """The project that the credentials are of, as far as they say."""
+        ...
+
+    @property
+    def access_token(self) -> str:
+        """A token that is valid for now; what libcloud's connection asks for."""
+        ...
+
+
+class _Account:
+    """A user, or a service account with a key file."""
 
     def __init__(self, path: str | None) -> None:
         self._lock = threading.Lock()
@@ -120,7 +141,6 @@ class _Identity:
 
     @property
     def access_token(self) -> str:
-        """A token that is valid for now; what libcloud's connection asks for."""
         with self._lock:
             if not self._credentials.valid:
                 try:
@@ -130,6 +150,41 @@ class _Identity:
                         f"Google does not take these credentials: {_first_line(error)}", "authError", 401, _LOGIN
                     ) from None
             return str(self._credentials.token)
+
+
+class _Machine:
+    """A machine of Google's, which acts as the service account that it was given.
+
+    See https://cloud.google.com/compute/docs/access/authenticate-workloads#applications
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._token, self._ends = "", 0.0
+
+    @property
+    def project(self) -> str:
+        return self._told("project/project-id")
+
+    @property
+    def access_token(self) -> str:
+        with self._lock:
+            if time.monotonic() > self._ends - _RENEWAL_S:
+                said = json.loads(self._told("instance/service-accounts/default/token"))
+                self._token, self._ends = said["access_token"], time.monotonic() + float(said["expires_in"])
+            return self._token
+
+    def _told(self, path: str) -> str:
+        host = os.environ.get("GCE_METADATA_HOST", _METADATA)
+        try:
+            return metadata.ask(f"http://{host}/computeMetadata/v1/{path}", {"Metadata-Flavor": "Google"})
+        except HTTPError as error:
+            if error.code == 404:
+                said = "this machine works as no service account of Google's"
+                raise ApiError(said, "authError", 401, OWN_HINT) from None
+            raise ApiError(f"Google does not tell this machine who it is: {error}", "", error.code) from None
+        except OSError as error:
+            raise ApiError(f"Google does not tell this machine who it is: {_first_line(error)}") from None
 
 
 def _from_key_file(path: Path) -> tuple[Any, str | None]:
@@ -187,6 +242,8 @@ class Api:
     ----------
     section
         What the definition says of its provider.
+    as_instance
+        Whether this is a machine of Google's, which acts as its service account.
 
     Raises
     ------
@@ -194,11 +251,12 @@ class Api:
         If there are no credentials, or no project.
     """
 
-    def __init__(self, section: GceSection, backoff: Backoff | None = None) -> None:
+    def __init__(self, section: GceSection, backoff: Backoff | None = None, *, as_instance: bool = False) -> None:
         self._endpoint = section.endpoint
-        self._identity = _Identity(section.credentials)
+        self._identity = _Machine() if as_instance else _Account(section.credentials)
         self._backoff = backoff or Backoff()
-        self.project = section.project or os.environ.get("GOOGLE_CLOUD_PROJECT") or self._identity.project or ""
+        said = section.project or (None if as_instance else os.environ.get("GOOGLE_CLOUD_PROJECT"))
+        self.project = said or self._identity.project or ""
         if not self.project:
             raise ProviderError(
                 "the credentials name no project of Google's",

@@ -28,6 +28,8 @@ from ems.errors import ProviderError
 #: An answer's content.
 Answer: TypeAlias = Any
 
+#: Where a controller has the credentials that it makes machines by, and what its cloud is called there.
+OWN_FILE, OWN_NAME = "/etc/ems/clouds.yaml", "ems"
 _TIMEOUT_S = 60
 _RENEWAL_S = 60.0
 _PATHS = {"network": "/v2.0", "image": "/v2"}  # what an endpoint of the catalogue may leave out
@@ -104,12 +106,34 @@ def cloud(name: str | None = None, auth_url: str | None = None) -> Cloud:
     wanted = wanted or next(iter(there))
     if wanted not in there:
         raise ProviderError(f"there is no cloud `{wanted}` in clouds.yaml", f"there are {', '.join(there) or 'none'}")
-    said_of = there[wanted]
-    if said_of.get("cacert"):
-        libcloud.security.CA_CERTS_PATH = str(Path(said_of["cacert"]).expanduser())
-    return _checked(
-        Cloud(wanted, _auth(said_of, auth_url), said_of.get("region_name"), said_of.get("interface") or "public")
-    )
+    return _cloud(wanted, there[wanted], auth_url)
+
+
+def own_cloud(name: str | None = None, auth_url: str | None = None) -> Cloud:
+    """Return what a controller enters its cloud by: the application credential that was made for its cluster.
+
+    Parameters
+    ----------
+    name
+        Does not count: the credential is of one cloud.
+
+    Raises
+    ------
+    ProviderError
+        If it is not there.
+    """
+    del name
+    path = Path(os.environ.get("OS_CLIENT_CONFIG_FILE") or OWN_FILE)
+    said = _clouds_in(path).get(OWN_NAME)
+    if said is None:
+        raise ProviderError(f"this machine has no credentials for OpenStack in {path}", "ems cluster setup makes them")
+    return _cloud(OWN_NAME, said, auth_url)
+
+
+def _cloud(name: str, said: Mapping[str, Any], auth_url: str | None) -> Cloud:
+    if said.get("cacert"):
+        libcloud.security.CA_CERTS_PATH = str(Path(said["cacert"]).expanduser())
+    return _checked(Cloud(name, _auth(said, auth_url), said.get("region_name"), said.get("interface") or "public"))
 
 
 def _auth(said: Mapping[str, Any], auth_url: str | None) -> dict[str, str]:

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ems.cluster.definition import OpenstackSection
 from ems.cluster.provider import address, bulk
 from ems.cluster.provider import stackthings as things
 from ems.cluster.provider.base import (
@@ -27,16 +28,13 @@ from ems.cluster.provider.base import (
     Traits,
     controllers_first,
 )
-from ems.cluster.provider.keystone import Answer, ApiError, Login, Openstack, UnreachedError, cloud
+from ems.cluster.provider.cloud import CloudProvider
+from ems.cluster.provider.keystone import Answer, ApiError, Login, Openstack, UnreachedError, cloud, own_cloud
 from ems.cluster.provider.lease import leased
 from ems.cluster.provider.pool import Drivers, side_by_side
 from ems.cluster.provider.stacknet import Network
 from ems.cluster.provider.waiting import until
 from ems.errors import ProviderError
-
-if TYPE_CHECKING:
-    from ems.cluster.definition import OpenstackSection
-    from ems.cluster.provider.backoff import Backoff
 
 _MOST = 250  # servers of one call
 _TRIES = 4
@@ -44,33 +42,17 @@ _BUILT_S, _GONE_S, _STATE_S, _IMAGE_S = 600, 300, 300, 1800
 _SEEN_S = 60  # until what was made is listed
 
 
-class OpenstackProvider:
-    """Servers of an OpenStack cloud; see :class:`~.base.Provider`.
+class OpenstackProvider(CloudProvider[OpenstackSection]):
+    """Servers of an OpenStack cloud; see :class:`~.base.Provider`."""
 
-    Parameters
-    ----------
-    section
-        What the definition says of its provider.
-    notify
-        Is told of what takes long.
-    backoff
-        How calls are tried again.
-    """
-
-    def __init__(
-        self,
-        section: OpenstackSection,
-        notify: Callable[[str], None] = lambda _text: None,
-        backoff: Backoff | None = None,
-    ) -> None:
-        self.section = section
-        self.notify = notify
-        self._backoff = backoff
-        self._apis: Drivers[Openstack] = Drivers(lambda: Openstack(self._login, self._backoff))
+    @cached_property
+    def _apis(self) -> Drivers[Openstack]:
+        return Drivers(lambda: Openstack(self._login, self._backoff))
 
     @cached_property
     def _login(self) -> Login:
-        return Login(cloud(self.section.cloud, self.section.auth_url))
+        found = own_cloud if self._as_instance else cloud
+        return Login(found(self.section.cloud, self.section.auth_url))
 
     @cached_property
     def _net(self) -> Network:
@@ -99,16 +81,6 @@ class OpenstackProvider:
 
     # -- before anything is made
 
-    def check(self, requests: Sequence[MachineRequest]) -> None:
-        """Find out what can be wrong before anything is made: access, sizes, images, zones, networks, quota."""
-        for found in self._looks(requests):
-            if not found.is_good:
-                raise ProviderError(found.said, found.hint)
-
-    def findings(self, requests: Sequence[MachineRequest]) -> Sequence[Finding]:
-        """Return everything that :meth:`check` looks at; see :class:`.base.Inspector`."""
-        return list(self._looks(requests))
-
     def _looks(self, requests: Sequence[MachineRequest]) -> Iterator[Finding]:
         looks: list[tuple[str, Callable[[], str]]] = [
             ("credentials", self._enter),
@@ -120,13 +92,7 @@ class OpenstackProvider:
             ("ssh", lambda: ", ".join(address.sources(self.section.ssh_from))),
             ("quota", lambda: self._check_quota(requests)),
         ]
-        for subject, look in looks:
-            try:
-                yield Finding(subject, look())
-            except ProviderError as error:
-                yield Finding(subject, error.message, is_good=False, hint=error.hint)
-                if subject == "credentials":
-                    return
+        yield from self._each(looks, frozenset({"credentials"}))
 
     def _enter(self) -> str:
         self._login.enter("compute")
