@@ -105,6 +105,7 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
             "ems_definition": record.definition,
             "ems_cluster": fleet.name,
             "ems_incarnation": record.incarnation,
+            "ems_client": _client(fleet),
             "ems_facts": _facts(record),
             "ems_needs_ansible": bool(hooks) or not _has_all_images(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
@@ -132,6 +133,7 @@ def bake(fleet: Fleet, kind: str, host: Host, on_progress: OnProgress | None = N
             "ems_definition": fleet.record.definition,
             "ems_bake": True,
             "ems_kind": kind,
+            "ems_client": _client(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
             "ems_wheel": str(wheel.pack(folder)) if group == "controller" else "",
         }
@@ -153,7 +155,7 @@ def image_key(definition: Definition, kind: str) -> str:
         definition.login_user,
         definition.provider.kind,
         sorted(definition.packages),
-        definition.accounting if group == "controller" else None,
+        [definition.accounting, definition.trusts_controller] if group == "controller" else None,
         definition.cuda if node.gpus else None,
         sorted(metadata.requires("ems") or ()) if group == "controller" else None,
     ]
@@ -161,6 +163,11 @@ def image_key(definition: Definition, kind: str) -> str:
     for name, content in _files_of(group):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:32]
+
+
+def _client(fleet: Fleet) -> str:
+    """Return the command by which a controller that may make machines does so; empty where it needs none."""
+    return fleet.provider.traits.client if fleet.definition.trusts_controller else ""
 
 
 def _files_of(group: str) -> Iterator[tuple[str, bytes]]:

@@ -162,6 +162,9 @@ class ContainerProvider:
         """Shut containers down, controllers last."""
         for group in reversed(controllers_first(machines)):
             _side_by_side(lambda each: self.driver.stop_node(self._node(each)), group)
+        if self.outer is None:
+            for each in filter(_is_base, machines):
+                enginesocket.end(each.labels[CLUSTER])
 
     def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
         """Make an image of a container without what is its alone; it is stopped for it."""
