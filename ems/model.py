@@ -131,7 +131,8 @@ class Experiment:
 
     ``script`` and ``cwd`` are relative to the project's root with ``/``; ``data`` maps a path in the
     project to an absolute path on the target; ``datasets`` maps a name in ``$EMS_DATA`` to the hash of a data set
-    there; ``command`` is the W&B sweep ``command:`` list or None.
+    there; ``command`` is the W&B sweep ``command:`` list or None; ``budget`` is what all runs may take together, by
+    unit (``usd``, ``gpuh``, ``cpuh``), and ``usd_per_h`` what one of them costs.
     """
 
     id: str
@@ -170,6 +171,8 @@ class Experiment:
     metric_files: tuple[str, ...] = ()
     provenance: Mapping[str, Json] = field(default_factory=dict)
     study_id: str | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    usd_per_h: float | None = None
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> Experiment:

@@ -72,6 +72,12 @@ def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Option
     )
 
 
+def is_claimable(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> bool:
+    """Whether the next attempt at a run is this job's, if nobody is faster."""
+    last = records.last_attempt(files, index)
+    return last is None or _is_next(last, chunk["chunk"], job)
+
+
 def link_datasets(files: ExperimentFiles, spec: Record) -> List[str]:
     """Make ``EMS_DATA/NAME`` of the experiment, for each name what it meant at submission; return where they are.
 

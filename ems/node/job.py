@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ems.node.records import Record
 
 TIME_LIMIT, PREEMPTED, CANCELLED, TERMINATED = "time limit", "preempted", "cancelled", "terminated by SLURM"
+BUDGET = "budget"  # not started for want of it
 _SCONTROL_TIMEOUT_S = 20
 _REQUEUE_S = 10
 
@@ -62,7 +63,7 @@ class Job:
         """Say why SIGTERM came: TIME_LIMIT, PREEMPTED, CANCELLED, or TERMINATED where SLURM does not tell."""
         if not self.is_slurm:
             return CANCELLED
-        answer = _scontrol("show", "job", "-o", self.name) or ""
+        answer = _ask("scontrol", "show", "job", "-o", self.name) or ""
         state, preempted = _field(answer, "JobState"), _field(answer, "PreemptTime")
         if state == "PREEMPTED" or preempted not in ("", "None", "N/A"):
             return PREEMPTED
@@ -75,7 +76,17 @@ class Job:
     def requeue(self) -> bool:
         """Put this job back into SLURM's queue; return whether SLURM took it."""
         # by its name as an array task: the id of the task that was started last means the array as a whole
-        return self.is_slurm and _scontrol("requeue", self.name) is not None
+        return self.is_slurm and _ask("scontrol", "requeue", self.name) is not None
+
+    def throttle(self, at_a_time: int) -> None:
+        """Have no more than so many tasks of this job's array run at a time."""
+        if self.array_job_id:
+            _ask("scontrol", "update", "JobId=" + self.array_job_id, "ArrayTaskThrottle=%d" % at_a_time)
+
+    def cancel_pending(self) -> None:
+        """Have no other task of this job's array start; one that SLURM does not cancel finds out for itself."""
+        if self.array_job_id:
+            _ask("scancel", "--quiet", "--state=PENDING", self.array_job_id)
 
 
 def process_start(pid: int) -> int:
@@ -125,13 +136,13 @@ def notice(limit: Optional[str], grace_s: float) -> Tuple[int, float]:
     return int(before_s), min(grace_s, max(before_s - _REQUEUE_S, before_s / 2))
 
 
-def _scontrol(*args: str) -> Optional[str]:
-    """Return scontrol's output, None where it fails."""
+def _ask(*argv: str) -> Optional[str]:
+    """Return the output of a command of SLURM's, None where it fails."""
     import subprocess
 
     try:
         done = subprocess.run(
-            ["scontrol", *args],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -9,13 +9,15 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/runs.jsonl          one line a run, in order of index (ems.model.Run)
     experiments/EXP/runs.offsets        n + 1 little-endian uint64: where line i of runs.jsonl begins
     experiments/EXP/chunks/C.json       {"chunk": C, "indices": [..] or null, "start": a, "stop": b}; before its sbatch;
-                                        of a study also "params": {I: {"epochs": 9}}, laid over those of run I
+                                        of a study also "params": {I: {"epochs": 9}}, laid over those of run I;
+                                        "budget": that of a rerun
     experiments/EXP/chunks/C.sh         the exact sbatch script (slurm only)
     experiments/EXP/chunks/C.intent     created exclusively by whoever is about to submit chunk C
     experiments/EXP/chunks/C.job        {"job": "1842", "submitted_at": ..., "tasks": n}; after sbatch has answered
     experiments/EXP/data/NAME           link to ROOT/data/HASH: EMS_DATA of its runs
     experiments/EXP/chunks/C.done/I     empty; run I of chunk C has ended (only while chunks wait to be fed)
     experiments/EXP/rerun.lock          held by whoever chooses runs for further chunks
+    experiments/EXP/budget-C.jsonl      what runs took and may take, of the budget from chunk C on (ems.node.budget)
     experiments/EXP/study.json          of a study: what is searched (ems.study.spec.StudySpec)
     experiments/EXP/study.db            written by its driver alone, which holds driver.lock
     experiments/EXP/requests/NAME.json  what people want of a study; its driver takes it in

@@ -21,13 +21,14 @@ from itertools import islice
 
 from ems.node import job as jobs
 from ems.node import records
-from ems.node.attempt import Attempt, CannotStartError, claim, end_orphans, link_datasets
-from ems.node.job import CANCELLED, PREEMPTED, TERMINATED, TIME_LIMIT, Job
+from ems.node.attempt import Attempt, CannotStartError, claim, end_orphans, is_claimable, link_datasets
+from ems.node.job import BUDGET, CANCELLED, PREEMPTED, TERMINATED, TIME_LIMIT, Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
+    from ems.node.budget import Budget
     from ems.node.records import ExperimentFiles, Record
     from ems.node.slots import Allotment, Machine, Share
 
@@ -91,6 +92,9 @@ class Worker:
         self._runs_in: Optional[_Place] = None
         self._oom_kills = jobs.oom_kills()
         self._next_look = 0.0
+        self.budget = _budget(self.files, spec, chunk)
+        self._lacks_means = False  # until runs that go on have ended
+        self._has_spent = False  # the whole budget
 
     # ------------------------------------------------------------------------------------------ the loop
 
@@ -111,8 +115,11 @@ class Worker:
             share = self.shares.take()
             if share is None:
                 return True
+            self._lacks_means = False
             if not self._start(self._next.pop(), share):
                 self.shares.give_back(share)
+            if self._lacks_means:
+                return not self.why
         return False
 
     def _has_next(self) -> bool:
@@ -123,7 +130,7 @@ class Worker:
     def _patience_s(self) -> float:
         """Seconds until something is due that no signal tells of."""
         if not self.why and len(self.running) < self.workers and self._next:
-            return _SLOT_POLL_S
+            return _CANCEL_POLL_S if self._lacks_means else _SLOT_POLL_S
         now = time.monotonic()
         due = [a.kill_at for a in self.running.values() if a.kill_at is not None] + [self._next_look]
         if self.limit_s is not None:
@@ -188,7 +195,7 @@ class Worker:
     def _start(self, index: int, share: Share) -> bool:
         """Claim and start a run; return whether it is running now."""
         try:
-            record = claim(self.files, self.chunk, index, self.job)
+            record, refusal = self._claim(index)
         except OSError as error:
             self._give_up("run %d cannot be claimed: %s" % (index, error))
             return False
@@ -196,8 +203,8 @@ class Worker:
             return False
         self._claimed_any = True
         attempt = Attempt(self.files, self.spec, record, share, records.chunk_params(self.chunk, index))
-        if self._is_cancelled(index):
-            self._write(attempt, attempt.close, "CANCELLED", CANCELLED)
+        if refusal or self._is_cancelled(index):
+            self._write(attempt, attempt.close, "CANCELLED", refusal or CANCELLED)
             self._clean(attempt)
             return False
         try:
@@ -214,6 +221,32 @@ class Worker:
             return True
         self._clean(attempt)
         return False
+
+    def _claim(self, index: int) -> Tuple[Optional[Record], str]:
+        """Claim a run; where there are no means for it, either say so as well, or leave it for later."""
+        if self.budget is None:
+            return claim(self.files, self.chunk, index, self.job), ""
+        whose = (self.files, self.chunk, index, self.job)
+        record, refusal = self.budget.admit(index, lambda: is_claimable(*whose), lambda: claim(*whose))
+        if not refusal:
+            return record, ""
+        if refusal == "later" and self._waits(self.budget):
+            self._lacks_means = True
+            self._next.append(index)
+            return None, ""
+        if refusal == "spent" and not self._has_spent:
+            self._has_spent = True
+            self.job.cancel_pending()  # each would come, take a node, and be refused as well
+        return claim(*whose), BUDGET
+
+    def _waits(self, budget: Budget) -> bool:
+        """Wait for runs to end: with those that run here, or in SLURM's queue; return whether that can be."""
+        if self.running or not self.job.is_slurm:
+            return True
+        self.job.throttle(min(max(1, budget.n_running()), self.spec.get("max_parallel") or sys.maxsize))
+        if self.job.requeue():
+            self.why = BUDGET
+        return bool(self.why)
 
     def _place(self) -> _Place:
         if self._runs_in is None:
@@ -267,6 +300,11 @@ class Worker:
         return self._oom_kills > before
 
     def _clean(self, attempt: Attempt) -> None:
+        if self.budget is not None:
+            try:
+                self.budget.settle(attempt.index, attempt.record["attempt"], attempt.record.get("wall_s") or 0.0)
+            except OSError as error:  # its share stays put aside
+                sys.stderr.write("ems worker: the budget cannot be kept: %s\n" % error)
         if self._runs_in is not None:
             self._runs_in.clear(attempt.view)
         if self.spec.get("study_id"):
@@ -353,6 +391,14 @@ class _Place:
     def clear(self, folder: str) -> None:
         """Leave only what the run wrote."""
         self._view.clear(folder)
+
+
+def _budget(files: ExperimentFiles, spec: Record, chunk: Record) -> Optional[Budget]:
+    if not (spec.get("budget") or chunk.get("budget")):
+        return None
+    from ems.node import budget
+
+    return budget.of_chunk(files, spec, chunk)
 
 
 def _order(chunk: Record, task: int, is_pool: bool) -> Iterator[int]:

@@ -11,10 +11,11 @@ from statistics import fmean
 from ems.errors import UsageError
 from ems.model import Experiment
 from ems.node import records
+from ems.node.budget import CPU_HOURS, GPU_HOURS, USD
 from ems.store.studies import SegmentRow
 from ems.study.outcomes import seconds
 from ems.study.spec import StudySpec
-from ems.study.words import CPU_HOURS, EPOCHS, GPU_HOURS, HOURS, TRIALS, USD
+from ems.study.words import EPOCHS, HOURS, TRIALS
 
 _MEASURED = (HOURS, CPU_HOURS, GPU_HOURS, USD)
 

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from ems.errors import NotFoundError, UsageError
 from ems.executor.base import writing_to
 from ems.node import records
+from ems.node.budget import USD
 from ems.node.records import Record
 from ems.store import Store, studies
 from ems.study import begin, intake, wishes
 from ems.study.driver import WakeReport
 from ems.study.spec import StudySpec
-from ems.study.words import EPOCHS, USD
+from ems.study.words import EPOCHS
 from ems.target import Target
 
 _FIXED = ("space", "metric", "goal", "fidelity", "groups", "group_by", "seed_as", "seed")

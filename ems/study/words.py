@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ems.errors import UsageError
+from ems.node.budget import CPU_HOURS, GPU_HOURS, USD
 from ems.search.problem import MODES, SAMPLERS, SCHEDULERS, Fidelity
 from ems.space import suggest
 
 GOALS = ("minimize", "maximize")
-TRIALS, EPOCHS, GPU_HOURS, CPU_HOURS, HOURS, USD = "trials", "epochs", "gpuh", "cpuh", "h", "usd"
+TRIALS, EPOCHS, HOURS = "trials", "epochs", "h"
 UNITS = (TRIALS, EPOCHS, GPU_HOURS, CPU_HOURS, HOURS, USD)
 
 _UNITS: Mapping[str, tuple[str, float]] = {  # as written -> unit, how many of it
