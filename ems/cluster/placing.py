@@ -14,7 +14,8 @@ from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, Refusal, RefusalCause, Resource
 
-_STEP = "create"
+#: The first word of the journal's steps by which machines are made.
+STEP = "create"
 _NO_ZONE = "-"
 
 
@@ -92,7 +93,7 @@ def _sold_out(fleet: Fleet, request: MachineRequest) -> Refusal:
 
 def _step(where: Place) -> str:
     zone, size = where
-    return " ".join([_STEP, zone or _NO_ZONE, *([size] if size else [])]) if any(where) else _STEP
+    return " ".join([STEP, zone or _NO_ZONE, *([size] if size else [])]) if any(where) else STEP
 
 
 def _begun(fleet: Fleet) -> Mapping[str, Place]:
@@ -100,7 +101,7 @@ def _begun(fleet: Fleet) -> Mapping[str, Place]:
     found: dict[str, Place] = {}
     for step, names in fleet.journal.begun().items():
         verb, *words = step.split(" ")
-        if verb == _STEP and words:
+        if verb == STEP and words:
             zone, size = None if words[0] == _NO_ZONE else words[0], next(iter(words[1:]), None)
             found |= dict.fromkeys(names, (zone, size))
     return found

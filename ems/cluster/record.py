@@ -233,7 +233,8 @@ def _parse(found: dict[str, Any]) -> Record:
     return Record(**found)
 
 
-def _texts(value: Json) -> list[str]:
+def texts(value: Json) -> list[str]:
+    """Return the elements of a list as texts; none of what is no list."""
     return [str(each) for each in value] if isinstance(value, list) else []
 
 
@@ -271,7 +272,7 @@ class Journal:
         One that failed is among them: the connection may have broken, or Ctrl-C come, after the cloud had begun.
         """
         last = {str(line["step"]): line for line in self.lines()}
-        return {step: _texts(line.get("things")) for step, line in last.items() if line["is"] != "done"}
+        return {step: texts(line.get("things")) for step, line in last.items() if line["is"] != "done"}
 
     def is_at(self, step: str) -> bool:
         """Whether the last thing that was done is this, and it ended well."""

@@ -7,17 +7,24 @@ written aside and renamed whenever something in it is another, and at the latest
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ems.cluster.elastic import breaker
+from ems.cluster.ledger import iso
 from ems.node import records
 
 HEARTBEAT, STATUS = "heartbeat", "elastic.json"  # in /opt/ems/state
 BEAT_S = 10.0
 _AGAIN_S = 30.0
+_NOTES = 20
+
+log = logging.getLogger("emsd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Shut:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Status:
     """What the service knows, for people.
 
     Attributes
@@ -65,7 +72,7 @@ class Standing:
     idle_since: str | None = None
 
 
-def parse(text: str) -> Standing | None:
+def parse(text: str) -> Status | None:
     """Return what the status file says; None for what is none (another version's, torn)."""
     try:
         found: dict[str, Any] = json.loads(text)
@@ -76,7 +83,7 @@ def parse(text: str) -> Standing | None:
         words = {key: str(found[key]) for key in ("at", "phase", "trouble")}
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return Standing(**words, shut=shut, machines=machines, notes=notes, idle_since=None if idle is None else str(idle))
+    return Status(**words, shut=shut, machines=machines, notes=notes, idle_since=None if idle is None else str(idle))
 
 
 class Heart:
@@ -105,19 +112,54 @@ class Heart:
 
 
 class Board:
-    """Where the status is written."""
+    """The status as it grows, and where it is written.
+
+    Attributes
+    ----------
+    trouble
+        What kept the last turn from being done; empty where nothing did.
+    idle_since
+        See :class:`Status`.
+    """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = folder / STATUS
         self._clock = clock
-        self._last: tuple[dict[str, Any], float] | None = None
+        self._last: tuple[Status, float] | None = None
+        self._notes: list[tuple[str, str]] = []
+        self._machines: dict[str, int] = {}
+        self.trouble = ""
+        self.idle_since: str | None = None
 
-    def show(self, standing: Standing) -> None:
-        """Write the status, where it is another one or half a minute old."""
-        content = asdict(standing)
-        said = {key: value for key, value in content.items() if key != "at"}
-        if self._last is not None and self._last[0] == said and self._clock() - self._last[1] < _AGAIN_S:
+    def note(self, said: str) -> None:
+        """Remember what was done, for people."""
+        log.info("%s", said)
+        self._notes = [(records.now(), said), *self._notes][:_NOTES]
+
+    def count(self, machines: Mapping[str, int]) -> None:
+        """Remember how many machines there are of each kind."""
+        self._machines = dict(machines)
+
+    def show(self, shut: Mapping[str, breaker.Shut], *, phase: str = "works") -> None:
+        """Write the status, where it is another one or half a minute old.
+
+        Parameters
+        ----------
+        shut
+            Kind -> why it cannot be had now, and until when.
+        """
+        status = Status(
+            at="",
+            phase="trouble" if self.trouble and phase == "works" else phase,
+            trouble=self.trouble,
+            shut={kind: Shut(each.reason, iso(datetime.fromtimestamp(each.until, UTC))) for kind, each in shut.items()},
+            machines=self._machines,
+            notes=tuple(self._notes),
+            idle_since=self.idle_since,
+        )
+        if self._last is not None and self._last[0] == status and self._clock() - self._last[1] < _AGAIN_S:
             return
+        content = asdict(replace(status, at=records.now()))
         records.write_atomic(self._path, json.dumps(content, indent=1) + "\n", durable=False)
         self._path.chmod(0o644)
-        self._last = (said, self._clock())
+        self._last = (status, self._clock())
