@@ -104,7 +104,8 @@ class GceSection(Section):
     ssh_from: Sources = ()
     """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
     service_account: Word | None = None
-    """The service account that the controller works as; default: none, the controller cannot change anything."""
+    """The service account that the controller works as, `default` for the project's own; default: none, the controller
+    cannot change anything. To make nodes that come and go it needs the role Compute Admin (roles/compute.admin)."""
     labels: Labels = {}
     """Labels of your own for everything that is made."""
     endpoint: Endpoint | None = None
@@ -126,7 +127,9 @@ class AwsSection(Section):
     subnet: Annotated[tuple[Word, ...], BeforeValidator(as_list, json_schema_input_type=OneOrMore)] = ()
     """The ids of the VPC's subnets to use, one a zone; default: each zone's default, or its first."""
     instance_profile: Word | None = None
-    """The instance profile that the controller works as; default: none, the controller cannot change anything."""
+    """The instance profile that the controller works as; default: none, the controller cannot change anything. To make
+    nodes that come and go its role has to allow ec2:Describe*, RunInstances, TerminateInstances, StopInstances and
+    CreateTags."""
     ssh_from: Sources = ()
     """From where SSH gets in, e.g. `192.0.2.7/32`, or `anywhere`; default: from this computer's public address."""
     tags: dict[Annotated[str, Form(r"(?!ems-|aws:)[A-Za-z0-9_.:=+@-]{1,127}", "a tag's name")], OneLine] = {}

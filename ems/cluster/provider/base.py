@@ -213,6 +213,34 @@ class Inspector(Protocol):
         ...
 
 
+@runtime_checkable
+class Delegator(Protocol):
+    """A provider whose machines have no identity of their own: a controller acts by what its cluster's user gives it.
+
+    What is given is a resource (:attr:`Thing.KEY`) with the cluster's labels: it is listed, and deleted, as all others.
+    """
+
+    def may_delegate(self) -> str:
+        """Return what would be given.
+
+        Raises
+        ------
+        ProviderError
+            If whoever asks may give nothing.
+        """
+        ...
+
+    def delegate(self, labels: dict[str, str]) -> dict[str, str]:
+        """Make what a controller acts by, anew; returns the files that it needs, for its root alone: path -> content.
+
+        Raises
+        ------
+        ProviderError
+            If whoever asks may give nothing.
+        """
+        ...
+
+
 class Provider(Protocol):
     """Makes, finds and deletes the machines of clusters.
 

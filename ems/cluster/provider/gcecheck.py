@@ -25,11 +25,12 @@ _VERBS = {
     "subnetworks": ("create", "delete", "use", "useExternalIp"),
 }
 PERMISSIONS = tuple(f"compute.{noun}.{verb}" for noun, verbs in _VERBS.items() for verb in verbs)
+ROLE = "roles/compute.admin"
 _QUOTAS = "https://console.cloud.google.com/iam-admin/quotas"
 HINTS = {
     RefusalCause.STOCKOUT: "name more `zones`, or more sizes as a list, in the definition",
     RefusalCause.QUOTA: f"ask for more at {_QUOTAS}, or make fewer machines",
-    RefusalCause.PERMISSION: "give the account the role Compute Admin (roles/compute.admin) in this project",
+    RefusalCause.PERMISSION: f"give the account the role Compute Admin ({ROLE}) in this project",
     RefusalCause.RATE: "wait a minute, then give the command again",
 }
 _OWN_CPUS = ("N2D", "N2", "C2D", "C2", "C3", "M1", "M2", "A2", "N4", "C4", "T2D", "T2A")  # sizes with a quota of theirs
@@ -99,6 +100,8 @@ def findings(api: Api, section: GceSection, requests: Sequence[MachineRequest]) 
     yield from (_said_of_size(size, tried) for size in sizes.values())
     yield from _accelerators(api, tried, requests)
     yield from _disk_types(api, tried, requests)
+    if section.service_account and any(each.is_trusted for each in requests):
+        yield _account(api, section.service_account, project)
     yield from _quotas(requests, sizes, {**_by_metric(project), **_by_metric(region)})
 
 
@@ -113,6 +116,27 @@ def _permissions(api: Api) -> Iterator[Finding]:
         yield Finding("permissions", said, is_good=False, hint=HINTS[RefusalCause.PERMISSION])
     else:
         yield Finding("permissions", f"all {len(PERMISSIONS)} that are needed")
+
+
+def _account(api: Api, account: str, project: Mapping[str, Any]) -> Finding:
+    """Return whether the account that the controller works as is there, and has any role in the project.
+
+    Roles that it inherits from a folder or an organisation are not seen from here, so that one role of any kind is
+    enough; what it really may do its own controller finds out.
+    """
+    email = str(project.get("defaultServiceAccount", "")) if account == gcewords.DEFAULT_ACCOUNT else account
+    if not email:
+        said = f"the project {api.project} has no default service account"
+        hint = "gcloud iam service-accounts create ems, then name it as `service_account`"
+        return Finding("controller", said, is_good=False, hint=hint)
+    try:
+        roles = api.roles(f"serviceAccount:{email}")
+    except ApiError as error:  # it may not be asked for, or the other API is off: then the calls themselves will tell
+        return Finding("controller", f"it works as {email}; its roles could not be asked for: {error.message}")
+    if roles:
+        return Finding("controller", f"it works as {email}, {', '.join(sorted(roles))}")
+    grant = f"gcloud projects add-iam-policy-binding {api.project} --member=serviceAccount:{email} --role={ROLE}"
+    return Finding("controller", f"{email} may do nothing in {api.project}", is_good=False, hint=grant)
 
 
 def _network(api: Api, section: GceSection) -> Iterator[Finding]:

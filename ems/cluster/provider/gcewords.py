@@ -21,6 +21,8 @@ FAMILIES = {
     "debian:13": ("debian-cloud", "debian-13"),
     "ubuntu:24.04": ("ubuntu-os-cloud", "ubuntu-2404-lts-amd64"),
 }
+#: What stands for the project's own service account (``projects.get`` has its address).
+DEFAULT_ACCOUNT = "default"
 _STATES = {
     "PROVISIONING": MachineState.STARTING,
     "STAGING": MachineState.STARTING,

@@ -303,6 +303,11 @@ class Api:
         answer = self._call(self._resources, "POST", ":testIamPermissions", {}, body)
         return set(answer.get("permissions", ()))
 
+    def roles(self, member: str) -> set[str]:
+        """Return the roles that somebody has in this project, but for those that are inherited."""
+        answer = self._call(self._resources, "POST", ":getIamPolicy", {}, {})
+        return {str(each["role"]) for each in answer.get("bindings", ()) if member in each.get("members", ())}
+
     def items(self, path: str, filter_: str = "") -> Iterator[dict[str, Any]]:
         """Yield everything of a listing, or of one over all zones (``/aggregated/...``), page by page."""
         params = {"maxResults": "500", **({"filter": filter_} if filter_ else {})}

@@ -81,6 +81,7 @@ class Cloud:
     auth: Mapping[str, str] = field(repr=False)
     region: str | None = None
     interface: str = "public"
+    ca_file: str = ""
 
     @property
     def url(self) -> str:
@@ -131,9 +132,11 @@ def own_cloud(name: str | None = None, auth_url: str | None = None) -> Cloud:
 
 
 def _cloud(name: str, said: Mapping[str, Any], auth_url: str | None) -> Cloud:
-    if said.get("cacert"):
-        libcloud.security.CA_CERTS_PATH = str(Path(said["cacert"]).expanduser())
-    return _checked(Cloud(name, _auth(said, auth_url), said.get("region_name"), said.get("interface") or "public"))
+    authority = str(Path(said["cacert"]).expanduser()) if said.get("cacert") else ""
+    if authority:
+        libcloud.security.CA_CERTS_PATH = authority
+    interface = said.get("interface") or "public"
+    return _checked(Cloud(name, _auth(said, auth_url), said.get("region_name"), interface, authority))
 
 
 def _auth(said: Mapping[str, Any], auth_url: str | None) -> dict[str, str]:
@@ -254,11 +257,29 @@ class Login:
     def enter(self, service: str) -> tuple[str, str]:
         """Return a token and a service's address."""
         with self._lock:
-            identity: Any = self._identity
-            if identity is None or not identity.is_token_valid():
-                identity = self._identity = _Identity(self.cloud)
-                identity.authenticate()
-            return str(identity.auth_token), self._endpoint(service, identity.urls or [])
+            identity: Any = self._entered()
+            is_keystone = service == "identity"  # whose address is known, be it in the catalogue or not
+            url = f"{self.cloud.url}/v3" if is_keystone else self._endpoint(service, identity.urls or [])
+            return str(identity.auth_token), url
+
+    def user(self) -> dict[str, Any]:
+        """Return who this is: ``id``, ``name``."""
+        return dict(self._entered().auth_user_info or {})
+
+    def roles(self) -> list[str]:
+        """Return the names of the roles that this is entered in."""
+        return [str(each.name) for each in self._entered().auth_user_roles]
+
+    def is_restricted(self) -> bool:
+        """Whether this is an application credential that lets make no other one."""
+        return self._entered().is_restricted
+
+    def _entered(self) -> _Identity:
+        with self._lock:
+            if self._identity is None or not _is_valid(self._identity):
+                self._identity = _Identity(self.cloud)
+                self._identity.authenticate()
+            return self._identity
 
     def renew(self) -> bool:
         """Have another token made, after one was refused; returns whether that may help: not if it was just done."""
@@ -290,6 +311,10 @@ class Login:
 class _Identity(OpenStackIdentity_3_0_Connection):
     """Keystone, told who we are by all of clouds.yaml's words."""
 
+    is_restricted = False
+    auth_user_info: dict[str, Any] | None
+    auth_user_roles: Sequence[Any]
+
     def __init__(self, found: Cloud) -> None:
         super().__init__(found.url, "-", "-", tenant_name="-", timeout=_TIMEOUT_S)  # type: ignore[no-untyped-call]
         self._cloud = found
@@ -305,7 +330,13 @@ class _Identity(OpenStackIdentity_3_0_Connection):
         if answer.status not in {200, 201}:
             raise ApiError("Keystone", answer.status, *_words(answer.body))
         self._parse_token_response(answer)  # type: ignore[no-untyped-call]  # libcloud gives it no types
+        by = json.loads(answer.body)["token"].get("application_credential") or {}
+        self.is_restricted = bool(by.get("restricted"))
         return self
+
+
+def _is_valid(identity: Any) -> bool:
+    return bool(identity.is_token_valid())
 
 
 def _request(auth: Mapping[str, str]) -> dict[str, Any]:

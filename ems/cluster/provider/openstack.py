@@ -32,6 +32,7 @@ from ems.cluster.provider.cloud import CloudProvider
 from ems.cluster.provider.keystone import Answer, ApiError, Login, Openstack, UnreachedError, cloud, own_cloud
 from ems.cluster.provider.lease import leased
 from ems.cluster.provider.pool import Drivers, side_by_side
+from ems.cluster.provider.stackcredential import Credentials
 from ems.cluster.provider.stacknet import Network
 from ems.cluster.provider.waiting import until
 from ems.errors import ProviderError
@@ -57,6 +58,10 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
     @cached_property
     def _net(self) -> Network:
         return Network(self.section, self._call, self._listed)
+
+    @cached_property
+    def _credentials(self) -> Credentials:
+        return Credentials(self._login, self._call)
 
     @cached_property
     def traits(self) -> Traits:
@@ -129,6 +134,14 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
     def prepare(self, labels: dict[str, str]) -> None:
         """Make the cluster's security group, and its network and router where none is named."""
         self._net.prepare(labels)
+
+    def may_delegate(self) -> str:
+        """Return what a controller would act by; see :class:`.base.Delegator`."""
+        return self._credentials.check()
+
+    def delegate(self, labels: dict[str, str]) -> dict[str, str]:
+        """Make the application credential that a controller acts by; see :class:`.base.Delegator`."""
+        return self._credentials.make(labels)
 
     # -- machines
 
@@ -266,6 +279,7 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
             lambda: list(map(things.machine, self._servers(wanted.get(CLUSTER)))),
             self._images,
             *self._net.listings(),
+            *([] if self._as_instance else [self._credentials.resources]),
         ]
         found = [each for part in side_by_side(lambda look: look(), looks) for each in part]
         return [each for each in found if CLUSTER in each.labels and wanted.items() <= each.labels.items()]
@@ -279,7 +293,8 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
         machines = [each for each in resources if each.thing is Thing.MACHINE]
         self._delete_servers(machines)
         side_by_side(self._delete_image, [each for each in resources if each.thing is Thing.IMAGE])
-        self._net.destroy([each for each in resources if each.thing not in {Thing.MACHINE, Thing.IMAGE}])
+        self._net.destroy([each for each in resources if each.thing in {Thing.NETWORK, Thing.ADDRESS, Thing.RULE}])
+        self._credentials.destroy([each for each in resources if each.thing is Thing.KEY])
 
     def _delete_servers(self, machines: Sequence[Resource]) -> None:
         side_by_side(lambda each: self._forget("compute", f"/servers/{each.id}"), machines)
