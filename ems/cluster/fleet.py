@@ -149,6 +149,8 @@ class Fleet:
         name = next((each for each in (node, f"{self.name}-{node}") if each in machines), None)
         if name is None:
             raise NotFoundError(f"{self.name} has no node `{node}`", f"its machines are {', '.join(sorted(machines))}")
+        if self.definition.is_elastic:
+            self.trust()  # it may be new
         gate = self.host(machines.get(self.record.controller))
         if name == self.record.controller:
             return gate
@@ -177,7 +179,8 @@ class Fleet:
     def trust(self) -> None:
         """Believe the host keys that the wanted machines were, or will be, given; and no others."""
         labels = {name: each.labels.get(base.HOST_KEY, "") for name, each in self.machines().items()}
-        for name in (self.record.controller, *self.record.wanted):
+        own = () if self.definition.is_elastic else self.record.wanted  # the others' keys are made where they are made
+        for name in (self.record.controller, *own):
             labels[name] = labels.get(name) or self.host_key(name).label
         self.keys.trust({name: label for name, label in labels.items() if label})
 

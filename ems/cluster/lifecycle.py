@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from ems import registry
-from ems.cluster import images, ledger, nodes, provision, usage
+from ems.cluster import arrival, floor, images, ledger, nodes, provision, usage
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, Report, quiet
 from ems.cluster.keys import fingerprint
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Resource, Thing
 from ems.cluster.record import MADE, Files, Phase, choose, new
-from ems.errors import ClusterError, ConnectionFailedError, HostKeyError, NotFoundError, UsageError
+from ems.errors import ClusterError, ConnectionFailedError, NotFoundError, UsageError
 
-_REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
 _EMPTY_S = 300
 _LATE_S = 2.0  # a cloud's listing may lack what was made a moment ago
 _REQUEUE_S = 60
@@ -41,12 +39,15 @@ class Outcome:
         What the set-up changed; None where none ran.
     tests
         Partition and kind -> what the test job there wrote.
+    untried
+        Partitions and kinds of which no node is up: those come with jobs.
     """
 
     ready: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     changed: int | None = None
     tests: Mapping[str, str] = field(default_factory=dict)
+    untried: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
@@ -65,7 +66,7 @@ def begin(name: str, definition: Definition, counts: Mapping[str, int], report: 
     UsageError
         If there is no such kind.
     """
-    _refuse_later(definition)
+    floor.refuse_helpless(definition)
     files = Files(name)
     record = files.load()
     if record is not None and record.phase is Phase.MAKING and record.digest != definition.digest:
@@ -87,16 +88,6 @@ def want(fleet: Fleet, wanted: tuple[str, ...]) -> None:
         fleet.update(munge=fingerprint(fleet.keys.munge_key()))
     fleet.update(wanted=wanted, left_out={})
     fleet.trust()
-
-
-def _refuse_later(definition: Definition) -> None:
-    """Refuse what a definition may say already and nothing does yet."""
-    kind = next((name for name, each in definition.nodes.items() if each.max is not None), None)
-    if kind is not None:
-        raise ClusterError(
-            f"`nodes.{kind}.max` asks for nodes that come and go with the queue, which this version cannot make",
-            f"say `count` instead; ems cluster resize {definition.name} {kind}=N changes it",
-        )
 
 
 def _check_phase(phase: Phase, name: str) -> None:
@@ -129,6 +120,8 @@ def plan(fleet: Fleet, counts: Mapping[str, int], preferred: Iterable[str] = ())
     for kind in counts:
         if kind not in kinds:
             raise UsageError(f"{fleet.name} has no kind of node `{kind}`", f"its kinds are {', '.join(kinds)}")
+    if fleet.definition.is_elastic:
+        floor.check_counts(fleet.definition, counts)
     before = fleet.record.wanted
     order = [*(name for name in before if name in set(preferred)), *before]
     chosen: list[str] = []
@@ -168,9 +161,13 @@ def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
 
 
 def make(fleet: Fleet) -> None:
-    """Make what is wanted and not there: network, controller, nodes; delete nodes that are not wanted."""
+    """Make what is wanted and not there: network, controller, nodes; delete nodes that are not wanted.
+
+    The nodes of an elastic cluster are its controller's to make and delete.
+    """
     record = fleet.record
-    requests = nodes.requests(fleet, [record.controller, *record.wanted])
+    is_elastic = fleet.definition.is_elastic
+    requests = nodes.requests(fleet, [record.controller, *(() if is_elastic else record.wanted)])
     interrupted = fleet.journal.unfinished()
     found = nodes.settled_machines(fleet) if interrupted else fleet.machines()
     nodes.destroy(fleet, fleet.doubles())
@@ -178,15 +175,15 @@ def make(fleet: Fleet) -> None:
     if missing or any(each.state is MachineState.STOPPED for each in found.values()):
         ledger.check_limit(fleet)
     if missing:
-        fleet.provider.check(missing)
+        fleet.provider.check([*missing, *(nodes.requests(fleet, floor.samples(fleet)) if is_elastic else ())])
         fleet.report("network", "being made")
         with fleet.journal.step("prepare", [f"{record.name}"]):
             fleet.provider.prepare(record.labels())
         fleet.report("network", "there")
     _wake_controller(fleet, found.get(record.controller))
     surplus = [name for name in found if name != record.controller and name not in record.wanted]
-    nodes.remove(fleet, surplus)
-    if fleet.provider.traits.has_names:
+    nodes.remove(fleet, [] if is_elastic else surplus)
+    if is_elastic or fleet.provider.traits.has_names:
         nodes.create(fleet, requests, found)
     else:  # the nodes are told the controller's address
         nodes.create(fleet, requests[:1], found)
@@ -199,91 +196,37 @@ def _wake_controller(fleet: Fleet, controller: Resource | None) -> None:
         return
     with fleet.journal.step("wake", [controller.name]):
         fleet.provider.start([controller])
-        reach(fleet)
+        arrival.reach(fleet)
         if fleet.record.phase in {Phase.READY, Phase.PAUSED}:
-            _wait_scheduler(fleet)
+            arrival.wait_scheduler(fleet)
 
 
 def configure(fleet: Fleet) -> int:
     """Run the templates on the controller; returns how much they changed."""
-    reach(fleet)
+    arrival.reach(fleet)
     with fleet.journal.step("setup", [fleet.record.controller]):
         changed = provision.configure(fleet).changed
     fleet.report(fleet.record.controller, "set up")
     return changed
 
 
-def reach(fleet: Fleet) -> None:
-    """Wait until the controller lets us in, by the host key that it was given.
-
-    Raises
-    ------
-    ClusterError
-        If it does not, or shows another key.
-    """
-    name = fleet.record.controller
-    fleet.report(name, "boots")
-    deadline = time.monotonic() + _REACH_S
-    while True:
-        host = fleet.host()
-        try:
-            host.run(["true"], timeout_s=20)
-            break
-        except HostKeyError as error:
-            if not fleet.provider.traits.shows_own_key or time.monotonic() > deadline:
-                raise ClusterError(f"{name} shows another host key than the one it was given", error.hint) from error
-        except ConnectionFailedError as error:
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{name} cannot be logged into after {_REACH_S} s: {error.message}",
-                    f"`ems cluster start {fleet.name}` tries again; `ems cluster stop {fleet.name}` deletes it",
-                ) from error
-        time.sleep(0.25)
-    fleet.report(name, "there")
-
-
 def settle(fleet: Fleet, changed: int | None = None) -> Outcome:
     """Wait for the wanted nodes, replace or leave out those that do not come, and try every partition."""
     began = time.monotonic()
-    ready = nodes.join(fleet, fleet.record.wanted)
+    if fleet.definition.is_elastic:
+        floor.arm(fleet)
+        floor.keep(fleet)
+    ready = join(fleet)
     if fleet.record.wanted and not ready:
         why = "; ".join(f"{node}: {reason}" for node, reason in fleet.record.left_out.items())
         raise ClusterError(f"no node of {fleet.name} came up: {why}", f"ems cluster logs {fleet.name} NODE")
-    tests = try_partitions(fleet, ready)
-    return Outcome(tuple(ready), dict(fleet.record.left_out), changed, tests, time.monotonic() - began)
+    tests, untried = arrival.try_partitions(fleet, ready)
+    return Outcome(tuple(ready), dict(fleet.record.left_out), changed, tests, untried, time.monotonic() - began)
 
 
-def try_partitions(fleet: Fleet, ready: Iterable[str]) -> dict[str, str]:
-    """Run a job on each kind of node of each partition, with its gres, all side by side.
-
-    Raises
-    ------
-    ClusterError
-        If one fails.
-    """
-    there = {fleet.kind(node) for node in ready}
-    wanted = [
-        (partition, kind)
-        for partition, spec in fleet.definition.partitions.items()
-        for kind in spec.nodes
-        if kind in there
-    ]
-    home = f"/home/{fleet.definition.login_user}"
-    scheduler = fleet.scheduler
-
-    def run(pair: tuple[str, str]) -> str:
-        partition, kind = pair
-        spec = fleet.definition.nodes[kind]
-        gres = f"gpu:{f'{spec.gpu_type}:' if spec.gpu_type else ''}1" if spec.gpus else ""
-        subject = f"test {partition}" if partition == kind else f"test {partition} on {kind}"
-        fleet.report(subject, "a job runs")
-        said = scheduler.test(partition, constraint=kind, gres=gres, home=home)
-        fleet.report(subject, "passed")
-        return said
-
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        results = list(pool.map(run, wanted))
-    return {f"{partition}/{kind}": said for (partition, kind), said in zip(wanted, results, strict=True)}
+def join(fleet: Fleet) -> list[str]:
+    """Wait for the wanted nodes; returns those that SLURM can use."""
+    return floor.join(fleet) if fleet.definition.is_elastic else nodes.join(fleet, fleet.record.wanted)
 
 
 def setup(fleet: Fleet) -> Outcome:
@@ -308,6 +251,10 @@ def resize(fleet: Fleet, counts: Mapping[str, int], *, now: bool = False) -> Out
     """
     began = time.monotonic()
     _check_phase(fleet.record.phase, fleet.name)
+    if fleet.definition.is_elastic:
+        want(fleet, plan(fleet, counts))
+        floor.keep(fleet)
+        return _timed(settle_new(fleet), began)
     jobs = fleet.scheduler.jobs()
     at_work = {node for job in jobs for node in job.hosts}
     change(fleet, plan(fleet, counts, preferred=at_work), now=now)
@@ -338,6 +285,7 @@ def remove_nodes(fleet: Fleet, names: Iterable[str], *, now: bool = False) -> li
         If there is no such node.
     """
     _check_phase(fleet.record.phase, fleet.name)
+    floor.refuse_removal(fleet)
     known = {*fleet.record.wanted, *fleet.machines()} - {fleet.record.controller}
     gone = []
     for given in names:
@@ -352,8 +300,7 @@ def remove_nodes(fleet: Fleet, names: Iterable[str], *, now: bool = False) -> li
 
 def settle_new(fleet: Fleet) -> Outcome:
     """Wait for nodes after a resize; partitions were tried when the cluster was started."""
-    ready = nodes.join(fleet, fleet.record.wanted)
-    return Outcome(tuple(ready), dict(fleet.record.left_out))
+    return Outcome(tuple(join(fleet)), dict(fleet.record.left_out))
 
 
 @ledger.kept
@@ -364,13 +311,18 @@ def pause(fleet: Fleet) -> None:
     """
     if fleet.record.phase is Phase.STOPPING:
         _check_phase(fleet.record.phase, fleet.name)
+    is_elastic = fleet.definition.is_elastic
+    if is_elastic:
+        floor.disarm(fleet)
     machines = fleet.machines()
     computes = {name: each for name, each in machines.items() if name != fleet.record.controller}
     controller = machines.get(fleet.record.controller)
     with fleet.journal.step("pause", machines):
         if controller is not None and controller.state is MachineState.RUNNING:
             _requeue(fleet, list(computes))
-        if fleet.provider.traits.is_free:
+        if is_elastic:
+            floor.delete_computes(fleet)
+        elif fleet.provider.traits.is_free:
             fleet.report("nodes", "stop")
             fleet.provider.stop([each for each in computes.values() if each.state is not MachineState.STOPPED])
         else:  # their disks would cost something, and hold nothing: `resume` makes them anew
@@ -390,6 +342,8 @@ def _requeue(fleet: Fleet, computes: list[str]) -> None:
     try:
         fleet.scheduler.down(computes, "paused by ems")
         _wait_requeued(fleet)
+        if fleet.definition.is_elastic:  # SLURM is to know that they are off when it runs again
+            fleet.scheduler.power_down(computes)
         fleet.scheduler.forget_boot(computes)
         fleet.scheduler.host.run(["sudo", "sync"], check=False)
         fleet.scheduler.host.close()
@@ -418,19 +372,6 @@ def resume(fleet: Fleet) -> Outcome:
     return _timed(outcome, began)
 
 
-def _wait_scheduler(fleet: Fleet) -> None:
-    fleet.report("slurmctld", "starts")
-    deadline = time.monotonic() + _REACH_S
-    while not fleet.scheduler.is_up():
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"slurmctld of {fleet.name} does not answer",
-                f"ems cluster logs {fleet.name}; ems cluster setup {fleet.name}",
-            )
-        time.sleep(0.3)
-    fleet.report("slurmctld", "answers")
-
-
 def stop(fleet: Fleet, *, with_images: bool = False) -> int:
     """Delete everything, look until nothing is left twice, then forget the cluster; returns how much it was.
 
@@ -447,6 +388,8 @@ def stop(fleet: Fleet, *, with_images: bool = False) -> int:
     ledger.observe(fleet)
     usage.keep(fleet)
     fleet.update(phase=Phase.STOPPING)
+    if fleet.definition.is_elastic:
+        floor.disarm(fleet)  # where it cannot be told it is deleted, and what it made in the meantime is found
     things = fleet.resources()
     controller = next((each for each in things if each.name == fleet.record.controller), None)
     if controller is not None and controller.ssh_address:
@@ -477,7 +420,7 @@ def _destroy_until_empty(fleet: Fleet, things: list[Resource]) -> None:
 
 
 def _timed(outcome: Outcome, began: float) -> Outcome:
-    return Outcome(outcome.ready, outcome.left_out, outcome.changed, outcome.tests, time.monotonic() - began)
+    return replace(outcome, seconds=time.monotonic() - began)
 
 
 def bake(name: str, definition: Definition, report: Report = quiet) -> list[images.Baked]:

@@ -19,6 +19,7 @@ _OWN_LINES = frozenset({
     "nodeset", "partitionname", "maxnodecount", "grestypes", "statesavelocation", "slurmdspooldir", "include",
     "slurmctldparameters", "selecttype", "treewidth", "accountingstoragetype", "accountingstoragehost",
     "accountingstorageport", "accountingstorageuser", "accountingstoragepass",
+    "resumeprogram", "suspendprogram", "resumefailprogram", "suspendexcnodes",
 })  # fmt: skip
 _TEMPLATE = re.compile(r"\{[{%#]")
 _PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]+@")

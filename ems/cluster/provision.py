@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ems.cluster.fleet import Fleet
     from ems.cluster.record import Record
 
-_FROM_SHARE = {"ems-node", "install-python"}  # scripts that are run from the share, not from an image
+_FROM_SHARE = {"ems-node", "ems-floor", "install-python"}  # scripts that are run from the share, not from an image
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # programs believe in a terminal: there is one, between sudo and Ansible
 _LONGEST = 600  # characters of an error that are shown
 _CLOSED = re.compile(
@@ -105,8 +105,10 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
             "ems_definition": record.definition,
             "ems_cluster": fleet.name,
             "ems_incarnation": record.incarnation,
-            "ems_client": _client(fleet),
             "ems_facts": _facts(record),
+            "ems_is_elastic": definition.is_elastic,
+            "ems_client": _client(fleet),
+            "ems_floor": list(record.wanted) if definition.is_elastic else [],
             "ems_needs_ansible": bool(hooks) or not _has_all_images(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
             "ems_network": fleet.provider.traits.network,
@@ -133,6 +135,7 @@ def bake(fleet: Fleet, kind: str, host: Host, on_progress: OnProgress | None = N
             "ems_definition": fleet.record.definition,
             "ems_bake": True,
             "ems_kind": kind,
+            "ems_is_elastic": fleet.definition.is_elastic,
             "ems_client": _client(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
             "ems_wheel": str(wheel.pack(folder)) if group == "controller" else "",
@@ -155,7 +158,7 @@ def image_key(definition: Definition, kind: str) -> str:
         definition.login_user,
         definition.provider.kind,
         sorted(definition.packages),
-        [definition.accounting, definition.trusts_controller] if group == "controller" else None,
+        [definition.accounting, definition.is_elastic, definition.trusts_controller] if group == "controller" else None,
         definition.cuda if node.gpus else None,
         sorted(metadata.requires("ems") or ()) if group == "controller" else None,
     ]

@@ -15,6 +15,7 @@ Boot: TypeAlias = dict[str, Json]
 
 _ASK_S = 60  # a command of SLURM's that takes longer has not been answered by slurmctld
 _SEPARATOR = "\x1f"
+_AWAY = tuple("*~#%!@^$")  # marks behind a state: does not answer, is off, comes, goes, boots, is kept for maintenance
 _BAD = ("down", "fail", "drain", "inval", "unknown", "future", "error", "power", "not_responding", "reboot")
 
 # what nodes say of their boot, then what SLURM says of them; a node writes its file anew at each stage
@@ -60,7 +61,12 @@ class NodeState:
     @property
     def is_usable(self) -> bool:
         """Whether jobs are started on it now."""
-        return not any(word in self.state.lower() for word in _BAD) and not self.state.endswith("*")
+        return not any(word in self.state.lower() for word in _BAD) and not self.state.endswith(_AWAY)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether SLURM knows it to be off, and may have it made."""
+        return self.state.endswith("~")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,14 @@ class Scheduler:
         """Declare nodes gone: what ran there is put back into the queue at once."""
         self._set(nodes, "down", reason)
 
+    def power_up(self, nodes: Iterable[str]) -> None:
+        """Want nodes that are off, whether a job needs them or not."""
+        self._power(nodes, "power_up")
+
+    def power_down(self, nodes: Iterable[str]) -> None:
+        """Declare nodes off, whatever runs there: they are there to be wanted again."""
+        self._power(nodes, "power_down_force")
+
     def release(self, nodes: Iterable[str]) -> None:
         """Let jobs start again on nodes that were drained or down."""
         for node in nodes:
@@ -176,6 +190,11 @@ class Scheduler:
         for node in nodes:
             if node in known:
                 self._ask("sudo", "scontrol", "update", f"nodename={node}", f"state={state}", f"reason={reason}")
+
+    def _power(self, nodes: Iterable[str], state: str) -> None:
+        listed = ",".join(nodes)
+        if listed:
+            self._ask("sudo", "scontrol", "update", f"nodename={listed}", f"state={state}")
 
     def _ask(self, *command: str) -> str:
         return self.host.run(command, timeout_s=_ASK_S).stdout.decode(errors="replace")

@@ -119,7 +119,10 @@ def compute_user_data(
 
 
 def node_facts(definition: Definition, name: str, kind: str) -> dict[str, Json]:
-    """Return what a compute node is told of itself; ``slurmd`` is what it says to SLURM (``slurmd -Z --conf``)."""
+    """Return what a compute node is told of itself.
+
+    ``slurmd`` is what it says to SLURM of itself (``slurmd -Z --conf``); empty where SLURM knows that already.
+    """
     node = definition.kind(kind)
     words = [f"Feature={kind}"]
     if node.gpus:
@@ -135,7 +138,7 @@ def node_facts(definition: Definition, name: str, kind: str) -> dict[str, Json]:
         "cluster": definition.name,
         "controller": node_name(definition.name, "controller"),
         "gpus": node.gpus,
-        "slurmd": " ".join(words),
+        "slurmd": "" if definition.is_elastic else " ".join(words),
     }
 
 

@@ -1,0 +1,183 @@
+"""Elastic clusters as a client sees them: emsd makes and deletes their nodes, a client says which of them stay.
+
+The nodes that stay whatever the queue says are the floor: all of the kinds that do not come and go, and the first
+``min`` of those that do. They are what :attr:`~ems.cluster.record.Record.wanted` names; on the controller they stand
+in :data:`FLOOR_FILE` for emsd, and in SLURM's ``SuspendExcNodes``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from ems.cluster import nodes
+from ems.cluster.definition import Definition, node_name, node_number
+from ems.cluster.fleet import Fleet
+from ems.cluster.provider.base import MachineState, Resource
+from ems.cluster.scheduler import Boot, NodeState
+from ems.errors import ClusterError, ConnectionFailedError, UsageError
+
+#: One name a line.
+FLOOR_FILE = "/opt/ems/etc/floor"
+SERVICE = "emsd"
+_SET = "/opt/ems/templates/roles/elastic/files/ems-floor"
+_ASK_S = 60
+_END_S = 120  # it ends what it has begun at the cloud
+_LOOK_S = 0.5
+_COME_S = 900  # a node is wanted, made, boots, fails, and is made once more
+_EMPTY_S = 300
+
+
+def most(definition: Definition, kind: str) -> int:
+    """Return how many nodes of a kind there may ever be: so many are declared to SLURM."""
+    spec = definition.nodes[kind]
+    return spec.max or spec.count
+
+
+def check_counts(definition: Definition, counts: Mapping[str, int]) -> None:
+    """See that no more nodes are to stay than are declared.
+
+    Raises
+    ------
+    UsageError
+        If more are asked for.
+    """
+    for kind, count in counts.items():
+        if count > (limit := most(definition, kind)):
+            word = "max" if definition.nodes[kind].is_elastic else "count"
+            raise UsageError(
+                f"{count} nodes are more than {definition.name} may have of `{kind}`: its `{word}` is {limit}",
+                "ask for fewer, or say more in the definition before the cluster is made",
+            )
+
+
+def refuse_helpless(definition: Definition) -> None:
+    """Refuse a definition whose controller would not be let make nodes.
+
+    Raises
+    ------
+    ClusterError
+        If it names nobody that the controller works as.
+    """
+    provider = definition.provider
+    lacks = {"gce": "service_account", "aws": "instance_profile"}.get(provider.kind, "")
+    if definition.is_elastic and lacks and getattr(provider, lacks) is None:
+        kind = next(name for name, each in definition.nodes.items() if each.is_elastic)
+        raise ClusterError(
+            f"`nodes.{kind}.max` has the controller make nodes, and `provider.{lacks}` does not say as whom",
+            f"say `{lacks}`, or `count` instead of `max`: nodes then stay until you resize the cluster",
+        )
+
+
+def samples(fleet: Fleet) -> list[str]:
+    """Return nodes whose making is looked at before anything is made: those that stay, and one of every kind."""
+    firsts = (node_name(fleet.name, kind) for kind in fleet.definition.nodes)
+    return list(dict.fromkeys([*fleet.record.wanted, *firsts]))
+
+
+def refuse_removal(fleet: Fleet) -> None:
+    """Refuse to take single nodes out of a cluster whose nodes come and go.
+
+    Raises
+    ------
+    ClusterError
+        If it is such a cluster.
+    """
+    if fleet.definition.is_elastic:
+        raise ClusterError(
+            f"the nodes of {fleet.name} come and go with its queue: none is removed for good",
+            f"ems cluster resize {fleet.name} KIND=N says how many stay; a broken one: ems cluster ssh "
+            "-- sudo scontrol update nodename=NODE state=power_down_asap reason=broken",
+        )
+
+
+def disarm(fleet: Fleet) -> bool:
+    """Have emsd make and delete nothing any more; returns False where it cannot be told."""
+    machine = fleet.machines().get(fleet.record.controller)
+    if machine is None or machine.state is not MachineState.RUNNING or not machine.ssh_address:
+        return False
+    fleet.report(SERVICE, "ends what it does")
+    try:
+        fleet.host(machine).run(["sudo", "systemctl", "stop", SERVICE], timeout_s=_END_S, check=False)
+    except ConnectionFailedError as error:
+        fleet.report(SERVICE, f"cannot be told to end: {error.message}")
+        return False
+    fleet.report(SERVICE, "has ended")
+    return True
+
+
+def arm(fleet: Fleet) -> None:
+    """Have emsd at work."""
+    fleet.host().run(["sudo", "systemctl", "start", SERVICE], timeout_s=_ASK_S)
+    fleet.report(SERVICE, "at work")
+
+
+def keep(fleet: Fleet) -> None:
+    """Have the wanted nodes stay, and no others; those that are off are asked for."""
+    lines = "".join(f"{name}\n" for name in fleet.record.wanted)
+    fleet.scheduler.host.run(["sudo", _SET], data=lines.encode(), timeout_s=_ASK_S)
+    states = fleet.scheduler.look()[0]
+    fleet.scheduler.power_up([name for name in fleet.record.wanted if name in states and states[name].is_off])
+
+
+def join(fleet: Fleet, limit_s: float = _COME_S) -> list[str]:
+    """Wait until SLURM can use the nodes that stay; returns those that it can.
+
+    It is emsd that replaces those whose boot fails. Those that are not there in the end are left out.
+    """
+    waiting, ready = list(fleet.record.wanted), list[str]()
+    asked, deadline = dict.fromkeys(waiting, 0.0), time.monotonic() + limit_s
+    while waiting:
+        states, boots = fleet.scheduler.look()
+        for name in list(waiting):
+            state, boot = states.get(name), boots.get(name, {})
+            if state is not None and state.is_usable:
+                fleet.report(name, state.state)
+                ready.append(name)
+                waiting.remove(name)
+            elif time.monotonic() > deadline:
+                _leave_out(fleet, name, state, boot)
+                waiting.remove(name)
+            else:
+                fleet.report(name, str(boot.get("stage") or "comes"))
+        _ask_again(fleet, [name for name in waiting if name in states and states[name].is_off], asked)
+        time.sleep(_LOOK_S if waiting else 0)
+    return sorted(ready)
+
+
+def _ask_again(fleet: Fleet, off: Sequence[str], asked: dict[str, float]) -> None:
+    """Ask for nodes that went off again: one that could not be made is free to be wanted anew."""
+    late = [name for name in off if time.monotonic() - asked[name] > 30]
+    fleet.scheduler.power_up(late)
+    asked.update(dict.fromkeys(late, time.monotonic()))
+
+
+def _leave_out(fleet: Fleet, name: str, state: NodeState | None, boot: Boot) -> None:
+    said = boot.get("error") or (state.reason if state else "") or boot.get("stage")
+    why = str(said or f"SLURM says {state.state}" if state else "SLURM does not know it")
+    fleet.report(name, f"left out: {why}")
+    fleet.update(left_out={**fleet.record.left_out, name: why})
+
+
+def delete_computes(fleet: Fleet) -> None:
+    """Delete all compute nodes; emsd has been disarmed, and nobody else makes any.
+
+    Raises
+    ------
+    ClusterError
+        If some do not go.
+    """
+    deadline, empty = time.monotonic() + _EMPTY_S, 0
+    while empty < 2:
+        found = computes(fleet, fleet.machines().values())
+        nodes.destroy(fleet, found)
+        empty = 0 if found else empty + 1
+        if found and time.monotonic() > deadline:
+            left = ", ".join(each.name for each in found)
+            raise ClusterError(f"these cannot be deleted: {left}", f"ems cluster pause {fleet.name} tries again")
+        time.sleep(0.5 if empty == 1 else 0)
+
+
+def computes(fleet: Fleet, machines: Iterable[Resource]) -> list[Resource]:
+    """Return the compute nodes among machines."""
+    return [each for each in machines if node_number(fleet.name, each.name)]
