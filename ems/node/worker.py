@@ -4,7 +4,8 @@
 
 Standard library only, Python 3.8 or newer, ready in milliseconds. In an array job it is the batch shell of one array
 task; on a machine without SLURM one worker is the pool that holds W runs at a time. It is one thread that waits for
-signals: SIGCHLD (a run has ended), SIGUSR1 (SLURM: the time limit is near), SIGTERM (cancelled or preempted).
+signals: SIGCHLD (a run has ended), SIGUSR1 (SLURM: the time limit is near), SIGTERM (cancelled or preempted), SIGPWR
+(the node is about to be lost: end what runs with grace; a second time: at once).
 """
 
 from __future__ import annotations
@@ -32,10 +33,19 @@ if TYPE_CHECKING:
     from ems.node.records import ExperimentFiles, Record
     from ems.node.slots import Allotment, Machine, Share
 
-_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_SIGNALS = (
+    signal.SIGCHLD,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGHUP,
+    signal.SIGPWR,
+)
 _SLOT_POLL_S = 0.05  # another pool's run has ended: nobody tells
 _CANCEL_POLL_S = 1.0
 _KILL_AGAIN_S = 5.0
+_REQUEUE_AGAIN_S = 1.0
 _SIGTERM_LAG_S = 1.0  # between the first and the last process of a job that SLURM signals
 _CHEAP_CHECK_S = 0.02
 
@@ -92,6 +102,7 @@ class Worker:
         self._runs_in: Optional[_Place] = None
         self._oom_kills = jobs.oom_kills()
         self._next_look = 0.0
+        self._is_node_lost = False
         self.budget = _budget(self.files, spec, chunk)
         self._lacks_means = False  # until runs that go on have ended
         self._has_spent = False  # the whole budget
@@ -140,7 +151,7 @@ class Worker:
     def _handle(self, info: Optional[signal.struct_siginfo]) -> None:
         # CPython's sigtimedwait returns garbage where it was interrupted (stopped and continued, a laptop that slept)
         # and its time is over: only a signal that means the end ends anything
-        if info is None or info.si_signo not in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        if info is None or info.si_signo in (signal.SIGCHLD, signal.SIGHUP) or info.si_signo not in _SIGNALS:
             return
         if info.si_signo == signal.SIGUSR2:  # means nothing to us: the script's own
             for attempt in self.running.values():
@@ -149,6 +160,8 @@ class Worker:
             self._end(self.why or TIME_LIMIT)
             if self.job.is_preempted():
                 self._end(PREEMPTED)
+        elif info.si_signo == signal.SIGPWR and self.job.is_slurm:  # from the node's watch, templates/…/ems-watch
+            self._lose_node()
         else:  # may follow SIGUSR1: cancelled while it is ending
             self._end(self.why or TERMINATED)
             why = self.job.why_terminated()  # only now: SLURM may take its time to answer
@@ -160,6 +173,14 @@ class Worker:
         self.why = why
         for attempt in self.running.values():
             attempt.end(why, self.grace_s)
+
+    def _lose_node(self) -> None:
+        """End everything, since the cloud takes this machine back; asked again: now."""
+        self._end(self.why if self.why == CANCELLED else PREEMPTED)
+        if self._is_node_lost:
+            for attempt in self.running.values():
+                attempt.kill_at = time.monotonic()
+        self._is_node_lost = True
 
     def _reap(self) -> None:
         while self.running:
@@ -281,7 +302,7 @@ class Worker:
         by_sigterm = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
         is_likely = by_sigterm or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGTERM)
         lag_s = _SIGTERM_LAG_S if is_likely else 0.0
-        self._handle(signal.sigtimedwait((signal.SIGTERM, signal.SIGUSR1), lag_s))
+        self._handle(signal.sigtimedwait((signal.SIGTERM, signal.SIGUSR1, signal.SIGPWR), lag_s))
         attempt.why = attempt.why or self.why
 
     def _goes_on(self, attempt: Attempt) -> bool:
@@ -335,11 +356,14 @@ class Worker:
         is_unfinished = self.is_pool and (self._claimed_any or self.job.restart == 0) and self._is_any_left()
         if not self.interrupted and not is_unfinished:
             return
-        if self.job.requeue():
-            self.status = 0
-        elif self.why == TIME_LIMIT:  # a preempted job is SLURM's to requeue
-            for attempt in self.interrupted:
-                attempt.close("FAILED", TIME_LIMIT)
+        while not self.job.requeue():
+            if self.why == TIME_LIMIT:
+                for attempt in self.interrupted:
+                    attempt.close("FAILED", TIME_LIMIT)
+            if not self._is_node_lost:  # a preempted job is SLURM's to requeue
+                return
+            time.sleep(_REQUEUE_AGAIN_S)  # to end now would be to end well; that of the node requeues the job, too
+        self.status = 0
 
     def _is_any_left(self) -> bool:
         chunk: int = self.chunk["chunk"]

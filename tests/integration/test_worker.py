@@ -632,6 +632,40 @@ def test_a_requeue_that_slurm_refuses_is_a_failure(lab: Lab) -> None:
     assert (lab.last()["state"], lab.last()["reason"]) == ("FAILED", "time limit")
 
 
+STUBBORN = """
+import ems, signal, time
+if ems.attempt() == 2:
+    print("went on from", (ems.checkpoint() / "state").read_text())
+else:
+    def save(*_):
+        (ems.checkpoint() / "state").write_text("here")
+        print("saved", flush=True)
+    signal.signal(signal.SIGTERM, save)
+    print("up", flush=True)
+    while True:
+        time.sleep(600)
+"""
+
+
+def test_a_run_whose_node_is_taken_back_saves_itself_and_goes_on_elsewhere(lab: Lab) -> None:
+    asked = lab.scontrol(requeue=1)
+    lab.write(train_py=STUBBORN)
+    lab.submit(grace_s=600, max_requeues=0)
+    worker = lab.start(**lab.slurm())
+    lab.says("up")
+    worker.send_signal(signal.SIGPWR)
+    lab.says("saved")
+    worker.send_signal(signal.SIGPWR)  # no time is left
+    wait_until(lambda: asked.exists() and asked.read_text().count("requeue 1842_0") > 1)
+    assert worker.poll() is None, "a job that ends well is not started again"
+    assert (lab.last()["state"], lab.last()["reason"], lab.last()["signal"]) == ("PENDING", "preempted", "SIGKILL")
+    lab.scontrol()
+    assert worker.wait(20) == 0
+    lab.work("--task", "0", **lab.slurm(restart=1))
+    assert lab.out().splitlines()[-1] == "went on from here"
+    assert (lab.last()["state"], lab.last()["attempt"]) == ("COMPLETED", 2)
+
+
 @pytest.mark.parametrize(
     ("job", "state", "reason", "requeued"),
     [
