@@ -18,7 +18,7 @@ from ems.cluster import ledger, nodes, placing
 from ems.cluster.elastic import guard
 from ems.cluster.elastic.control import Control, Node
 from ems.cluster.elastic.here import FleetHere
-from ems.cluster.elastic.reconcile import Act, Memory, plan
+from ems.cluster.elastic.reconcile import Act, Memory, Pace, plan
 from ems.cluster.elastic.shutters import Shutters
 from ems.cluster.elastic.spool import Spool, Wish, gather
 from ems.cluster.elastic.spool import Verb as Call
@@ -47,16 +47,26 @@ class Service:
         The cluster, as its controller knows it.
     control
         Its SLURM.
+    reconcile_s, pace
+        How often the cloud and SLURM are compared, and how long what is there is waited for.
     """
 
-    def __init__(self, fleet: FleetHere, control: Control | None = None) -> None:
+    def __init__(
+        self,
+        fleet: FleetHere,
+        control: Control | None = None,
+        *,
+        reconcile_s: float = RECONCILE_S,
+        pace: Pace | None = None,
+    ) -> None:
         self.fleet = fleet
         self.control = control or Control()
         self.spool = Spool(fleet.paths.spool, self._is_node)
         self.heart = Heart(fleet.paths.state)
         self.board = Board(fleet.paths.state)
         self.shutters = Shutters(fleet)
-        self.memory = Memory(fleet.name)
+        self.memory = Memory(fleet.name, pace or Pace())
+        self.reconcile_s = reconcile_s
         self._asked = _asked(fleet)
         self._failures = 0  # turns in a row
         self._is_afresh = False
@@ -202,14 +212,14 @@ class Service:
 
     def _reconcile(self) -> None:
         """Look at all machines and all nodes once, and do what follows from it."""
-        self._due = time.monotonic() + RECONCILE_S
+        self._due = time.monotonic() + self.reconcile_s
         self.fleet.look()
         machines, states, now = self._machines(), self.control.nodes(), time.monotonic()
         self.memory = self.memory.look(machines, states, now, floor=self.fleet.floor(), shut=self.shutters.shut())
         for boot in self.memory.boots:
             self.shutters.booted(boot.node, registered=boot.registered)
         if self.memory.is_unsure:
-            self._due = now + _SOON_S
+            self._due = min(self._due, now + _SOON_S)
         acts = plan(machines, states, self.memory, now)
         self.memory = self.memory.did(acts, now)
         self._act(acts)
