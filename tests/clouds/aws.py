@@ -8,9 +8,9 @@ left is counted in its own state instead of by the API that is under test.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
-import threading
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -30,8 +30,10 @@ from moto.ec2.models.amis import Ami
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from clouds.serving import StandIn, running
+
 ACCOUNT, REGION = "123456789012", "us-east-1"
-KEY = "AKIATESTING"
+KEY, OWN_KEY = "AKIATESTING", "ASIAMACHINE"
 _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 _IMAGES = {
     "ami-0deb1200000000001": ("136693071363", "debian-12-amd64-20261101-100", "2026-11-01T00:00:00.000Z"),
@@ -46,38 +48,22 @@ _IMAGES = {
 
 
 @dataclass
-class Cloud:
-    """The stand-in: its calls, and what is to go wrong; its state is moto's.
+class Cloud(StandIn):
+    """The stand-in, whose state is moto's; ``calls`` are actions and parameters.
 
     Attributes
     ----------
-    calls
-        Every request, as action and parameters.
-    faults
-        What is to go wrong so many times: ``stockout``, ``quota``, ``rate``, ``error``, ``raise`` (done, then 500),
-        ``exhausted:ZONE`` (as long as it is there).
-    operation_s
-        How long a machine is pending.
-    late_s
-        How long a machine is missing in listings.
     most_per_call
         Of how many a call makes so many.
+    roles
+        The instance profiles that machines were given.
     """
 
-    port: int = 0
-    calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
-    operation_s: float = 0.0
-    late_s: float = 0.0
     most_per_call: int = 10**6
-    born: Counter[str] = field(default_factory=Counter)  # machine's name -> how many lived at the same time, at most
-    lock: threading.RLock = field(default_factory=threading.RLock)  # moto's state is not for several threads
+    roles: set[str] = field(default_factory=set)
+    callers: Counter[str] = field(default_factory=Counter)  # by a user's key, and by a machine's
     _tokens: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
     _born: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def backend(self) -> Any:
@@ -119,18 +105,12 @@ class Cloud:
             for each in self.backend.reservations.values():
                 each.instances = [instance for instance in each.instances if instance.id in self.machines()]
 
-    def take(self, fault: str) -> bool:
-        """Whether something is to go wrong now; it is counted down."""
-        with self.lock:
-            if self.faults[fault] <= 0:
-                return False
-            self.faults[fault] -= 1
-            return True
-
     # -- a request
 
     def answer(self, app: Callable[..., Any], environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
         """Serve one request."""
+        if environ["PATH_INFO"].startswith("/latest/"):
+            return self._metadata(environ, start)
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         fields = dict(parse_qsl(body.decode(), keep_blank_values=True))
         action = fields.get("Action", "")
@@ -145,13 +125,31 @@ class Cloud:
         start(f"{status} -", [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))])
         return [answer]
 
+    def _metadata(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        """Tell a machine who it is, in a session (IMDSv2)."""
+        path = environ["PATH_INFO"].removeprefix("/latest/")
+        roles = "meta-data/iam/security-credentials/"
+        keys = {"AccessKeyId": OWN_KEY, "SecretAccessKey": "own", "Token": "session"}
+        keys["Expiration"] = "2099-01-01T00:00:00Z"
+        answers = {"meta-data/placement/region": REGION}
+        answers |= {roles: "\n".join(self.roles)} | {f"{roles}{each}": json.dumps(keys) for each in self.roles}
+        is_token = (environ["REQUEST_METHOD"], path) == ("PUT", "api/token")
+        is_in = is_token or environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN") == "in"
+        said = "in" if is_token else answers.get(path, "")
+        status = "200 OK" if is_in and said else "404 Not Found" if is_in else "401 Unauthorized"
+        start(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(said.encode())))])
+        return [said.encode()]
+
     def _refuse(self, environ: dict[str, Any], fields: dict[str, str]) -> None:
         """Raise what is wrong with a request, or is to go wrong with it."""
         signed = environ.get("HTTP_AUTHORIZATION", "")
         form = r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/[a-z0-9-]+/ec2/"
         if environ.get("QUERY_STRING") or not re.match(form, signed):
             raise RefusedError(400, "MissingAuthenticationToken", "not signed as EC2 wants it")
-        if f"Credential={KEY}/" not in signed:
+        whose = {KEY: "user", OWN_KEY: "machine"}.get(signed.partition("Credential=")[2].partition("/")[0])
+        is_whole = whose == "user" or environ.get("HTTP_X_AMZ_SECURITY_TOKEN") == "session"
+        self.callers[whose or ""] += 1
+        if whose is None or not is_whole:
             raise RefusedError(401, "AuthFailure", "AWS was not able to validate the provided access credentials")
         if unknown := unknown_fields(fields):
             raise RefusedError(400, "UnknownParameter", f"The parameters {', '.join(unknown)} are not recognized")
@@ -165,8 +163,7 @@ class Cloud:
     def _refuse_machines(self, fields: dict[str, str]) -> None:
         zone = self.backend.get_subnet(fields["NetworkInterface.1.SubnetId"]).availability_zone
         size = fields["InstanceType"]
-        is_out = self.faults[f"exhausted:{zone}"] > 0 or self.faults[f"exhausted:{zone}/{size}"] > 0
-        if is_out or self.take("stockout"):
+        if self.is_out(zone, size) or self.take("stockout"):
             said = (
                 f"We currently do not have sufficient {size} capacity in the Availability Zone you requested ({zone})."
             )
@@ -194,7 +191,7 @@ class Cloud:
             return 200, answer
         asked = dict(fields)
         if fields["Action"] == "RunInstances":
-            asked.pop("IamInstanceProfile.Name", None)  # it would have to be in moto's IAM
+            self.roles |= {asked.pop("IamInstanceProfile.Name", "")} - {""}  # it would have to be in moto's IAM
             # moto makes as many as the least that is asked for
             asked["MinCount"] = asked["MaxCount"] = str(min(int(fields["MaxCount"]), self.most_per_call))
         if fields["Action"] == "TerminateInstances":  # moto fails for those that are gone
@@ -313,18 +310,13 @@ def serve() -> Iterator[Cloud]:
         return cloud.answer(app, environ, start)
 
     server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Quiet)
-    cloud.port = server.server_port
     for its_id, (owner, name, made) in _IMAGES.items():
         about = {"name": name, "owner_id": owner, "creation_date": datetime.fromisoformat(made)}
         cloud.backend.amis[its_id] = Ami(
             cloud.backend, its_id, **about, architecture="x86_64", root_device_name="/dev/xvda"
         )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
     try:
-        yield cloud
+        with running(server) as cloud.url:
+            yield cloud
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
         ec2_backends[ACCOUNT][REGION].reset()

@@ -7,10 +7,8 @@ counted here (:meth:`Cloud.left`), not by the program under test.
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
-import threading
 import time
 import uuid
 from collections import Counter
@@ -18,23 +16,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-_spec = importlib.util.spec_from_file_location("ems_tests_gceshapes", Path(__file__).with_name("gceshapes.py"))
-assert _spec is not None
-assert _spec.loader is not None
-shapes = importlib.util.module_from_spec(_spec)  # tests are no package
-_spec.loader.exec_module(shapes)
+from clouds import gceshapes as shapes
+from clouds import serving
+from clouds.serving import Asked, StandIn, Told, answering
 
 PROJECT, REGION, ZONES = "lab", "us-central1", ("us-central1-a", "us-central1-b", "us-central1-c")
 ACCOUNT = f"ems@{PROJECT}.iam.gserviceaccount.com"
+OWN_ACCOUNT = "1234-compute@developer.gserviceaccount.com"  # the project's default one
+_TOKENS = {"Bearer good": "user", "Bearer own": "machine"}
 _BASE = f"/compute/v1/projects/{PROJECT}"
 _URL = "https://www.googleapis.com/compute/v1/projects"
 SIZES = {"e2-standard-2": 2, "e2-standard-4": 4, "n1-standard-4": 4, "n1-standard-8": 8, "n2-standard-8": 8}
@@ -43,39 +40,27 @@ SPOT_QUOTAS = {"PREEMPTIBLE_CPUS": 0, "PREEMPTIBLE_NVIDIA_T4_GPUS": 16, "GPUS_AL
 
 
 @dataclass
-class Cloud:
-    """What the stand-in has, and what is to go wrong.
+class Cloud(StandIn):
+    """What the stand-in has, and what is to go wrong; ``calls`` are methods and paths without the project.
 
     Attributes
     ----------
-    calls
-        Every request, as method and path without the project.
-    faults
-        What is to go wrong so many times: ``stockout``, ``quota``, ``rate``, ``error``, ``raise`` (done, then 500),
-        ``exhausted:ZONE`` (as long as it is there).
-    operation_s
-        How long an operation takes.
-    late_s
-        How long a machine is missing in listings.
+    callers
+        Whose calls they were: how many by a user, and how many by a machine's service account.
     public_ip
         Gives a machine its address.
     bodies
         Makes real machines for those that are here on paper (see bodies.py); None: nothing stands behind them.
     """
 
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
-    operation_s: float = 0.0
-    late_s: float = 0.0
+    callers: Counter[str] = field(default_factory=Counter)
     lacking: set[str] = field(default_factory=set)  # permissions that nobody has
+    roles: dict[str, list[str]] = field(default_factory=lambda: {OWN_ACCOUNT: ["roles/editor"]})
     quotas: dict[str, float] = field(default_factory=lambda: {**QUOTAS, **SPOT_QUOTAS})
     public_ip: Callable[[str], str] = lambda name: f"203.0.113.{sum(map(ord, name)) % 250 + 1}"
     bodies: Any = None
     things: dict[str, dict[str, Any]] = field(default_factory=dict)  # path -> resource
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    born: Counter[str] = field(default_factory=Counter)  # machine's name -> how many lived at the same time, at most
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    url: str = ""
     key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
     _asked: dict[str, str] = field(default_factory=dict)  # requestId -> operation
 
@@ -109,13 +94,49 @@ class Cloud:
         path.write_text(json.dumps(content))
         return path
 
-    def take(self, fault: str) -> bool:
-        """Whether something is to go wrong now; it is counted down."""
-        with self.lock:
-            if self.faults[fault] <= 0:
-                return False
-            self.faults[fault] -= 1
-            return True
+    # -- who asks ---------------------------------------------------------------------------------------------------
+
+    def told(self, asked: Asked) -> Told:
+        """Return the answer to whatever is asked: metadata, a token, or something of the API."""
+        if asked.path.startswith("/computeMetadata/v1/"):
+            return self._metadata(asked)
+        if asked.path == "/token":
+            return self._token(asked.raw)
+        if (said := asked.headers.get("Authorization", "")) not in _TOKENS:
+            raise RefusedError(401, "authError", "Invalid Credentials", "global")
+        self.callers[_TOKENS[said]] += 1
+        for start in (_BASE, f"/v1/projects/{PROJECT}"):
+            if asked.path == start or asked.path.startswith((f"{start}/", f"{start}:")):
+                return Told(self.answer(asked.method, asked.path.removeprefix(start), dict(asked.query), asked.body))
+        family = re.fullmatch(r"/compute/v1/projects/[\w-]+/global/images/family/([\w-]+)", asked.path)
+        if family and asked.method == "GET":
+            self.calls.append(("GET", asked.path))
+            return Told({"name": f"{family[1]}-v20261101"})
+        raise RefusedError(404, "notFound", f"The resource '{asked.path}' was not found", "global")
+
+    def _metadata(self, asked: Asked) -> Told:
+        """Tell a machine who it is: what works as no service account has none."""
+        if asked.headers.get("Metadata-Flavor") != "Google":
+            return Told("Missing Metadata-Flavor:Google header.", 403)
+        path = asked.path.removeprefix("/computeMetadata/v1/")
+        if path == "project/project-id":
+            return Told(PROJECT)
+        if path == "instance/service-accounts/default/token" and any(
+            each.get("serviceAccounts") for each in self.machines().values()
+        ):
+            return Told({"access_token": "own", "expires_in": 3599, "token_type": "Bearer"})
+        return Told("not found", 404)
+
+    def _token(self, raw: bytes) -> Told:
+        """Give a token to who signs with the account's key."""
+        assertion = parse_qs(raw.decode())["assertion"][0]
+        signed, _, signature = assertion.rpartition(".")
+        try:
+            given = base64.urlsafe_b64decode(signature + "==")
+            self.key.public_key().verify(given, signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+        except (ValueError, InvalidSignature):
+            return Told({"error": "invalid_grant", "error_description": "Invalid JWT Signature."}, 400)
+        return Told({"access_token": "good", "expires_in": 3600, "token_type": "Bearer"})
 
     # -- what a request does --------------------------------------------------------------------------------------
 
@@ -130,6 +151,9 @@ class Cloud:
             return self._get(path, query)
         if method == "POST" and path.endswith(":testIamPermissions"):
             return {"permissions": [each for each in body["permissions"] if each not in self.lacking]}
+        if method == "POST" and path.endswith(":getIamPolicy"):
+            pairs = [(role, account) for account, roles in self.roles.items() for role in roles]
+            return {"bindings": [{"role": role, "members": [f"serviceAccount:{who}"]} for role, who in pairs]}
         with self.lock:
             known = self._asked.get(query.get("requestId", ""))
             done = self.operations[known] if known else self._change(method, path, body)
@@ -159,7 +183,8 @@ class Cloud:
         """Return what Google has without anybody's doing: project, region, sizes, GPUs, disks; None: no such thing."""
         quotas = [{"metric": name, "limit": limit, "usage": self._usage(name)} for name, limit in self.quotas.items()]
         if path == "":
-            return {"name": PROJECT, "quotas": [each for each in quotas if each["metric"] == "GPUS_ALL_REGIONS"]}
+            every = [each for each in quotas if each["metric"] == "GPUS_ALL_REGIONS"]
+            return {"name": PROJECT, "defaultServiceAccount": OWN_ACCOUNT, "quotas": every}
         if path == "/regions":
             return {"items": [{"name": REGION}]}
         if path == f"/regions/{REGION}":
@@ -257,7 +282,7 @@ class Cloud:
         for name in there:
             failed[name] = {"code": "RESOURCE_ALREADY_EXISTS", "message": f"The resource '{name}' already exists"}
         size = body["instanceProperties"]["machineType"]
-        is_out = self.faults[f"exhausted:{zone}"] > 0 or self.faults[f"exhausted:{zone}/{size}"] > 0
+        is_out = self.is_out(zone, size)
         new = [name for name in names if name not in there]
         n_out = len(new) if is_out or self.take("stockout") else int(self.take("partial"))
         for name in new[len(new) - n_out :]:
@@ -345,14 +370,12 @@ class Cloud:
         return self.operations[name]
 
 
-class RefusedError(Exception):
+class RefusedError(serving.RefusedError):
     """An error in Google's shape."""
 
     def __init__(self, status: int, reason: str, message: str, domain: str) -> None:
-        super().__init__(message)
-        self.status = status
         first = {"message": message, "domain": domain, "reason": reason}
-        self.body = {"error": {"code": status, "message": message, "errors": [first]}}
+        super().__init__(Told({"error": {"code": status, "message": message, "errors": [first]}}, status))
 
 
 def _born(place: str) -> dict[str, Any]:
@@ -381,77 +404,9 @@ def _passes(thing: dict[str, Any], text: str) -> bool:
     return True
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    cloud: Cloud
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def _serve(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        raw = self.rfile.read(length)
-        try:
-            status, answer = 200, self._answer(raw)
-        except ConnectionAbortedError:
-            self.close_connection = True
-            return
-        except RefusedError as error:
-            status, answer = error.status, error.body
-        content = json.dumps(answer, default=str).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_DELETE = do_PATCH = _serve  # noqa: N815 - the names that http.server looks for
-
-    def _answer(self, raw: bytes) -> dict[str, Any]:
-        parts = urlsplit(self.path)
-        if parts.path == "/token":
-            return self._token(raw)
-        if self.headers.get("Authorization") != "Bearer good":
-            raise RefusedError(401, "authError", "Invalid Credentials", "global")
-        body = json.loads(raw) if raw else {}
-        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        for start in (_BASE, f"/v1/projects/{PROJECT}"):
-            if parts.path == start or parts.path.startswith((f"{start}/", f"{start}:")):
-                return self.cloud.answer(self.command, parts.path.removeprefix(start), query, body)
-        family = re.fullmatch(r"/compute/v1/projects/[\w-]+/global/images/family/([\w-]+)", parts.path)
-        if family and self.command == "GET":
-            self.cloud.calls.append(("GET", parts.path))
-            return {"name": f"{family[1]}-v20261101"}
-        raise RefusedError(404, "notFound", f"The resource '{parts.path}' was not found", "global")
-
-    def _token(self, raw: bytes) -> dict[str, Any]:
-        """Give a token to who signs with the account's key."""
-        assertion = parse_qs(raw.decode())["assertion"][0]
-        signed, _, signature = assertion.rpartition(".")
-        try:
-            given = base64.urlsafe_b64decode(signature + "==")
-            self.cloud.key.public_key().verify(given, signed.encode(), padding.PKCS1v15(), hashes.SHA256())
-        except (ValueError, InvalidSignature):
-            said = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
-            refused = RefusedError(400, "invalid_grant", "", "global")
-            refused.body = said
-            raise refused from None
-        return {"access_token": "good", "expires_in": 3600, "token_type": "Bearer"}
-
-
 @contextmanager
 def serve() -> Iterator[Cloud]:
     """Have the stand-in on a free port of loopback until the end of the block."""
     cloud = Cloud()
-    handler = type("Handler", (_Handler,), {"cloud": cloud})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    cloud.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with answering(cloud.told) as cloud.url:
         yield cloud
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)

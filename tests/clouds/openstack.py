@@ -8,21 +8,20 @@ here instead of by what is under test.
 from __future__ import annotations
 
 import base64
-import json
 import re
-import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+
+from clouds import serving
+from clouds.serving import Asked, StandIn, Told, answering
 
 USER, PASSWORD, PROJECT = "me", "secret", "lab"
+_LOGIN, ROLES = (USER, PASSWORD), ("admin", "member")
 EXTERNAL = "00000000-0000-4000-8000-00000000e47e"
 FLAVORS = {"m1.small": (1, 2048, 20, 0), "m1.medium": (2, 4096, 40, 0), "g1.large": (8, 32768, 80, 1)}
 ZONES = ("nova", "east")
@@ -49,45 +48,33 @@ _KEYS = {"security-groups": "security_group", "security-group-rules": "security_
 _KEYS |= {"subnets": "subnet", "routers": "router", "floatingips": "floatingip", "ports": "port"}
 
 
-class RefusedError(Exception):
-    """An answer that is an error."""
+class RefusedError(serving.RefusedError):
+    """An error in OpenStack's shape."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.message = status, kind, message
+        super().__init__(Told({kind or "error": {"code": status, "message": message, "type": kind}}, status))
 
 
 @dataclass
-class Cloud:
-    """What the stand-in has, and what is to go wrong.
+class Cloud(StandIn):
+    """What the stand-in has, and what is to go wrong; ``calls`` are methods and paths.
 
     Attributes
     ----------
-    calls
-        Every request, as method and path.
-    faults
-        What is to go wrong so many times: ``stockout``, ``quota``, ``rate``, ``error``, ``raise`` (done, then 500),
-        ``exhausted:ZONE`` (as long as it is there).
-    operation_s
-        How long a server is built.
-    late_s
-        How long a server is missing in listings.
     most_servers
         The quota.
+    credentials
+        The application credentials by id, secrets among them.
+    tokens
+        Token -> the id of the application credential that it was given for; empty for a user's password.
     """
 
-    port: int = 0
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
-    operation_s: float = 0.0
-    late_s: float = 0.0
     most_servers: int = 5000
     servers: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    credentials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
     neutron: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    born: Counter[str] = field(default_factory=Counter)  # machine's name -> how many lived at the same time, at most
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    tokens: set[str] = field(default_factory=set)
     _address: int = 10
 
     def __post_init__(self) -> None:
@@ -97,10 +84,6 @@ class Cloud:
             its_id = f"00000000-0000-4000-8000-{number:012d}"
             self.images[its_id] = {"id": its_id, "name": name, "status": "active", "visibility": "public"}
             self.images[its_id]["created_at"] = "2026-11-01T00:00:00Z"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     # -- what tests ask
 
@@ -116,6 +99,7 @@ class Cloud:
         """Return everything labelled that is there."""
         found = [key for key, each in self.servers.items() if "ems-cluster" in each["metadata"]]
         found += [key for key, each in self.images.items() if "ems-cluster" in each]
+        found += [key for key, each in self.credentials.items() if "ems-cluster=" in str(each.get("description"))]
         found += [
             f"{kind}/{key}"
             for kind, all_of in self.neutron.items()
@@ -137,15 +121,21 @@ class Cloud:
         names = [f"{stem}{number:03d}" for first, last in ends for number in range(first, last + 1)] or [stem]
         return str(names[server["_index"]])
 
-    def take(self, fault: str) -> bool:
-        """Whether something is to go wrong now; it is counted down."""
-        with self.lock:
-            if self.faults[fault] <= 0:
-                return False
-            self.faults[fault] -= 1
-            return True
-
     # -- requests
+
+    def told(self, asked: Asked) -> Told:
+        """Return the answer to whatever is asked."""
+        if asked.path.endswith("/v3/auth/tokens"):
+            token, answer = self.token(asked.body)
+            return Told(answer, 201, {"X-Subject-Token": token})
+        token = asked.headers.get("X-Auth-Token", "")
+        if token not in self.tokens:
+            raise RefusedError(401, "error", "The request requires authentication.")
+        if asked.path.startswith("/v3/"):
+            self.calls.append((asked.method, asked.path))
+            return self._keystone(asked, token)
+        status, answer = self.answer(asked.method, asked.path, dict(asked.query), asked.body)
+        return Told(answer, status)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
         """Return status and content of the answer to a request with a good token."""
@@ -228,7 +218,7 @@ class Cloud:
             )
         self._check_wish(wish)
         zone = wish.get("availability_zone", ZONES[0])
-        is_out = self.take("stockout") or self.faults[f"exhausted:{zone}"] > 0
+        is_out = self.is_out(zone, wish["flavorRef"]) or self.take("stockout")
         ids = [self._insert(wish, index, count, zone, is_out=is_out) for index in range(count)]
         return {"server": {"id": ids[0], "links": [], "security_groups": wish["security_groups"]}}
 
@@ -401,12 +391,13 @@ class Cloud:
     def token(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return a token and its description for good credentials."""
         said = body["auth"]["identity"]
-        user = said.get("password", {}).get("user", {})
-        secret = said.get("application_credential", {}).get("secret")
-        if secret != PASSWORD and (user.get("name"), user.get("password")) != (USER, PASSWORD):
+        user, told = said.get("password", {}).get("user", {}), said.get("application_credential", {})
+        kept = self.credentials.get(told.get("id", ""), {"secret": PASSWORD, "unrestricted": True})
+        is_good = told.get("secret") == kept["secret"] if told else (user.get("name"), user.get("password")) == _LOGIN
+        if not is_good:
             raise RefusedError(401, "error", "The request you have made requires authentication.")
         token = uuid.uuid4().hex
-        self.tokens.add(token)
+        self.tokens[token] = kept.get("id", "")
         urls = {"compute": "/compute/v2.1", "network": "/network", "image": "/image", "identity": "/v3"}
         catalogue = [
             {
@@ -418,9 +409,41 @@ class Cloud:
             for kind, path in urls.items()
         ]
         ends = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        return token, {
-            "token": {"expires_at": ends, "catalog": catalogue, "roles": [], "user": {"id": USER, "name": USER}}
-        }
+        roles = [{"id": name, "name": name} for name in kept.get("roles", ROLES)]
+        about: dict[str, Any] = {"expires_at": ends, "catalog": catalogue, "roles": roles}
+        about["user"] = {"id": USER, "name": USER}
+        if told:
+            about["application_credential"] = {"id": kept.get("id"), "restricted": not kept["unrestricted"]}
+        return token, {"token": about}
+
+    def _keystone(self, asked: Asked, token: str) -> Told:
+        """Make, list or delete application credentials of the user."""
+        found = re.fullmatch(rf"/v3/users/{USER}/application_credentials(?:/(\w+))?", asked.path)
+        if found is None:
+            raise RefusedError(404, "error", f"no such path: {asked.path}")
+        if asked.method == "GET":
+            shown = [{key: each[key] for key in each if key != "secret"} for each in self.credentials.values()]
+            return Told({"application_credentials": shown})
+        if self.tokens[token]:  # what is restricted makes and deletes none
+            raise RefusedError(403, "error", "You are not authorized to perform the requested action.")
+        if asked.method == "DELETE":
+            if found[1] not in self.credentials:
+                raise RefusedError(404, "error", f"Could not find Application Credential: {found[1]}.")
+            del self.credentials[found[1]]
+            return Told(status=204)
+        wish = asked.body["application_credential"]
+        if unknown := set(wish) - {"name", "description", "unrestricted", "roles", "expires_at", "access_rules"}:
+            raise RefusedError(400, "error", f"Additional properties are not allowed: {unknown}")
+        if wish["name"] in {each["name"] for each in self.credentials.values()}:
+            raise RefusedError(409, "error", f"Duplicate entry found with name {wish['name']}.")
+        roles = [each["name"] for each in wish.get("roles", [{"name": name} for name in ROLES])]
+        if not set(roles) <= set(ROLES):
+            raise RefusedError(400, "error", "a role that the user does not have")
+        made = {**wish, "id": uuid.uuid4().hex, "secret": uuid.uuid4().hex, "roles": roles}
+        self.credentials[made["id"]] = made
+        if self.take("raise"):
+            raise RefusedError(500, "error", "An unexpected error prevented the server from fulfilling your request.")
+        return Told({"application_credential": made}, 201)
 
 
 def _thing(its_id: str, name: str, more: dict[str, Any]) -> dict[str, Any]:
@@ -447,59 +470,9 @@ def _checked(key: str, body: dict[str, Any]) -> dict[str, Any]:
     return dict(body[key])
 
 
-def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def _serve(self) -> None:
-            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            where = urlsplit(self.path)
-            try:
-                body = json.loads(raw) if raw else {}
-                if where.path.endswith("/v3/auth/tokens"):
-                    token, answer = cloud.token(body)
-                    self._send(201, answer, {"X-Subject-Token": token})
-                    return
-                if self.headers.get("X-Auth-Token") not in cloud.tokens:
-                    raise RefusedError(401, "error", "The request requires authentication.")  # noqa: TRY301
-                status, answer = cloud.answer(self.command, where.path, dict(parse_qsl(where.query)), body)
-                self._send(status, answer, {})
-            except RefusedError as refused:
-                said = {"code": refused.status, "message": refused.message, "type": refused.kind}
-                self._send(refused.status, {refused.kind or "error": said}, {})
-
-        def _send(self, status: int, answer: Any, headers: dict[str, str]) -> None:
-            content = b"" if answer is None else json.dumps(answer, default=str).encode()
-            self.send_response(status)
-            for name, value in {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(content)),
-                **headers,
-            }.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815  # the base class's names
-
-    return Handler
-
-
 @contextmanager
 def serve() -> Iterator[Cloud]:
     """Give an OpenStack on loopback."""
     cloud = Cloud()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(cloud))
-    server.daemon_threads = True
-    cloud.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with answering(cloud.told) as cloud.url:
         yield cloud
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

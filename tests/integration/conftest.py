@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -142,3 +142,12 @@ def content() -> Any:
         return found
 
     return read
+
+
+@pytest.fixture(params=["aws", "gce", "openstack"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in of each cloud, see clouds/benches.py; imported here, since its libraries take a second."""
+    from clouds import benches
+
+    with benches.serve(request.param, tmp_path, monkeypatch) as bench:
+        yield bench

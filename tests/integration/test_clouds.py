@@ -8,154 +8,29 @@ from __future__ import annotations
 import base64
 import dataclasses
 import email
-import importlib.util
 import json
 import os
 import re
 import signal
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from clouds.benches import LABELS, Bench, Client, made, refused
 
 from ems.cli.cluster_gc import remind
 from ems.cluster import gc, images, lifecycle
-from ems.cluster.definition import AwsSection, Definition, GceSection, OpenstackSection
+from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, known
 from ems.cluster.provider import aws, awskeys, base, connect, waiting
-from ems.cluster.provider.aws import AwsProvider
-from ems.cluster.provider.backoff import Backoff
-from ems.cluster.provider.base import MachineRequest, MachineState, Provider, Refusal, RefusalCause, Resource, Thing
-from ems.cluster.provider.gce import GceProvider
-from ems.cluster.provider.openstack import OpenstackProvider
+from ems.cluster.provider.base import Delegator, MachineRequest, MachineState, Provider, RefusalCause, Resource, Thing
 from ems.cluster.record import Files, Phase
 from ems.errors import ClusterError, ProviderError
 
 pytestmark = pytest.mark.timeout(240)  # one that hangs shows where, instead of holding up all others
-_CLOUDS = Path(__file__).parents[1] / "clouds"
-LABELS = {base.CLUSTER: "demo", base.INCARNATION: "a" * 32, base.OWNER: "eve"}
 NOW = timedelta()
-
-
-def _load(name: str) -> ModuleType:
-    module_name = f"ems_tests_clouds_{name}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, _CLOUDS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[module_name]
-
-
-def hurried() -> Backoff:
-    """Return waits that are as many as they are and take a fiftieth of their time."""
-    return Backoff(sleep=lambda seconds: time.sleep(seconds / 50))
-
-
-@dataclass
-class Bench:
-    """One cloud: its stand-in, and how a provider is connected to it.
-
-    Attributes
-    ----------
-    zones
-        Two; the first is preferred.
-    sizes
-        Two that have what a node needs; the first is the controller's.
-    """
-
-    kind: str
-    cloud: Any
-    said: dict[str, Any]
-    zones: tuple[str, str]
-    sizes: tuple[str, str]
-    node: dict[str, Any]
-
-    def provider(self, **more: Any) -> Any:
-        sections = {"gce": GceSection, "aws": AwsSection, "openstack": OpenstackSection}
-        providers = {"gce": GceProvider, "aws": AwsProvider, "openstack": OpenstackProvider}
-        return providers[self.kind](sections[self.kind].model_validate({**self.said, **more}), backoff=hurried())
-
-    def names(self) -> list[str]:
-        if self.kind == "gce":
-            return sorted(each["name"] for each in self.cloud.machines().values())
-        return list(self.cloud.names())
-
-    def is_sound(self) -> None:
-        """Assert that no name was ever borne by two machines at a time."""
-        doubles = {name: count for name, count in self.cloud.born.items() if count > 1}
-        assert not doubles
-
-    def controller(self, **changes: Any) -> MachineRequest:
-        labels = {**LABELS, base.ROLE: "controller", base.NODE: "demo-controller"}
-        wish = MachineRequest("demo-controller", "debian:12", "#cloud-config\n", labels, size=self.sizes[0])
-        return replace(wish, is_public=True, is_trusted=True, **changes)
-
-    def nodes(self, count: int, **changes: Any) -> list[MachineRequest]:
-        labels = {**LABELS, base.ROLE: "compute", base.KIND: "gpu"}
-        wish = MachineRequest("", "ubuntu:24.04", "#cloud-config\n", labels, **{"size": self.sizes[1], **self.node})
-        return [replace(wish, name=f"demo-gpu-{number:03d}", **changes) for number in range(1, count + 1)]
-
-
-def _gce(folder: Path, monkeypatch: pytest.MonkeyPatch, cloud: Any) -> Bench:
-    cloud.public_ip = lambda _name: "127.77.0.1"
-    said = {"kind": "gce", "credentials": str(cloud.credentials(folder)), "endpoint": cloud.url}
-    zones = ("us-central1-a", "us-central1-b")
-    return Bench("gce", cloud, said, zones, ("e2-standard-2", "n1-standard-4"), {"gpus": 1, "gpu_type": "t4"})
-
-
-def _aws(folder: Path, monkeypatch: pytest.MonkeyPatch, cloud: Any) -> Bench:
-    path = folder / "credentials"
-    path.write_text("[lab]\naws_access_key_id = AKIATESTING\naws_secret_access_key = secret\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    said = {"kind": "aws", "region": "us-east-1", "profile": "lab", "endpoint": cloud.url}
-    return Bench("aws", cloud, said, ("us-east-1a", "us-east-1b"), ("m7i.large", "g4dn.xlarge"), {"gpus": 1})
-
-
-def _openstack(folder: Path, monkeypatch: pytest.MonkeyPatch, cloud: Any) -> Bench:
-    login = {"auth_url": f"{cloud.url}/v3", "username": "me", "project_id": "p1", "user_domain_name": "Default"}
-    clouds = {"lab": {"auth": login, "region_name": "one"}, "other": {"auth": login}}
-    path = folder / "clouds.yaml"
-    path.write_text(json.dumps({"clouds": clouds}))
-    path.with_name("secure.yaml").write_text(json.dumps({"clouds": {"lab": {"auth": {"password": "secret"}}}}))
-    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
-    for name in ("OS_CLOUD", "OS_AUTH_URL"):
-        monkeypatch.delenv(name, raising=False)
-    said = {"kind": "openstack", "cloud": "lab"}
-    return Bench("openstack", cloud, said, ("nova", "east"), ("m1.medium", "g1.large"), {"gpus": 1})
-
-
-_BENCHES: dict[str, Callable[..., Bench]] = {"gce": _gce, "aws": _aws, "openstack": _openstack}
-
-
-@pytest.fixture(params=sorted(_BENCHES))
-def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    with _load(request.param).serve() as cloud:
-        bench = _BENCHES[request.param](tmp_path, monkeypatch, cloud)
-        bench.said["ssh_from"] = "192.0.2.7/32"
-        yield bench
-
-
-def made(results: list[Resource | Refusal]) -> list[Resource]:
-    assert [each for each in results if isinstance(each, Refusal)] == []
-    return [each for each in results if isinstance(each, Resource)]
-
-
-def refused(results: list[Resource | Refusal]) -> list[Refusal]:
-    assert [each for each in results if isinstance(each, Resource)] == []
-    return [each for each in results if isinstance(each, Refusal)]
 
 
 def clear(bench: Bench, provider: Provider) -> None:
@@ -393,6 +268,11 @@ def started(definition: Definition) -> Fleet:
     return fleet
 
 
+def locked(definition: Definition) -> None:
+    with Files("lab").locked():
+        started(definition)
+
+
 def cleaned(definition: Definition, **how: Any) -> int:
     """Delete what is left, as ``ems cluster gc`` does; returns how much it was."""
     return sum(gc.delete(each) for each in gc.leftovers(definition, young=NOW, **how))
@@ -433,49 +313,6 @@ def test_where_there_are_no_zones_the_next_size_is_tried(bench: Bench, cluster: 
     assert fleet.record.left_out == {}
 
 
-class Client:
-    """A process that starts the cluster, forked: to begin a Python anew for each would take most of the time.
-
-    Parameters
-    ----------
-    line
-        It kills itself before it writes this line of the journal; 0: never.
-    """
-
-    def __init__(self, definition: Definition, line: int = 0) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the stand-in's threads are none of the child's
-            self.pid = os.fork()
-        if not self.pid:
-            self._work(definition, line)
-
-    def _work(self, definition: Definition, line: int) -> None:
-        seen = 0
-
-        def die(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal seen
-            if event == "open" and str(args[0]).endswith("/journal.jsonl") and args[2] & (os.O_WRONLY | os.O_RDWR):
-                seen += 1
-                if seen == line:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        code = 1
-        try:
-            sys.addaudithook(die)
-            with Files("lab").locked():
-                started(definition)
-            code = 0
-        finally:
-            os._exit(code)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self) -> int:
-        """Return 0, or the signal that ended it, negative."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 def test_killed_at_each_line_of_the_journal_nothing_is_left_after_gc(bench: Bench, cluster: Definition) -> None:
     """Every start is a new one, for gc has deleted all of the one before.
 
@@ -486,7 +323,7 @@ def test_killed_at_each_line_of_the_journal_nothing_is_left_after_gc(bench: Benc
     line, code = 0, -1
     while code:
         line += 1 if bench.kind == "gce" else 2
-        code = Client(cluster, line).wait()
+        code = Client(lambda: locked(cluster), line).wait()
         assert code in {0, -signal.SIGKILL}
         bench.is_sound()
         if code:
@@ -519,7 +356,7 @@ def test_killed_at_each_change_of_the_cloud_it_goes_on_and_doubles_nothing(
     while code:
         turn += 1
         assert turn < 30
-        client = Client(cluster)
+        client = Client(lambda: locked(cluster))
         running[:] = [client]
         code = client.wait()
         bench.is_sound()
@@ -528,6 +365,51 @@ def test_killed_at_each_change_of_the_cloud_it_goes_on_and_doubles_nothing(
     running.clear()
     lifecycle.stop(known("lab"))
     assert bench.cloud.left() == []
+
+
+# -- a controller that makes machines itself ----------------------------------------------------------------------
+
+_WORKS_AS = {"gce": {"service_account": "default"}, "aws": {"instance_profile": "ems-controller"}, "openstack": {}}
+
+
+def test_a_controller_makes_machines_by_its_own_rights(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop = bench.provider(**_WORKS_AS[bench.kind])
+    laptop.prepare(LABELS)
+    files = {}
+    if isinstance(laptop, Delegator):
+        assert "of me's" in laptop.may_delegate()
+        laptop.delegate(LABELS)
+        files = laptop.delegate(LABELS)  # the answer to the first may have been lost
+        [kept] = bench.cloud.credentials.values()
+        assert (kept["unrestricted"], kept["roles"]) == (False, ["member"])
+        [key] = [each for each in laptop.list(LABELS) if each.thing is Thing.KEY]
+        assert key.labels.items() >= LABELS.items()
+    is_told = bench.provider(as_instance=True)
+    with pytest.MonkeyPatch.context() as patch:
+        bench.become_machine(tmp_path, patch, {})
+        with pytest.raises(ProviderError, match=r"as no service account|has no role|has no credentials") as caught:
+            is_told.list(LABELS)
+        assert caught.value.hint
+        [gate] = made(laptop.create([bench.controller()]))
+        bench.become_machine(tmp_path, patch, files)
+        patch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONG")  # none of these counts
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "another")
+        machine = bench.provider(as_instance=True, **({"region": None} if bench.kind == "aws" else {}))
+        getattr(bench.cloud, "callers", {}).clear()
+        nodes = bench.nodes(2)
+        machine.check(nodes)
+        assert [each.name for each in made(machine.create(nodes))] == ["demo-gpu-001", "demo-gpu-002"]
+        assert gate.name in {each.name for each in machine.list(LABELS)}
+        assert Thing.KEY not in {each.thing for each in machine.list(LABELS)}  # which is not its own to delete
+        if isinstance(machine, Delegator):
+            with pytest.raises(ProviderError, match="may not make any for the controller"):
+                machine.delegate(LABELS)
+        machine.destroy([each for each in machine.list(LABELS) if each.name == "demo-gpu-001"])
+        assert bench.names() == ["demo-controller", "demo-gpu-002"]
+        assert set(getattr(bench.cloud, "callers", {"machine": 1})) == {"machine"}
+    clear(bench, laptop)
 
 
 # -- what is left over --------------------------------------------------------------------------------------------

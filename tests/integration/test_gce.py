@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import signal
-import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from clouds import gce
+from clouds.benches import LABELS, Client, hurried, made, refused
 
 from ems.cluster import ledger, lifecycle, price
 from ems.cluster.definition import Definition, GceSection
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
-from ems.cluster.provider.backoff import Backoff
 from ems.cluster.provider.base import MachineRequest, Refusal, RefusalCause, Resource
 from ems.cluster.provider.gce import GceProvider
 from ems.cluster.record import Files
 from ems.errors import ClusterError, ProviderError, UsageError
 
-_TESTS = Path(__file__).parents[1]
 _A, _B = "us-central1-a", "us-central1-b"
-LABELS = {base.CLUSTER: "demo", base.INCARNATION: "a" * 32, base.OWNER: "eve"}
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> ModuleType:
-    path = _TESTS / "clouds" / "gce.py"
-    spec = importlib.util.spec_from_file_location("ems_tests_gce", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
-def cloud(stand_in: ModuleType) -> Iterator[Any]:
-    with stand_in.serve() as cloud:
+def cloud() -> Iterator[Any]:
+    with gce.serve() as cloud:
         yield cloud
 
 
 def section(cloud: Any, folder: Path, **more: Any) -> GceSection:
     said = {"credentials": str(cloud.credentials(folder)), "endpoint": cloud.url, "ssh_from": "192.0.2.7/32", **more}
     return GceSection.model_validate(said)
-
-
-def hurried() -> Backoff:
-    """Return waits that are as many as they are and take a fiftieth of their time."""
-    import time
-
-    return Backoff(sleep=lambda seconds: time.sleep(seconds / 50))
 
 
 @pytest.fixture
@@ -76,16 +51,6 @@ def nodes(count: int, **changes: Any) -> list[MachineRequest]:
     labels = {**LABELS, base.ROLE: "compute", base.KIND: "gpu"}
     wish = MachineRequest("", "ubuntu:24.04", "#cloud-config\n", labels, size="n1-standard-4", gpus=1, gpu_type="t4")
     return [replace(wish, name=f"demo-gpu-{number:03d}", spot=True, **changes) for number in range(1, count + 1)]
-
-
-def made(results: list[Resource | Refusal]) -> list[Resource]:
-    assert [each for each in results if isinstance(each, Refusal)] == []
-    return [each for each in results if isinstance(each, Resource)]
-
-
-def refused(results: list[Resource | Refusal]) -> list[Refusal]:
-    assert [each for each in results if isinstance(each, Resource)] == []
-    return [each for each in results if isinstance(each, Refusal)]
 
 
 # -- what is asked of Google ------------------------------------------------------------------------------------
@@ -250,6 +215,11 @@ def started(project: Path, **counts: int) -> Fleet:
     return fleet
 
 
+def locked(project: Path) -> None:
+    with Files("lab").locked():
+        started(project)
+
+
 def where(cloud: Any) -> dict[str, str]:
     """Return the stand-in's machines: name -> zone and size."""
     found = {}
@@ -361,33 +331,6 @@ def test_plan_and_check_show_price_and_quota_and_make_nothing(
 # -- a client that is killed ------------------------------------------------------------------------------------
 
 
-class Client:
-    """A process that starts the cluster, forked: to begin a Python anew takes most of the time."""
-
-    def __init__(self, project: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the stand-in's threads are none of the child's
-            self.pid = os.fork()
-        if not self.pid:
-            self._work(project)
-
-    def _work(self, project: Path) -> None:
-        code = 1
-        try:
-            with Files("lab").locked():
-                started(project)
-            code = 0
-        finally:
-            os._exit(code)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self) -> int:
-        """Return 0, or the signal that ended it, negative."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 def test_a_killed_start_asks_where_it_had_asked_though_another_zone_is_better_again(
     cloud: Any, cluster: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,7 +345,7 @@ def test_a_killed_start_asks_where_it_had_asked_though_another_zone_is_better_ag
         return answer
 
     monkeypatch.setattr(cloud, "_change", deadly)
-    running.append(Client(project))
+    running.append(Client(lambda: locked(project)))
     assert running[0].wait() == -signal.SIGKILL
     monkeypatch.setattr(cloud, "_change", change)
     cloud.faults.clear()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from clouds import gce
+from clouds.bodies import Bodies
 
 from ems.cluster.definition import ContainerSection
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import Thing
 
-_CLOUDS = Path(__file__).parents[1] / "clouds"
 DEFINITION = """
 provider: {{kind: gce, credentials: {credentials}, endpoint: "{url}", ssh_from: 192.0.2.7/32, range: {subnet}}}
 image: debian:12
@@ -29,16 +28,6 @@ partitions:
 """
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"ems_tests_{name}", _CLOUDS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def life(desks: ModuleType, baked: None, shared: Path, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
     """The stand-in with containers behind it, and a laptop that makes a cluster there."""
@@ -48,9 +37,9 @@ def life(desks: ModuleType, baked: None, shared: Path, tmp_path: Path) -> Iterat
     number = os.getpid() % 200
     subnet = f"10.233.{number}.0/24"
     desk = desks.Desk(tmp_path)  # its guard ends the containers, which have its cluster's label
-    with _load("gce").serve() as cloud:
+    with gce.serve() as cloud:
         images = _images((shared / "baked").read_text())
-        bodies = _load("bodies").Bodies(desk.name, subnet, f"127.77.{number}.0", images)
+        bodies = Bodies(desk.name, subnet, f"127.77.{number}.0", images)
         cloud.bodies, cloud.public_ip = bodies, bodies.public_ip
         desk.define(DEFINITION.format(credentials=cloud.credentials(tmp_path), url=cloud.url, subnet=subnet))
         try:

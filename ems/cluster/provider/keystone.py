@@ -124,7 +124,7 @@ def own_cloud(name: str | None = None, auth_url: str | None = None) -> Cloud:
         If it is not there.
     """
     del name
-    path = Path(os.environ.get("OS_CLIENT_CONFIG_FILE") or OWN_FILE)
+    path = Path(OWN_FILE)
     said = _clouds_in(path).get(OWN_NAME)
     if said is None:
         raise ProviderError(f"this machine has no credentials for OpenStack in {path}", "ems cluster setup makes them")
