@@ -151,8 +151,11 @@ class Control:
         return self._update_nodes(names, "state=power_up")
 
     def release(self, names: Iterable[str]) -> dict[str, str]:
-        """Let SLURM use nodes again that were down or drained."""
-        return self._update_nodes(names, "state=resume")
+        """Put nodes that are powered down back into the pool: they are neither down nor drained any more.
+
+        Other than ``resume`` (SLURM 22.05), ``idle`` does not have SLURM wait for an answer of a node that is not there.
+        """
+        return self._update_nodes(names, "state=idle")
 
     def comment(self, jobs: Iterable[str], text: str) -> dict[str, str]:
         """Tell the owners of jobs something, by ``squeue -o %k`` and sacct's Comment and AdminComment."""

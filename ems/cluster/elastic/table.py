@@ -34,7 +34,7 @@ class Standing(StrEnum):
     HELD = "held"  # the same, and SLURM was told
     DOWNED = "downed"  # down, or drained by SLURM itself, and powered down
     PARKED = "parked"  # drained by a person, and powered down
-    MUTE = "mute"  # powered down, but SLURM waits for its answer: it would never be used again
+    MUTE = "mute"  # powered down, but SLURM waits for its answer: it may never be used again
     COMING = "coming"  # powering up
     STALE = "stale"  # powering up, but its machine is one from before, which never registers anew
     GOING = "going"  # powering down
@@ -52,7 +52,7 @@ class Verb(StrEnum):
     DOWN = "down"  # declare the node gone: its jobs are requeued
     POWER_DOWN = "power_down"
     FORCE = "force"  # power_down_force
-    RELEASE = "release"  # resume: back into the pool
+    RELEASE = "release"  # back into the pool
     POWER_UP = "power_up"
     CREATE = "create"  # make the machine that SLURM waits for
 
@@ -73,8 +73,8 @@ class Cell:
     when: When = When.NOW
 
 
-# lose: the node is gone, and comes back as one that is powered down; off: the machine of a node that SLURM has let go
-_SHORT = {"-": (), "lose": (Verb.DOWN, Verb.POWER_DOWN), "heal": (Verb.FORCE, Verb.RELEASE)}
+# lose: what ran there is requeued, and the node comes back as one that is powered down
+_SHORT = {"-": (), "lose": (Verb.DOWN, Verb.POWER_DOWN)}
 
 _GRID = """
           absent          starting    running     stopping    stopped     failed      unknown
@@ -85,7 +85,7 @@ closed    down            destroy     destroy     destroy@l   destroy     destro
 held      -               destroy     destroy     destroy@l   destroy     destroy     destroy@l
 downed    release         destroy     destroy     destroy@l   destroy     destroy     destroy@l
 parked    -               destroy     destroy     destroy@l   destroy     destroy     destroy@l
-mute      heal            destroy     destroy     destroy@l   destroy     destroy     destroy@l
+mute      force           destroy     destroy     destroy@l   destroy     destroy     destroy@l
 stale     -               destroy     destroy     destroy@l   destroy     destroy     destroy@l
 going     -               destroy     destroy     destroy@l   destroy     destroy     destroy@l
 coming    create@s        lose@l      lose@l      lose@l      destroy     destroy     lose@l
@@ -169,17 +169,15 @@ def standing(node: Node | None, *, is_floor: bool = False, closed: str = "") -> 
 
 
 def _off(node: Node, *, is_floor: bool, closed: str) -> Standing:
-    is_ours = node.reason.startswith(OURS)
-    if node.base in _GONE:
-        if closed:
-            return Standing.HELD if is_ours else Standing.CLOSED
-        return Standing.DOWNED
-    if node.flags & _DRAINED:
-        return Standing.DOWNED if node.reason.startswith(_OWN_REASONS) else Standing.PARKED
+    is_down = node.base in _GONE
     if closed:
-        return Standing.CLOSED
+        return Standing.HELD if is_down and node.reason.startswith(OURS) else Standing.CLOSED
+    if node.flags & _DRAINED and not node.reason.startswith(_OWN_REASONS):
+        return Standing.PARKED
     if "NOT_RESPONDING" in node.flags:
         return Standing.MUTE
+    if is_down or node.flags & _DRAINED:
+        return Standing.DOWNED
     return Standing.WANTED if is_floor else Standing.RESTING
 
 
