@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ems import registry
-from ems.cluster import arrival, floor, images, ledger, nodes, provision, usage
+from ems.cluster import arrival, delegation, floor, images, ledger, nodes, provision, usage
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, Report, quiet
 from ems.cluster.keys import fingerprint
 from ems.cluster.provider import base, connect
-from ems.cluster.provider.base import MachineState, Resource, Thing
+from ems.cluster.provider.base import ImageMaker, MachineState, Resource, Thing
 from ems.cluster.record import MADE, Files, Phase, choose, new
 from ems.errors import ClusterError, ConnectionFailedError, NotFoundError, UsageError
 
@@ -66,7 +66,7 @@ def begin(name: str, definition: Definition, counts: Mapping[str, int], report: 
     UsageError
         If there is no such kind.
     """
-    floor.refuse_helpless(definition)
+    delegation.refuse_helpless(definition)
     files = Files(name)
     record = files.load()
     if record is not None and record.phase is Phase.MAKING and record.digest != definition.digest:
@@ -175,10 +175,13 @@ def make(fleet: Fleet) -> None:
     if missing or any(each.state is MachineState.STOPPED for each in found.values()):
         ledger.check_limit(fleet)
     if missing:
-        fleet.provider.check([*missing, *(nodes.requests(fleet, floor.samples(fleet)) if is_elastic else ())])
+        later = nodes.requests(fleet, floor.samples(fleet)) if is_elastic else []
+        fleet.provider.check([*missing, *later])
         fleet.report("network", "being made")
         with fleet.journal.step("prepare", [f"{record.name}"]):
             fleet.provider.prepare(record.labels())
+        if isinstance(fleet.provider, ImageMaker):
+            fleet.provider.make_images([each.image for each in later])
         fleet.report("network", "there")
     _wake_controller(fleet, found.get(record.controller))
     surplus = [name for name in found if name != record.controller and name not in record.wanted]
@@ -203,6 +206,8 @@ def _wake_controller(fleet: Fleet, controller: Resource | None) -> None:
 
 def configure(fleet: Fleet) -> int:
     """Run the templates on the controller; returns how much they changed."""
+    if fleet.definition.trusts_controller and fleet.provider.traits.client:
+        fleet.provider.start([fleet.controller()])  # it runs; but what it makes nodes by, here, may have ended
     arrival.reach(fleet)
     with fleet.journal.step("setup", [fleet.record.controller]):
         changed = provision.configure(fleet).changed

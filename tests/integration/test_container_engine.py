@@ -29,6 +29,7 @@ _INSPECTED = {
     "Id": _ID,
     "Name": "/c-controller",
     "Image": "sha256:" + "ab" * 32,
+    "Created": "2026-02-03T04:05:06.123456789Z",
     "State": {"Status": "running"},
     "Config": {"Labels": {**_LABELS, "ems-labels": "ems-cluster.ems-id.ems-role", "of": "the image"}},
     "NetworkSettings": {

@@ -205,6 +205,21 @@ def controllers_first(machines: Sequence[Resource]) -> list[list[Resource]]:
 
 
 @runtime_checkable
+class ImageMaker(Protocol):
+    """A provider whose distributions' images are made where the client is, and nowhere else."""
+
+    def make_images(self, images: Sequence[str]) -> None:
+        """Have the images of distributions that machines will be made from later, unless they are there.
+
+        Raises
+        ------
+        ProviderError
+            If one cannot be made.
+        """
+        ...
+
+
+@runtime_checkable
 class Inspector(Protocol):
     """A provider that can say what it looks at, instead of only the first thing that is wrong."""
 

@@ -129,6 +129,11 @@ class ContainerProvider:
             else:
                 self.driver.create_volume(0, name, ex_labels=labels)
 
+    def make_images(self, images: Sequence[str]) -> None:
+        """Have the images of distributions: a controller that makes nodes cannot make those, too."""
+        for image in DISTRIBUTIONS.keys() & set(images):
+            base_image(self.driver.engine, image, self.notify)
+
     def create(self, requests: Sequence[MachineRequest]) -> list[Resource | Refusal]:
         """Make containers side by side; see :meth:`.base.Provider.create`."""
         images: dict[str, str | Refusal] = {}
@@ -357,6 +362,7 @@ def _resource(node: Node) -> Resource:
         address=node.private_ips[0] if node.private_ips else "",
         ssh_address=node.public_ips[0] if node.public_ips else "",
         ssh_port=node.extra["ssh_port"] or 22,
+        created_at=node.created_at,
     )
 
 

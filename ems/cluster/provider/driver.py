@@ -11,6 +11,7 @@ import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeSize, StorageVolume
@@ -243,7 +244,13 @@ class ContainerNodeDriver(NodeDriver):
                 "labels": _own(_labels(found)),
                 "ssh_port": int(published[0]["HostPort"]) if published else None,
             },
+            created_at=_moment(found.get("Created")),
         )
+
+
+def _moment(said: str | None) -> datetime | None:
+    """Read when a container was made: to the nanosecond, which Python does not know."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", said)) if said else None
 
 
 def _id(node: Node) -> str:

@@ -56,14 +56,20 @@ class SocketEngine(Engine):
         return False  # its service is
 
 
-def here(path: Path = Path("/", FACTS)) -> SocketEngine:
+def here(path: Path | None = None) -> SocketEngine:
     """Return the engine by which the controller that this runs on makes its nodes.
+
+    Parameters
+    ----------
+    path
+        Where it was told; None: as controllers are.
 
     Raises
     ------
     ProviderError
         If it was given none.
     """
+    path = path or Path("/", FACTS)
     try:
         return SocketEngine(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError) as error:
