@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ems import harvest, snapshot, submission
+from ems import budget, harvest, snapshot, submission
 from ems.errors import NotFoundError, UsageError
 from ems.executor.base import Submission, writing_to
-from ems.model import Experiment, Json, Resources, Run, State
+from ems.model import Experiment, Resources, Run, State
 from ems.node import records
+from ems.node.budget import USD
 from ems.remote.pull import STATES
 from ems.store import Store
 from ems.target import Target
@@ -51,6 +53,8 @@ def rerun(
     *,
     resources: Resources | None = None,
     fresh: bool | None = None,
+    amounts: Mapping[str, float] | None = None,
+    price: Callable[[Resources], float | None] = lambda _: None,
 ) -> Rerun:
     """Queue runs again as their next attempts.
 
@@ -64,11 +68,15 @@ def rerun(
         What to ask for instead; None fields keep the experiment's.
     fresh
         True: start from nothing; False: go on from the checkpoint. Default: from nothing where the run completed.
+    amounts
+        The budget of these runs; without one what is left of the budget before holds for them, too.
+    price
+        Returns what a run with such resources costs an hour.
 
     Raises
     ------
     UsageError
-        If a chosen run is still pending or running.
+        If a chosen run is still pending or running, or the budget cannot be kept.
     NotFoundError
         If there is no such run, or nothing to rerun.
     """
@@ -87,10 +95,14 @@ def rerun(
         chosen = _choose(store, experiment, states, which)
         if chosen:
             asked = {key: value for key, value in asdict(resources or Resources()).items() if value is not None}
-            target.executor.check(replace(experiment.resources, **asked))
+            whole = replace(experiment.resources, **asked)
+            kept = _budget(files, experiment, whole, amounts, price)
+            target.executor.check(whole)
             if target.remote is None:  # else the other side does when it is handed the chunks
                 snapshot.checkout(target.root, experiment.snapshot)
-            _queue(files, experiment, target, _by_freshness(chosen, states, fresh), asked)
+            _queue(
+                files, experiment, target, _by_freshness(chosen, states, fresh), {"resources": asked, "budget": kept}
+            )
     if not chosen:
         if fed.submitted:
             return Rerun((), fed)
@@ -111,15 +123,33 @@ def _queue(
     experiment: Experiment,
     target: Target,
     split: dict[bool, list[int]],
-    resources: dict[str, Json],
+    changes: dict[str, Any],
 ) -> None:
-    """Write the chunks of the chosen runs, after all that there are."""
+    """Write the chunks of the chosen runs, after all that there are; ``changes`` are of :func:`plan_chunks`."""
     limits = target.executor.limits()
     for fresh, indices in split.items():
         first = max(files.chunk_numbers(), default=0) + 1
-        for chunk in submission.plan_chunks(experiment, indices, limits, first=first, fresh=fresh, resources=resources):
+        for chunk in submission.plan_chunks(experiment, indices, limits, first=first, fresh=fresh, **changes):
             if not records.create_exclusive(files.chunk(chunk["chunk"]), records.dump(chunk)):
                 raise UsageError(f"runs of {experiment.id} are being queued by another command", "repeat this one")
+
+
+def _budget(
+    files: records.ExperimentFiles,
+    experiment: Experiment,
+    resources: Resources,
+    amounts: Mapping[str, float] | None,
+    price: Callable[[Resources], float | None],
+) -> records.Record | None:
+    """Return the budget for a rerun's chunks: a new one, or the one that held before."""
+    if not amounts:
+        before = budget.last(experiment, files)
+        if before is None or before["usd_per_h"] is None:
+            return before
+        return {**before, "usd_per_h": price(resources) or before["usd_per_h"]}
+    usd_per_h = price(resources) if USD in amounts else None
+    budget.check(amounts, resources, experiment.target, usd_per_h)
+    return {"amounts": dict(amounts), "usd_per_h": usd_per_h, "since": max(files.chunk_numbers(), default=0) + 1}
 
 
 def _choose(store: Store, experiment: Experiment, states: dict[int, State], which: str | Sequence[int]) -> list[int]:
@@ -175,6 +205,7 @@ def reproduce(store: Store, target: Target, experiment: Experiment, index: int) 
         created_at=records.now(),
         n_runs=1,
         pack=None,
+        budget={},
         message=f"reproduces {experiment.id}/{index}",
         # the code is that of then; Python, packages and host are those of now
         provenance={**experiment.provenance, **target.surroundings(experiment.command_line, experiment.python)},

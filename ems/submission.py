@@ -60,6 +60,7 @@ def plan_chunks(
     first: int = 1,
     fresh: bool = False,
     resources: Mapping[str, Json] | None = None,
+    budget: records.Record | None = None,
 ) -> list[records.Record]:
     """Split runs into array jobs that the scheduler takes.
 
@@ -76,6 +77,8 @@ def plan_chunks(
         Whether the attempts start from nothing instead of their checkpoint.
     resources
         What to ask for instead of the experiment's, by name of the field of ``Resources``.
+    budget
+        The one that holds instead of the experiment's, as :class:`ems.node.budget.Budget` takes it.
     """
     per_task = experiment.pack or 1
     n_tasks = -(-len(indices) // per_task)
@@ -100,6 +103,7 @@ def plan_chunks(
                 "executor": experiment.executor,
                 "fresh": fresh,
                 "resources": dict(resources) if resources else None,
+                **({"budget": dict(budget)} if budget else {}),
                 "created_at": records.now(),
             }
         )

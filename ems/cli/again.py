@@ -46,15 +46,17 @@ def rerun(
     nodes: o.Nodes = None,
     exclude: o.Exclude = None,
     alloc: o.Alloc = None,
+    budget: o.Budget = None,
     wait: o.Wait = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Run again from the same code, as the next attempt.
 
     Earlier attempts are kept. What failed goes on from its checkpoint unless --fresh is given; what completed starts
-    from nothing.
+    from nothing. They keep to what is left of the experiment's budget, or to one of their own by --budget.
     """
     from ems import rerun as library
+    from ems.cli import budget as money
     from ems.cli import render, submit, waiting
     from ems.cli.session import open_session
     from ems.model import Resources
@@ -66,7 +68,16 @@ def rerun(
         session.check_kept(experiment)
         which = _which(addresses[0], indices, failed=failed, missing=missing, every=all_)
         target = session.target(experiment.target)
-        done = library.rerun(session.store, target, experiment, which, resources=resources, fresh=fresh)
+        done = library.rerun(
+            session.store,
+            target,
+            experiment,
+            which,
+            resources=resources,
+            fresh=fresh,
+            amounts=money.read(budget),
+            price=lambda asked: money.price_on(target, asked),
+        )
         if as_json:
             facts = submit.describe_submission(done.submission)
             render.print_json({"experiment": experiment.id, "runs": list(done.indices), **facts})

@@ -91,6 +91,10 @@ On = Annotated[str | None, option(WHERE, "--on", metavar="TARGET", help="`here`,
 MaxParallel = Annotated[
     int | None, option(WHERE, "--max-parallel", metavar="N", help="At most N runs (with --pack: tasks) at a time.")
 ]
+Budget = Annotated[
+    list[str] | None,
+    option(WHERE, "--budget", metavar="AMOUNT", help="Start no run beyond it: 50usd, 200gpuh, 400cpuh; or several."),
+]
 Pack = Annotated[
     int | None,
     option(WHERE, "--pack", metavar="K", help="K runs at a time share one array task, until its time is up."),

@@ -119,6 +119,7 @@ def report(
     One row a run, or one a group with --by; the best is marked. Of a study:
     the best configurations, what matters, the rungs (--columns all: its runs).
     """
+    from ems.cli import budget
     from ems.cli.session import open_session
 
     chosen = _format(form, as_json, output)
@@ -150,6 +151,7 @@ def report(
         else:
             _tabulate(session, found, query, chosen, output, cost=cost)
         _say_what_is_new(session, found)
+        budget.say_refused(session, [each.id for each in found])
 
 
 def _is_of_study(found: Sequence[Experiment], query: Query, chosen: Format) -> bool:

@@ -37,7 +37,7 @@ def harvest(
 
     Incremental, and safe at any moment: results of running runs are included, nothing is counted twice.
     """
-    from ems.cli import render, waiting
+    from ems.cli import budget, render, waiting
     from ems.cli.session import open_session
 
     o.check_watch(watch, as_json)
@@ -50,6 +50,7 @@ def harvest(
             _end_as(reports)
             return
         say(reports)
+        budget.say_refused(session, [each.exp_id for report in reports for each in report.experiments])
         while watch and not patience.is_over(session.counts(left := _unfinished(session, chosen))):
             time.sleep(_WATCH_S)
             reports = _harvest(session, left, metric_files or ())

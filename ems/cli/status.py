@@ -38,7 +38,7 @@ def status(
 
     With SLURM's estimate of when the next one starts, where there is one.
     """
-    from ems.cli import render, waiting
+    from ems.cli import budget, render, waiting
     from ems.cli.session import open_session
 
     o.check_watch(watch, as_json)
@@ -57,6 +57,7 @@ def status(
                 if not watch or patience.is_over(session.counts(chosen), is_sure=not trouble):
                     break
                 time.sleep(_WATCH_S)
+        budget.say_refused(session, [each.id for each in chosen])
         _say_next(session, chosen)
 
 
@@ -152,7 +153,7 @@ def _queue(session: Session, experiment: Experiment) -> _Queue:
 
 def _next(session: Session, experiment: Experiment) -> str:
     """``2 wait for Resources, start ~14:05``: what is to come, or what stands against it."""
-    from ems.cli import render
+    from ems.cli import budget, render
 
     queue = _queue(session, experiment)
     reasons = Counter(info.reason for info in queue.waiting if info.reason)
@@ -162,7 +163,7 @@ def _next(session: Session, experiment: Experiment) -> str:
     words += [f"{render.plural(queue.n_chunks, 'array job')} to submit"] if queue.n_chunks else []
     words += ["held"] if queue.is_held else []
     words += [queue.out_of_reach] if queue.out_of_reach else []
-    return ", ".join([*_search(session, experiment), *words])
+    return ", ".join([*_search(session, experiment), *budget.words(session, experiment), *words])
 
 
 def _search(session: Session, experiment: Experiment) -> list[str]:
@@ -185,8 +186,10 @@ def _local_clock(moment: str) -> str:
 
 
 def _json(session: Session, experiment: Experiment) -> dict[str, Json]:
+    from ems.cli import budget
+
     counts = session.store.counts([experiment.id])[experiment.id]
-    queue = _queue(session, experiment)
+    queue, means = _queue(session, experiment), budget.standing(session, experiment)
     return {
         "experiment": experiment.id,
         "name": experiment.name,
@@ -200,6 +203,7 @@ def _json(session: Session, experiment: Experiment) -> dict[str, Json]:
         "reasons": dict(Counter(info.reason for info in queue.waiting if info.reason)),
         "start_estimate": min((info.start_estimate for info in queue.waiting if info.start_estimate), default=None),
         "created_at": experiment.created_at,
+        "budget": means.as_json() if means is not None else None,
     }
 
 

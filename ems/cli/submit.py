@@ -84,6 +84,7 @@ _PARRUN: Mapping[str, Any] = {
     "again": o.Again,
     "on": o.On,
     **RESOURCES,
+    "budget": o.Budget,
     **SETTINGS,
     "name": o.Name,
     "message": o.Message,
@@ -92,7 +93,9 @@ _PARRUN: Mapping[str, Any] = {
     "dry_run": o.DryRun,
     "as_json": o.AsJson,
 }
-_RUN = {name: type_ for name, type_ in _PARRUN.items() if name not in {*_SWEEP, "max_parallel", "pack", "workers"}}
+_RUN = {
+    name: type_ for name, type_ in _PARRUN.items() if name not in {*_SWEEP, "budget", "max_parallel", "pack", "workers"}
+}
 
 
 def typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -115,7 +118,7 @@ def typed_by(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callab
     "ems parrun train.py                                  the script's own loops",
     "ems parrun train.py --set lr=0.1,0.01 --set seed=0..9",
     "ems parrun train.py --set 'lr=loguniform(1e-5,1e-1)' --samples 20",
-    "ems parrun --sweep sweep.yaml --gres gpu:1 --time 2:00:00",
+    "ems parrun --sweep sweep.yaml --gres gpu:1 --time 2:00:00 --budget 50usd",
     "ems parrun train.py --dry-run -- --epochs 3",
 )
 @typed_by(_PARRUN)
@@ -134,12 +137,13 @@ def run(ctx: typer.Context, **typed: Any) -> None:
 def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
     check_words(ctx, typed)
     from ems import plan as planning
-    from ems.cli import render, waiting
+    from ems.cli import budget, render, waiting
     from ems.cli.session import open_session
 
     started = time.monotonic()
     with open_session(project_of(typed)) as session:
-        plan = planning.plan(request(ctx, session, typed, single), session.store)
+        amounts = budget.read(typed.get("budget"))
+        plan = budget.within(amounts, planning.plan(request(ctx, session, typed, single), session.store))
         for warning in plan.warnings:
             render.note(f"warning: {warning}")
         if not plan.experiment.n_runs:
@@ -149,7 +153,7 @@ def _submit(ctx: typer.Context, typed: dict[str, Any], single: bool) -> None:
             _show_plan(plan, typed["as_json"])
             return
         if not typed["as_json"]:
-            render.say(headline(plan))
+            render.say(headline(plan), *budget.lines(plan.experiment))
         try:
             done = planning.submit(plan, session.store)
         except KeyboardInterrupt:
@@ -317,6 +321,7 @@ def summary(plan: Plan) -> dict[str, Json]:
         "snapshot": plan.snapshot.id,
         "warnings": list(plan.warnings),
         "gpu_hours": plan.gpu_hours,
+        "budget": dict(experiment.budget) or None,
     }
 
 
@@ -350,7 +355,7 @@ def _say_nothing_to_do(plan: Plan, as_json: bool) -> None:
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
     """Show what would be submitted: the runs, the chunks, the script, the GPU-hours."""
-    from ems.cli import render
+    from ems.cli import budget, render
 
     if as_json:
         runs = [{"index": each.index, "seed": each.seed, "params": each.params} for each in plan.runs()]
@@ -358,7 +363,8 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
             {**summary(plan), "experiment": None, "points": runs, "chunks": plan.chunks, "script": plan.script()}
         )
         return
-    render.say(headline(plan).replace(f"experiment {plan.experiment.id}", "dry run:", 1), "")
+    head = headline(plan).replace(f"experiment {plan.experiment.id}", "dry run:", 1)
+    render.say(head, *budget.lines(plan.experiment), "")
     shown = list(islice(plan.runs(), _SHOWN))
     names = list(dict.fromkeys(name for each in shown for name in each.params))
     columns = [render.Column("run", right=True, keep=True), *(render.Column(name, cut=True) for name in names)]

@@ -353,6 +353,7 @@ def _sweep(name: str | None) -> Sweep | None:
 def _plan(ctx: typer.Context, session: Session, typed: Mapping[str, Any], read: _Typed) -> tuple[Plan, StudySpec]:
     """Freeze the code, and fill in what only the target and the store know."""
     from ems import plan as planning
+    from ems.cli import budget as cli_budget
     from ems.study import budget
 
     if typed["name"]:
@@ -368,7 +369,7 @@ def _plan(ctx: typer.Context, session: Session, typed: Mapping[str, Any], read: 
         parallel=read.asked.parallel or read.settings.max_parallel or _places(plan),
         seed_as=seed_as,
         warm_start=warm_start,
-        usd_per_h=_price(plan),
+        usd_per_h=cli_budget.price(plan),
         wake_s=typed["wake"],
         **({"max_crashes": typed["max_crashes"]} if typed["max_crashes"] else {}),
     )
@@ -408,33 +409,6 @@ def _places(plan: Plan) -> int:
     if plan.target.executor.name != "here" or plan.target.remote is not None:
         return _PARALLEL
     return here.places(plan.experiment, plan.experiment.resources)
-
-
-def _price(plan: Plan) -> float | None:
-    """Return what a trial costs an hour, in US dollars: its share of a node; None where nobody knows.
-
-    Of a cluster that ems has made; by the first kind of node of its partition.
-    """
-    if plan.target.remote is None:
-        return None
-    from ems.cluster import price
-    from ems.cluster.definition import Definition
-    from ems.cluster.record import Files
-
-    kept = Files(plan.target.name).load()
-    if kept is None:
-        return None
-    resources, definition = plan.experiment.resources, Definition.model_validate(kept.definition)
-    partition = definition.partitions.get(resources.partition or definition.default_partition)
-    kind = partition.nodes[0] if partition is not None else next(iter(definition.nodes))
-    node, whole = definition.kind(kind), price.of_kind(definition, kind)
-    if whole is None:
-        return None
-    if resources.gpus_per_run:
-        share = resources.gpus_per_run / max(node.gpus, resources.gpus_per_run)
-    else:
-        share = (resources.cpus or 1) / max(node.cpus or 1, resources.cpus or 1)
-    return whole * share * (resources.nodes or 1)
 
 
 def _study_id(session: Session, reference: str) -> str:

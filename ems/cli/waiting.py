@@ -31,7 +31,7 @@ def until_finished(session: Session, experiment: Experiment, *, quiet: bool = Fa
     typer.Exit
         With 1 if a run failed or was cancelled, with 130 after Ctrl-C.
     """
-    from ems.cli import render, results
+    from ems.cli import budget, render, results
 
     try:
         with render.progress() as show:
@@ -45,6 +45,7 @@ def until_finished(session: Session, experiment: Experiment, *, quiet: bool = Fa
     reports = session.harvest([experiment])
     if not quiet:
         results.say(reports)
+        budget.say_refused(session, [experiment.id])
     lost = counts.get(State.UNKNOWN, 0)
     if lost:
         render.note(

@@ -16,6 +16,8 @@ import yaml
 from ems.cluster.definition import Definition
 from ems.cluster.provider import needed
 from ems.cluster.provider.base import CLUSTER, KIND, MachineRequest, Resource
+from ems.cluster.record import Files
+from ems.model import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,30 @@ def of_kind(definition: Definition, kind: str) -> float | None:
 def of_machines(definition: Definition, machines: Sequence[Resource]) -> float | None:
     """Return US dollars an hour of machines that are there, by what they really are; None where one is unknown."""
     return total(per_hour(definition, _as_it_is(definition, each)) for each in machines)
+
+
+def of_run(cluster: str, resources: Resources) -> float | None:
+    """Return US dollars an hour of one run: its share of a node's GPUs or, where it has none, of its CPUs.
+
+    Of a cluster that ems has made; where its partition has several kinds of nodes, on the dearest one. None: unknown.
+    """
+    kept = Files(cluster).load()
+    if kept is None:
+        return None
+    definition = Definition.model_validate(kept.definition)
+    partition = definition.partitions.get(resources.partition or definition.default_partition)
+    kinds = partition.nodes if partition is not None else tuple(definition.nodes)[:1]
+    prices = [_share(definition, kind, resources) for kind in kinds]
+    known = [each for each in prices if each is not None]
+    return max(known) * (resources.nodes or 1) if known and len(known) == len(prices) else None
+
+
+def _share(definition: Definition, kind: str, resources: Resources) -> float | None:
+    node, whole = definition.kind(kind), of_kind(definition, kind)
+    if whole is None:
+        return None
+    gpus, cpus = resources.gpus_per_run, resources.cpus or 1
+    return whole * (gpus / max(node.gpus, gpus) if gpus else cpus / max(node.cpus or 1, cpus))
 
 
 def per_hour(definition: Definition, machine: Machine) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from ems.harvest.verdict import Place, Verdict, decide, has_ended, needs_schedul
 from ems.model import JobInfo, Run, State
 from ems.node import records
 from ems.node.feed import CANCELLED, job_of
+from ems.node.job import BUDGET
 from ems.node.records import ExperimentFiles, Record
 from ems.store import Store, wide
 
@@ -96,6 +97,7 @@ class _Look:
         self._store, self._files = store, files
         self._problems = problems if problems is not None else []
         self._rows: list[_Row] = []
+        self._spent: dict[int, bool] = {}  # by chunk: whether its budget was
         self.executor = ""
 
     def open(self) -> bool:
@@ -211,7 +213,19 @@ class _Look:
     def _verdict(self, row: _Row, record: Record | None, infos: dict[str, JobInfo] | None, by_slurm: bool) -> Verdict:
         if record is None and row.place.job == CANCELLED:
             return Verdict(State.CANCELLED, "", "cancelled before it was submitted")
-        return decide(record, row.place, infos, row.verdict, by_slurm)
+        verdict = decide(record, row.place, infos, row.verdict, by_slurm)
+        if verdict.state is State.CANCELLED and not has_ended(record) and self._has_spent(row.chunk):
+            return replace(verdict, reason=BUDGET)  # a worker had SLURM cancel what had not started
+        return verdict
+
+    def _has_spent(self, chunk: int) -> bool:
+        """Whether a run of a chunk was refused for want of budget."""
+        if chunk not in self._spent:
+            new = (record for row in self._rows for record in row.records.values() if record.get("chunk") == chunk)
+            self._spent[chunk] = any(record.get("reason") == BUDGET for record in new) or bool(
+                self._store.query(_REFUSED, [self._files.id, chunk, BUDGET])
+            )
+        return self._spent[chunk]
 
     def _take_params(self, db: Any, row: _Row, record: Record | None) -> None:
         """Keep the actual params of loops whose values were not known when the experiment was submitted."""
@@ -242,6 +256,10 @@ _QUEUE_LIST = _QUEUE_RANGE.replace("idx >= ? AND idx < ?", "idx IN (SELECT value
 _UPDATE = """
 UPDATE runs SET state = ?, slurm_state = ?, reason = ?, attempt = ?, gone_since = ?, version = version + 1
 WHERE id = ? AND version = ?
+"""
+_REFUSED = """
+SELECT 1 FROM attempts a JOIN runs r ON r.id = a.run_id
+WHERE r.experiment_id = ? AND a.chunk = ? AND a.reason = ? LIMIT 1
 """
 _ATTEMPT = """
 INSERT OR REPLACE INTO attempts (run_id, attempt, chunk, state, host, pid, job, slurm_state, started_at, ended_at,

@@ -146,16 +146,18 @@ class Budget:
         return self._ended_h / self._n_ended if self._n_ended else 0.0
 
     def _reserved_h(self, entry: Record, now: float) -> float:
-        if entry["most_h"] is not None:
-            most_h: float = entry["most_h"]
+        most_h: Optional[float] = entry["most_h"]
+        if most_h is not None:
             return most_h
-        return max(0.0, (now - entry["at"]) / 3600, self._may_take_h() if self._most_h is None else 0.0)
+        begun: float = entry["at"]
+        return max((now - begun) / 3600, self._may_take_h() if self._most_h is None else 0.0)
 
     def _lost_h(self, index: int, entry: Record) -> float:
         """Return for how long an attempt ran whose end nobody wrote down, by the last sign of life that it left."""
         signs = [_modified_at(self._files.run(index, name)) for name in _SIGNS]
-        took_h = max(0.0, (max(signs) - entry["at"]) / 3600)
-        return took_h if entry["most_h"] is None else min(took_h, entry["most_h"])
+        begun: float = entry["at"]
+        took_h = max(0.0, (max(signs) - begun) / 3600)
+        return took_h if entry["most_h"] is None else min(took_h, float(entry["most_h"]))
 
     def _read_on(self) -> None:
         """Take in what is new; a last line that is still being written, or that a crash cut off, is left out."""
@@ -198,7 +200,7 @@ def _fits(used: float, own: float, amount: float) -> bool:
 
 def _ends_in_time(entry: Record, now: float) -> bool:
     """Whether a run goes on and gives back what it did not take: not if it has no limit, or was lost."""
-    return entry["most_h"] is not None and now < entry["at"] + entry["most_h"] * 3600 + _OVERDUE_S
+    return entry["most_h"] is not None and bool(now < entry["at"] + entry["most_h"] * 3600 + _OVERDUE_S)
 
 
 def _last_byte(handle: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from ems.budget import check_countable
 from ems.errors import UsageError
 from ems.model import Experiment
 from ems.node import records
@@ -41,13 +42,7 @@ def check(spec: StudySpec, experiment: Experiment) -> None:
         )
     if EPOCHS in budget:
         _check_epochs(spec, budget[EPOCHS])
-    if GPU_HOURS in budget and not experiment.resources.gpus_per_run:
-        raise UsageError("a budget of GPU-hours has no end: the runs ask for no GPU", "add --gres gpu:1, or use cpuh")
-    if USD in budget and spec.usd_per_h is None:
-        raise UsageError(
-            f"what a run on {experiment.target} costs is not known, so a budget in US dollars cannot be kept",
-            "give the budget in gpuh, cpuh or h, or set `prices:` in the cluster's definition",
-        )
+    check_countable(budget, experiment.resources, experiment.target, spec.usd_per_h)
 
 
 def _check_epochs(spec: StudySpec, amount: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,3 +97,64 @@ def test_units_and_attempts_that_were_lost(files: records.ExperimentFiles) -> No
     settle(files, 1, 0.0)
     assert ask(files, 2, one, **both) == ""
     assert ask(files, 3, one, **both) == LATER
+
+
+# ------------------------------------------------------------------------------------------ as people meet it
+
+
+def test_an_experiment_stops_at_its_budget_and_says_so_everywhere(project: Path, ems: Ems) -> None:
+    """Ten runs at three a time that take next to nothing of their half hour; each of the first three takes it all."""
+    (project / "train.py").write_text("import sys\nprint('acc:', int(sys.argv[2]) / 10)\n")
+    sweep = ("parrun", "train.py", "--python", sys.executable, "--set", "x=0..9", "--time", "30", "--cpus", "1")
+
+    plan = json.loads(ems(*sweep, "--budget", "1.5cpuh", "--dry-run", "--json").stdout)
+    assert plan["budget"] == {"cpuh": 1.5}
+    said = ems(*sweep, "--budget", "1.5cpuh", "--wait")
+    assert "budget 1.5 cpuh: pays for 3 runs of 30; those that end earlier make room for more" in said.stdout
+    assert "10 completed" in said.stdout, "what runs do not take goes to others, and nobody is refused before"
+
+    # of a second each, as is known once the first has ended
+    (project / "train.py").write_text("import sys, time\ntime.sleep(1)\nprint('acc:', int(sys.argv[2]) / 10)\n")
+    slow = ("parrun", "train.py", "--python", sys.executable, "--set", "x=0..9", "--cpus", "1", "--workers", "1")
+    said = ems(*slow, "--budget", f"{2.9 / 3600:.9f}cpuh", "--wait", code=1)
+    assert "without --time those that run then may exceed it" in said.stdout
+    counts = json.loads(ems("status", "last", "--json").stdout)[0]
+    done = counts["completed"]
+    assert done in (1, 2)  # each takes a little more than a second
+    assert (counts["cancelled"], counts["budget"]["refused"]) == (10 - done, 10 - done)
+    assert counts["budget"]["of"]["cpuh"] * 3600 == pytest.approx(2.9)
+    assert done <= counts["budget"]["spent"]["cpuh"] * 3600 < 2.9
+    line = f"{10 - done} runs were not started: budget"
+    again = f"ems rerun {counts['experiment']} --failed --budget "
+    for words in (("status", "last"), ("harvest", "last"), ("report", "last")):
+        shown = ems(*words).stderr
+        assert line in shown
+        assert again in shown
+    assert f"{10 - done} over budget" in ems("status").stdout
+    reasons = {row["reason"] for row in json.loads(ems("report", "--columns", "all", "--json").stdout)}
+    assert reasons == {"", "budget"}
+
+    ems("rerun", "last", "--failed", "--wait", code=1)  # under what is left of the budget, which pays for none
+    assert json.loads(ems("status", "last", "--json").stdout)[0]["completed"] == done
+    ems("rerun", "last", "--failed", "--budget", shown.partition(again)[2].split()[0], "--wait")
+    finished = json.loads(ems("status", "last", "--json").stdout)[0]
+    assert (finished["completed"], finished["budget"]["refused"]) == (10, 0)
+    assert finished["budget"]["spent"]["cpuh"] * 3600 >= 10 - done, "of the budget of the rerun"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--budget", "300epochs"), "a budget of 300 epochs is for a search"),
+        (("--budget", "2gpuh"), "the runs ask for no GPU"),
+        (("--budget", "50usd"), "what a run on here costs is not known"),
+        (("--budget", "1cpuh", "--time", "2:00:00"), "a budget of 1 cpuh pays for no run"),
+        (("--budget", "50"), "a budget of `50` has no unit"),
+    ],
+)
+def test_budgets_that_cannot_be_kept_are_refused(project: Path, ems: Ems, words: tuple[str, ...], said: str) -> None:
+    (project / "train.py").write_text("print(1)")
+    refused = ems("parrun", "train.py", "--set", "x=0..2", *words, code=2)
+    assert said in refused.stderr
+    assert "hint: " in refused.stderr
+    assert json.loads(ems("list", "--json").stdout) == []

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from ems import space
-from ems.cli import tune, tune_status
+from ems.cli import budget, tune_status
 from ems.cluster import catalog, price
 from ems.cluster.record import Files, new
 from ems.model import Experiment, Json, PassAs, Resources, State
@@ -105,7 +105,7 @@ def test_a_trial_costs_its_share_of_a_node() -> None:
 
     def cost(name: str, resources: Resources, remote: object = object()) -> float | None:
         target = SimpleNamespace(name=name, remote=remote)
-        return tune._price(
+        return budget.price(
             cast("Any", SimpleNamespace(target=target, experiment=replace(EXPERIMENT, resources=resources)))
         )
 
