@@ -51,24 +51,6 @@ def check_counts(definition: Definition, counts: Mapping[str, int]) -> None:
             )
 
 
-def refuse_helpless(definition: Definition) -> None:
-    """Refuse a definition whose controller would not be let make nodes.
-
-    Raises
-    ------
-    ClusterError
-        If it names nobody that the controller works as.
-    """
-    provider = definition.provider
-    lacks = {"gce": "service_account", "aws": "instance_profile"}.get(provider.kind, "")
-    if definition.is_elastic and lacks and getattr(provider, lacks) is None:
-        kind = next(name for name, each in definition.nodes.items() if each.is_elastic)
-        raise ClusterError(
-            f"`nodes.{kind}.max` has the controller make nodes, and `provider.{lacks}` does not say as whom",
-            f"say `{lacks}`, or `count` instead of `max`: nodes then stay until you resize the cluster",
-        )
-
-
 def samples(fleet: Fleet) -> list[str]:
     """Return nodes whose making is looked at before anything is made: those that stay, and one of every kind."""
     firsts = (node_name(fleet.name, kind) for kind in fleet.definition.nodes)

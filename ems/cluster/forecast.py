@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ems.cluster import price
+from ems.cluster import delegation, price
 from ems.cluster.definition import Definition, node_name
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import Finding, Inspector, MachineRequest
@@ -94,7 +94,9 @@ def inspect(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
     provider = connect(definition.provider)
     wanted = requests(definition, counts)
     if isinstance(provider, Inspector):
-        return provider.findings(wanted)
+        found = provider.findings(wanted)
+        is_let_in = all(each.is_good for each in found if each.subject == "credentials")
+        return [*found, *(delegation.findings(definition, provider) if is_let_in else ())]
     try:
         provider.check(wanted)
     except ProviderError as error:

@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 
 from ems import wheel
-from ems.cluster import shipped
+from ems.cluster import delegation, shipped
 from ems.cluster.definition import Definition
 from ems.cluster.provider import base
 from ems.errors import ClusterError
 from ems.model import Json
+from ems.node import records
 from ems.ssh import Host
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
             "ems_facts": _facts(record),
             "ems_is_elastic": definition.is_elastic,
             "ems_client": _client(fleet),
+            "ems_rights": _rights(fleet, folder),
             "ems_floor": list(record.wanted) if definition.is_elastic else [],
             "ems_needs_ansible": bool(hooks) or not _has_all_images(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
@@ -119,6 +121,16 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
         }
         run = _Run(folder, record.controller, "controller", fleet.host(), variables, hooks)
         return run.execute(on_progress or _reporter(fleet), f"ems cluster setup {fleet.name}")
+
+
+def _rights(fleet: Fleet, folder: Path) -> list[Json]:
+    """Write what the controller makes machines by, if it needs anything; returns where it lies, and where it goes."""
+    found: list[Json] = []
+    for number, (path, content) in enumerate(delegation.files(fleet).items()):
+        source = folder / f"right-{number}"
+        records.write_atomic(source, content)
+        found.append({"src": str(source), "dest": path})
+    return found
 
 
 def bake(fleet: Fleet, kind: str, host: Host, on_progress: OnProgress | None = None) -> Summary:
