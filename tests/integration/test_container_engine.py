@@ -10,12 +10,13 @@ import io
 import json
 import sys
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from ems.cluster.definition import ContainerSection
-from ems.cluster.provider import base, connect
+from ems.cluster.provider import base, connect, enginesocket
 from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, Resource, Thing
 from ems.cluster.provider.engine import find
 from ems.errors import ProviderError
@@ -84,6 +85,12 @@ class Docker:
     def write(self) -> None:
         (self.folder / "answers.json").write_text(json.dumps(self.answers))
 
+    def brought(self) -> dict[str, tuple[int, str]]:
+        """Return mode and text of each file that a machine was given before its first start."""
+        with tarfile.open(fileobj=io.BytesIO((self.folder / "seed.tar").read_bytes())) as archive:
+            files = [(each, archive.extractfile(each)) for each in archive]
+        return {Path(each.name).name: (each.mode, file.read().decode()) for each, file in files if file is not None}
+
     def calls(self, verb: str) -> list[list[str]]:
         lines = (self.folder / "calls.jsonl").read_text().splitlines()
         return [call for call in map(json.loads, lines) if call[0] == verb]
@@ -116,8 +123,17 @@ def _request(**changes: object) -> MachineRequest:
 
 def test_a_machine_by_docker(docker: Docker) -> None:
     (machine,) = connect(ContainerSection()).create([_request()])
+    made = datetime(2026, 2, 3, 4, 5, 6, 123456, UTC)
     assert machine == Resource(
-        Thing.MACHINE, _ID, "c-controller", _LABELS, MachineState.RUNNING, "172.18.0.2", "127.0.0.1", 49153
+        Thing.MACHINE,
+        _ID,
+        "c-controller",
+        _LABELS,
+        MachineState.RUNNING,
+        "172.18.0.2",
+        "127.0.0.1",
+        49153,
+        created_at=made,
     )
     (words,) = docker.calls("create")
     assert {"--privileged", "--cgroupns=private", "--memory=1536m", "--cpus=4", "--publish=127.0.0.1::22"} <= set(words)
@@ -135,12 +151,7 @@ def test_user_data_reaches_docker_by_a_pipe_and_not_in_its_words(docker: Docker)
     connect(ContainerSection()).create([_request(user_data="#cloud-config\nsecret: $(touch pwned)\n")])
     assert docker.calls("cp") == [["cp", "-", f"{_ID}:/"]]
     assert "secret" not in (docker.folder / "calls.jsonl").read_text()
-    with tarfile.open(fileobj=io.BytesIO((docker.folder / "seed.tar").read_bytes())) as archive:
-        seed = {Path(each.name).name: (each.mode, archive.extractfile(each)) for each in archive}
-    mode, file = seed["user-data"]
-    assert mode == 0o600
-    assert file is not None
-    assert file.read() == b"#cloud-config\nsecret: $(touch pwned)\n"
+    assert docker.brought()["user-data"] == (0o600, "#cloud-config\nsecret: $(touch pwned)\n")
 
 
 def test_real_gpus_are_those_of_the_computer(docker: Docker) -> None:
@@ -224,3 +235,76 @@ def test_an_image_that_runs_elsewhere_stays(docker: Docker) -> None:
     docker.answer("image rm", 1, err="permission denied")
     with pytest.raises(ProviderError, match="permission denied"):
         provider.destroy([image])
+
+
+_SEES_ENGINE = "--volume=/var/run/docker.sock:/run/ems-engine/docker.sock"
+
+
+def test_only_a_controller_that_makes_nodes_sees_the_engine(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker.answer("context inspect", 0, "unix:///home/me/.docker/desktop/docker.sock")  # a virtual machine has its own
+    connect(ContainerSection()).create([_request()])
+    assert "engine.json" not in docker.brought()
+    connect(ContainerSection()).create([_request(name="c-trusted", is_trusted=True)])
+    without, given = docker.calls("create")
+    assert not [word for word in without if "docker.sock" in word]
+    assert {_SEES_ENGINE, "--security-opt=label=disable"} <= set(given)
+    mode, said = docker.brought()["engine.json"]
+    assert mode == 0o600
+    told = json.loads(said)
+    assert {key: told[key] for key in ("engine", "socket", "has_limits")} == {
+        "engine": "docker",
+        "socket": "/run/ems-engine/docker.sock",
+        "has_limits": True,
+    }
+    assert "--privileged" in told["boot"]
+    (docker.folder / "made").unlink()
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/user/1000/docker.sock")  # a daemon without root's rights
+    connect(ContainerSection()).create([_request(name="c-own", is_trusted=True)])
+    assert "--volume=/run/user/1000/docker.sock:/run/ems-engine/docker.sock" in docker.calls("create")[-1]
+
+
+@pytest.fixture
+def controller(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    """A controller that was told of docker, whose computer has an image of debian:12 and none of debian:13."""
+    told = {
+        "engine": "docker",
+        "socket": "/run/ems-engine/docker.sock",
+        "boot": ["--privileged", "--told"],
+        "has_limits": False,
+        "images": {"debian:12": "localhost/ems-debian-12:1f", "debian:13": "localhost/ems-debian-13:2e"},
+    }
+    (tmp_path / "engine.json").write_text(json.dumps(told))
+    monkeypatch.setattr(enginesocket, "FACTS", str(tmp_path / "engine.json"))
+    start = "-H unix:///run/ems-engine/docker.sock"
+    docker.answers = {f"{start} {verb}": answer for verb, answer in docker.answers.items()}
+    docker.answer(f"{start} image inspect localhost/ems-debian-13", 1, "[]", "No such image")
+    (docker.folder / "made").touch()
+    return docker
+
+
+def test_a_controller_makes_nodes_as_it_was_told_and_tries_nothing(controller: Docker) -> None:
+    provider = connect(ContainerSection(real_gpus=True), as_instance=True)
+    controller.answer("-H unix:///run/ems-engine/docker.sock container inspect c-gpu-001", 1, "[]", "No such container")
+    requests = [
+        _request(name=f"c-gpu-00{place}", image=image, gpus=0, is_public=False, is_trusted=True)
+        for place, image in ((1, "debian:12"), (2, "debian:13"))
+    ]
+    provider.check(requests)
+    made, refused = provider.create(requests)
+    assert isinstance(made, Resource)
+    assert isinstance(refused, Refusal)
+    assert "no image of debian:13" in refused.reason
+    assert "ems cluster bake" in refused.hint
+    calls = [json.loads(line) for line in (controller.folder / "calls.jsonl").read_text().splitlines()]
+    assert {tuple(call[:2]) for call in calls} == {("-H", "unix:///run/ems-engine/docker.sock")}
+    (create,) = [call for call in calls if call[2] == "create"]
+    assert {"--privileged", "--told", "localhost/ems-debian-12:1f"} <= set(create)
+    assert not [word for word in create if word.startswith(("--memory", "--cpus", _SEES_ENGINE))]
+    assert not [call for call in calls if call[2] in {"run", "info"}]
+
+
+def test_a_machine_that_was_told_of_no_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enginesocket, "FACTS", str(tmp_path / "none.json"))
+    with pytest.raises(ProviderError, match="this machine cannot make containers") as caught:
+        connect(ContainerSection(), as_instance=True)
+    assert "elastic" in caught.value.hint
