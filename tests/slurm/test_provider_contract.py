@@ -18,7 +18,7 @@ import pytest
 
 from ems.cluster import gc
 from ems.cluster.definition import ContainerSection, Definition
-from ems.cluster.provider import base, connect, namespace
+from ems.cluster.provider import base, connect, enginesocket, namespace
 from ems.cluster.provider.base import MachineRequest, MachineState, Provider, Refusal, Resource, Thing
 from ems.cluster.provider.driver import label_options
 from ems.cluster.provider.images import base_image
@@ -350,6 +350,61 @@ def test_what_a_cluster_leaves_behind_is_found_by_label_and_deleted(bench: Workb
         assert bench.provider.list(other) == []
     finally:
         bench.provider.destroy(bench.provider.list(other))
+
+
+def test_a_controller_makes_nodes_by_the_engine_around_it(
+    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller's part is done here, by the socket that it sees: its image has no engine's command."""
+    (plain,) = bench.create(bench.request("controller"))
+    assert bench.ssh(plain, f"ls /{enginesocket.FACTS} {enginesocket.FOLDER}").returncode != 0
+    bench.provider.destroy([plain])
+    (gate,) = bench.create(bench.request("controller", is_trusted=True))
+    told = json.loads(bench.say(gate, f"cat /{enginesocket.FACTS}"))
+    assert (
+        bench.say(gate, f"stat -c '%a %F' /{enginesocket.FACTS} {told['socket']}") == "600 regular file\n600 socket\n"
+    )
+
+    def inner() -> Provider:  # docker's is for everybody who may; podman's is the cluster's own
+        here = {**told, "socket": str(service.socket if told["engine"] == "podman" else told["socket"])}
+        (tmp_path / "engine.json").write_text(json.dumps(here))
+        return connect(ContainerSection(), as_instance=True)
+
+    service = enginesocket.Service(bench.cluster)
+    monkeypatch.setattr(enginesocket, "FACTS", str(tmp_path / "engine.json"))
+    provider = inner()
+    wish = bench.request("gpu-001", role="compute", gpus=1, is_public=False)
+    (node,), before = provider.create([wish]), time.time()
+    assert isinstance(node, Resource)
+    assert provider.create([wish]) == [node]
+    assert node.created_at is not None
+    assert abs(node.created_at.timestamp() - before) < 600
+    assert {each.id: each for each in provider.list(bench.labels)} == {each.id: each for each in bench.list()}
+    assert (
+        wait_until(lambda: bench.ssh(gate, f"getent hosts {node.name}").stdout, "the node's name").split()[0]
+        == node.address
+    )
+    refused = provider.create([bench.request("gpu-002", image="localhost/nothing:of-the-sort")])
+    assert isinstance(refused[0], Refusal)
+    provider.destroy([node])
+    assert [each.name for each in bench.list(Thing.MACHINE)] == [gate.name]
+    provider.destroy([node])
+
+    if told["engine"] == "podman":
+        process = service.process()
+        bench.provider.start([gate])  # whatever is given again, what is there stays
+        assert service.process() == process
+        subprocess.run(["kill", "-9", str(process)], check=True)
+        bench.provider.start([gate])
+        assert service.process() not in {0, process}
+        bench.say(gate, f"test -S {told['socket']}")
+        bench.provider.stop([gate])
+        assert service.process() == 0
+    bench.provider.start(bench.list(Thing.MACHINE))
+    assert [each.name for each in inner().list(bench.labels) if each.thing is Thing.MACHINE] == [gate.name]
+    bench.clear()
+    assert service.process() == 0
+    assert not service.folder.exists()
 
 
 @pytest.mark.timeout(1200)  # where no hub can be reached, the image is made by debootstrap, once

@@ -30,6 +30,7 @@ from ems.cluster.provider.base import (
 )
 from ems.cluster.provider.driver import ContainerNodeDriver, labels_of
 from ems.cluster.provider.engine import find
+from ems.cluster.provider.enginesocket import Service
 from ems.cluster.provider.images import DISTRIBUTIONS, base_image, has_image, image_name
 from ems.errors import ProviderError
 
@@ -155,7 +156,7 @@ class ContainerProvider:
         _side_by_side(self._destroy, [each for each in resources if each.thing is not Thing.MACHINE])
         if self.outer is None:
             for cluster in {each.labels[CLUSTER] for each in resources if _is_base(each)}:
-                enginesocket.forget(cluster)
+                Service(cluster).forget()
         self.driver.engine.release()
 
     def start(self, machines: Sequence[Resource]) -> None:
@@ -169,7 +170,7 @@ class ContainerProvider:
             _side_by_side(lambda each: self.driver.stop_node(self._node(each)), group)
         if self.outer is None:
             for each in filter(_is_base, machines):
-                enginesocket.end(each.labels[CLUSTER])
+                Service(each.labels[CLUSTER]).end()
 
     def save_image(self, machine: Resource, name: str, labels: dict[str, str]) -> Resource:
         """Make an image of a container without what is its alone; it is stopped for it."""
@@ -184,7 +185,7 @@ class ContainerProvider:
     def _start(self, machine: Resource) -> None:
         node = self._node(machine)
         if self.outer is None and enginesocket.is_mounted(self.driver.ex_mounts(node)):
-            enginesocket.serve(self.driver.engine, machine.labels[CLUSTER], self.driver.ex_image_of(node))
+            Service(machine.labels[CLUSTER]).have(self.driver.engine, self.driver.ex_image_of(node))
         self.driver.start_node(node)
 
     def _machines(self, wanted: dict[str, str]) -> Sequence[Resource]:
@@ -209,7 +210,7 @@ class ContainerProvider:
             machine = _resource(self._found(request) or self._boot(request, image))
             if self._sees_engine(request):
                 # only now: while there is no container, podman's namespace may go, and with it the service
-                enginesocket.serve(self.driver.engine, request.labels[CLUSTER], image)
+                Service(request.labels[CLUSTER]).have(self.driver.engine, image)
         except ProviderError as error:
             return Refusal(request.name, error.message, error.hint)
         return machine

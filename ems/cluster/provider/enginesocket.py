@@ -84,7 +84,7 @@ def options(engine: Engine, cluster: str) -> list[str]:
     if engine.name == "docker":
         mount = f"{_docker_socket(engine)}:{FOLDER}/docker.sock"
     else:  # the folder: a service that starts again makes the socket anew
-        mount = f"{_made(_folder(cluster))}:{FOLDER}"
+        mount = f"{Service(cluster).make_folder()}:{FOLDER}"
     return [f"--volume={mount}", "--security-opt=label=disable"]
 
 
@@ -107,93 +107,107 @@ def is_mounted(paths: Sequence[str]) -> bool:
     return any(each == FOLDER or each.startswith(f"{FOLDER}/") for each in paths)
 
 
-def serve(engine: Engine, cluster: str, image: str) -> None:
-    """Have the engine answer on the cluster's socket; where it does already nothing is done.
+class Service:
+    """What answers on podman's socket for one cluster: a process of this computer, that outlives the command.
 
     Parameters
     ----------
-    image
-        One that boots here, by which the engine finds out what it needs.
-
-    Raises
-    ------
-    ProviderError
-        If it does not come to answer.
+    cluster
+        The cluster's name.
     """
-    if engine.name != "podman":
-        return
-    flags = engine.adapt(image)
-    path = _folder(cluster) / "podman.sock"
-    process = _running(cluster)
-    if process and engine.is_home_of(process) and _answers(path):
-        return
-    end(cluster)
-    _made(path.parent)
-    _begin(engine, [flag for flag in flags if _is_runtime(flag)], path)
-    deadline = time.monotonic() + _ANSWERS_S
-    while not _answers(path):
-        if time.monotonic() > deadline or _has_failed(cluster):
-            said = _log(path).read_text(errors="replace").strip().splitlines()
-            raise ProviderError(f"podman's service does not answer: {said[-1] if said else 'it says nothing'}")
-        time.sleep(_AGAIN_S)
 
+    def __init__(self, cluster: str) -> None:
+        self.folder = _own_folder() / cluster
+        self.socket = self.folder / "podman.sock"
+        # Beside the folder, not in it: what the controller can write is no word to end a process by
+        self.pid_file = _own_folder() / f"{cluster}.pid"
+        self.log = _own_folder() / f"{cluster}.log"
 
-def end(cluster: str) -> None:
-    """End the service of a cluster, if there is one."""
-    process = _running(cluster)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + _ENDS_S
-        while process and _running(cluster) == process and time.monotonic() < deadline:
-            with suppress(ProcessLookupError):
-                os.kill(process, number)
+    def make_folder(self) -> Path:
+        """Have the folder that is mounted into the controller, and return it."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.folder
+
+    def have(self, engine: Engine, image: str) -> None:
+        """Have the engine answer on the socket; where it does already nothing is done. Docker does by itself.
+
+        Parameters
+        ----------
+        image
+            One that boots here, by which the engine finds out what it needs.
+
+        Raises
+        ------
+        ProviderError
+            If it does not come to answer.
+        """
+        if engine.name != "podman":
+            return
+        flags = engine.adapt(image)
+        process = self.process()
+        if process and engine.is_home_of(process) and self._answers():
+            return
+        self.end()
+        self.make_folder()
+        self._begin(engine, [flag for flag in flags if _is_runtime(flag)])
+        deadline = time.monotonic() + _ANSWERS_S
+        while not self._answers():
+            if time.monotonic() > deadline or self._has_failed():
+                said = self.log.read_text(errors="replace").strip().splitlines()
+                raise ProviderError(f"podman's service does not answer: {said[-1] if said else 'it says nothing'}")
             time.sleep(_AGAIN_S)
-    folder = _folder(cluster)
-    for each in (_pid_file(cluster), _log(folder / "podman.sock")):
-        each.unlink(missing_ok=True)
-    (folder / "podman.sock").unlink(missing_ok=True)
 
+    def end(self) -> None:
+        """End it, if it is there."""
+        process = self.process()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + _ENDS_S
+            while process and self.process() == process and time.monotonic() < deadline:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+                time.sleep(_AGAIN_S)
+        for each in (self.pid_file, self.log, self.socket):
+            each.unlink(missing_ok=True)
 
-def forget(cluster: str) -> None:
-    """End the service of a cluster that is no more, and delete its folder."""
-    if _folder(cluster).exists():
-        end(cluster)
-        shutil.rmtree(_folder(cluster), ignore_errors=True)
+    def forget(self) -> None:
+        """End it, and delete what a cluster that is no more had of it."""
+        if self.folder.exists():
+            self.end()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # another cluster has one, too
+                self.folder.parent.rmdir()
 
+    def process(self) -> int:
+        """Return its process; 0: there is none, whatever has its number now."""
+        try:
+            process = int(self.pid_file.read_text())
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (OSError, ValueError):
+            return 0
+        return process if f"unix://{self.socket}" in words else 0
 
-def _begin(engine: Engine, flags: Sequence[str], path: Path) -> None:
-    words = [*engine.words, *flags, "system", "service", "--time=0", f"unix://{path}"]
-    with engine.entered() as entry, _log(path).open("wb") as log:
-        begin = ["setsid", "--fork", "sh", "-c", _BEGIN, "sh", str(_pid_file(path.parent.name))]
-        subprocess.run([*begin, *entry, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/")
+    def _begin(self, engine: Engine, flags: Sequence[str]) -> None:
+        words = [*engine.words, *flags, "system", "service", "--time=0", f"unix://{self.socket}"]
+        begin = ["setsid", "--fork", "sh", "-c", _BEGIN, "sh", str(self.pid_file)]
+        with engine.entered() as entry, self.log.open("wb") as log:
+            subprocess.run(
+                [*begin, *entry, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/"
+            )
 
+    def _has_failed(self) -> bool:
+        """Whether it ended again after it had begun."""
+        return self.pid_file.exists() and self.pid_file.read_text().endswith("\n") and not self.process()
 
-def _running(cluster: str) -> int:
-    """Return the process of the cluster's service; 0: there is none, whatever has its number now."""
-    try:
-        process = int(_pid_file(cluster).read_text())
-        words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except (OSError, ValueError):
-        return 0
-    return process if f"unix://{_folder(cluster)}/podman.sock" in words else 0
-
-
-def _has_failed(cluster: str) -> bool:
-    """Whether the service ended again after it had begun."""
-    file = _pid_file(cluster)
-    return file.exists() and file.read_text().endswith("\n") and not _running(cluster)
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(_ANSWERS_S)
-        return client.connect_ex(str(path)) == 0
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_ANSWERS_S)
+            return client.connect_ex(str(self.socket)) == 0
 
 
 def _docker_socket(engine: Engine) -> str:
     """Return where Docker's daemon listens, on its own machine: that of a user alone, or of the system."""
-    address = os.environ.get("DOCKER_HOST") or engine.call(
-        "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"
-    )
+    words = ("context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+    address = os.environ.get("DOCKER_HOST") or engine.call(*words)
     own = re.fullmatch(r"unix://(/run/user/\S+)", address.strip())
     return own[1] if own else _DOCKER
 
@@ -202,22 +216,8 @@ def _is_runtime(flag: str) -> bool:
     return flag.startswith("--runtime")
 
 
-def _folder(cluster: str) -> Path:
+def _own_folder() -> Path:
     if os.geteuid() == 0:
-        return Path(FOLDER) / cluster
+        return Path(FOLDER)
     own = os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/ems-{os.getuid()}"
-    return Path(own) / "ems-engine" / cluster
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-# Beside the folder, not in it: what the controller can write is no word to end a process by
-def _pid_file(cluster: str) -> Path:
-    return _folder(cluster).with_suffix(".pid")
-
-
-def _log(path: Path) -> Path:
-    return path.parent.with_suffix(".log")
+    return Path(own) / "ems-engine"
