@@ -153,7 +153,7 @@ class Control:
     def release(self, names: Iterable[str]) -> dict[str, str]:
         """Put nodes that are powered down back into the pool: they are neither down nor drained any more.
 
-        Other than ``resume`` (SLURM 22.05), ``idle`` does not have SLURM wait for an answer of a node that is not there.
+        Other than ``resume`` (SLURM 22.05), ``idle`` does not leave SLURM waiting for a node that is not there.
         """
         return self._update_nodes(names, "state=idle")
 

@@ -144,16 +144,16 @@ class Memory:
         now
             Seconds of a clock that only ever grows.
         """
-        ours = [each for each in machines if node_number(self.cluster, each.name)]
+        ours = [each for each in machines if _is_ours(self.cluster, each.name, nodes)]
         seen = replace(
             self,
-            first_seen={each.id: self.first_seen.get(each.id, now) for each in ours},
+            first_seen={each.id: self.first_seen.get(each.id, now) for each in [*self.machines.values(), *ours]},
             floor=frozenset(floor),
             shut=shut or {},
             done={what: at for what, at in self.done.items() if now - at < self.pace.again_s},
         )
         chosen = seen.chosen(ours, nodes)
-        names = {name for name, node in nodes.items() if "CLOUD" in node.flags} | {*chosen} - {*nodes}
+        names = {name for name in nodes if _is_ours(self.cluster, name, nodes)} | {*chosen}
         missed = {name: 0 if name in chosen else self.missed.get(name, 0) + 1 for name in names}
         standings = {name: seen._standing(nodes.get(name), name, chosen.get(name), now) for name in names}
         off = {name for name in names if standings[name][0] in OFF}
@@ -198,6 +198,12 @@ class Memory:
     def is_unsure(self) -> bool:
         """Whether this look asks for what the one before did not: another one soon tells."""
         return any(cell.verbs and self.before.get(name) != cell for name, cell in self.cells.items())
+
+
+def _is_ours(cluster: str, name: str, nodes: Mapping[str, Node]) -> bool:
+    """Whether a name is that of a node which comes and goes, or could be."""
+    node = nodes.get(name)
+    return node_number(cluster, name) is not None and (node is None or "CLOUD" in node.flags)
 
 
 def kind_of(cluster: str, node: str) -> str:
@@ -262,16 +268,24 @@ def _acts(name: str, cell: Cell, memory: Memory, now: float) -> Iterator[Act]:
 
 
 def _may(act: Act, memory: Memory, now: float) -> bool:
-    """Whether its machine is old enough, and it was not done a moment ago."""
-    is_there = act.machine is not None and act.vm is not Vm.ABSENT
-    if is_there and act.machine and now - memory.first_seen[act.machine.id] < memory.pace.young_s:
+    """Whether its machine is old enough, and it was not done a moment ago.
+
+    The machine of a node that serves may be one that the cloud is late to list: then its age is that of the service.
+    """
+    if (act.verb, _subject(act)) in memory.done:
         return False
-    return (act.verb, _subject(act)) not in memory.done
+    found, since = memory.standings[act.node]
+    if found in OFF and act.vm is Vm.ABSENT:
+        return True
+    seen = since if act.machine is None else memory.first_seen[act.machine.id]
+    return now - seen >= memory.pace.young_s
 
 
 def _why(name: str, vm: Vm, found: Standing, memory: Memory) -> str:
     if found is Standing.CLOSED:
         return OURS + memory.shut[kind_of(memory.cluster, name)].reason
+    if found is Standing.WANTED:
+        return OURS + "it is one of those that stay"
     if vm is Vm.ABSENT:
         return OURS + "its machine is gone"
     return f"{OURS}its machine is {vm.value}, the node {found.value}"
