@@ -56,7 +56,7 @@ def check_countable(amounts: Mapping[str, float], resources: Resources, target: 
     if USD in amounts and usd_per_h is None:
         raise UsageError(
             f"what a run on {target} costs is not known, so a budget in US dollars cannot be kept",
-            "give the budget in gpuh, cpuh or h, or set `prices:` in the cluster's definition",
+            "give the budget in gpuh or cpuh, or set `prices:` in the cluster's definition",
         )
     if USD in amounts and not usd_per_h:
         raise UsageError(
