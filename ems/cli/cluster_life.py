@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,18 +66,31 @@ def start(
 
 def _plan_lines(fleet: Fleet) -> list[str]:
     from ems.cli import render
-    from ems.cluster import price
+    from ems.cluster import floor
 
     definition = fleet.definition
     kinds = {kind: sum(fleet.kind(node) == kind for node in fleet.record.wanted) for kind in definition.nodes}
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    most = {kind: floor.most(definition, kind) if definition.is_elastic else count for kind, count in kinds.items()}
+    listed = ", ".join(f"{_from_to(count, most[kind])} {kind}" for kind, count in kinds.items())
     total = len(fleet.record.wanted) + 1
-    names = ["controller", *(fleet.kind(node) for node in fleet.record.wanted)]
-    cost = price.total(price.of_kind(definition, kind) for kind in names)
-    cost_text = "price unknown" if cost is None else "free of charge" if not cost else f"about ${cost:.2f} an hour"
+    cost, at_most = (_cost(definition, counts) for counts in (kinds, most))
+    span = "" if cost is None or at_most is None else " to ".join(dict.fromkeys((f"${cost:.2f}", f"${at_most:.2f}")))
+    cost_text = "price unknown" if not span else "free of charge" if not at_most else f"about {span} an hour"
     machines = render.plural(total, "machine")
     made_of = f"{definition.image} by {definition.provider.kind}"
     return [f"{fleet.name}   {machines}: controller, {listed}   {made_of}   {cost_text}"]
+
+
+def _from_to(count: int, most: int) -> str:
+    return str(count) if count == most else f"{count} to {most}"
+
+
+def _cost(definition: Definition, counts: Mapping[str, int]) -> float | None:
+    """Return US dollars an hour of a controller and so many nodes; None: unknown."""
+    from ems.cluster import price
+
+    kinds = ["controller", *(kind for kind, count in counts.items() for _ in range(count))]
+    return price.total(price.of_kind(definition, kind) for kind in kinds)
 
 
 def _changed_lines(fleet: Fleet, definition: Definition) -> list[str]:
@@ -96,6 +109,8 @@ def _say_ready(fleet: Fleet, outcome: Outcome, *, as_json: bool, verb: str = "is
         tested = f", {render.plural(len(outcome.tests), 'test job')} passed" if outcome.tests else ""
         changes = "" if outcome.changed is None else f", {outcome.changed or 'nothing'} changed by the set-up"
         render.say(f"{fleet.name} {verb}: {nodes}{tested}{changes}   {outcome.seconds:.0f} s")
+        if outcome.untried:
+            render.note(f"not tried, their nodes come with jobs: {', '.join(outcome.untried)}")
     if outcome.left_out:
         listed = "; ".join(f"{node}: {why}" for node, why in outcome.left_out.items())
         raise ClusterError(
@@ -137,7 +152,8 @@ def resize(
 ) -> None:
     """Have more or fewer nodes.
 
-    Nodes that leave finish what they run; those at rest leave first.
+    Nodes that leave finish what they run; those at rest leave first. Of kinds that come and go with the queue (`max`),
+    so many stay whatever it says.
     """
     from ems.cluster import lifecycle
 

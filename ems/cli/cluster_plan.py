@@ -93,12 +93,14 @@ def _show(found: Forecast) -> None:
         render.say("free of charge")
     else:
         of_gpu = f", ${found.price_per_gpu_hour:.2f} a GPU-hour" if found.price_per_gpu_hour is not None else ""
-        render.say(f"about ${found.price_per_hour:.2f} an hour{of_gpu}   prices: {found.prices}")
+        up_to = f" to ${found.most_per_hour:.2f}" if found.most_per_hour != found.price_per_hour else ""
+        render.say(f"about ${found.price_per_hour:.2f}{up_to} an hour{of_gpu}   prices: {found.prices}")
 
 
 def _row(line: Line) -> list[str]:
     kind = f"{line.kind} (spot)" if line.spot else line.kind
     gpus = f"{line.gpus} {line.gpu_type}".strip() if line.gpus else ""
     each = line.price_per_hour
-    costs = ("unknown", "unknown") if each is None else (f"{each:.3f}", f"{each * line.count:.3f}")
-    return [kind, f"{line.count:,}", " or ".join(line.sizes), gpus, *costs]
+    numbers = list(dict.fromkeys((line.count, line.most)))
+    costs = ["unknown"] * 2 if each is None else [f"{each:.3f}", " to ".join(f"{each * n:.3f}" for n in numbers)]
+    return [kind, " to ".join(f"{n:,}" for n in numbers), " or ".join(line.sizes), gpus, *costs]

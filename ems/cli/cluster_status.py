@@ -16,7 +16,7 @@ from ems.errors import ConnectionFailedError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from ems.cluster.fleet import Fleet
-    from ems.cluster.overview import NodeView, Overview
+    from ems.cluster.overview import KindView, NodeView, Overview
     from ems.ssh import Host
 
 OptionalName = Annotated[
@@ -54,10 +54,20 @@ def status(
         render.Column("note", cut=True),
     ]
     render.print_table(columns, [_row(each) for each in found.nodes], paged=False)
+    if found.kinds:
+        render.say("")
+        titles = ("kind", "machines", "stay", "at most", "made")
+        numbers = [
+            render.Column(title, right=title != "kind", cut=title == "made", keep=title == "kind") for title in titles
+        ]
+        render.print_table(numbers, [_kind_row(each) for each in found.kinds], paged=False)
     queue = ", ".join(f"{count:,} {state.lower()}" for state, count in sorted(found.jobs.items())) or "empty"
-    render.say("", f"queue: {queue}" if not found.trouble else f"queue: not known, {found.trouble}")
+    is_known = found.jobs or not found.trouble
+    render.say("", f"queue: {queue}" if is_known else f"queue: not known, {found.trouble}")
+    if found.kinds and found.trouble and is_known:
+        render.note(f"{found.trouble}: ems cluster setup {found.name}")
     remind(fleet.definition)
-    lost = [each.name for each in found.nodes if each.machine == "gone"]
+    lost = [] if found.kinds else [each.name for each in found.nodes if each.machine == "gone"]
     if lost:
         render.note(f"next: `ems cluster start {found.name}` makes {', '.join(lost)} anew")
 
@@ -76,6 +86,13 @@ def _headline(found: Overview) -> str:
 def _row(node: NodeView) -> list[str]:
     jobs = f"{node.jobs:,}" if node.jobs else ""
     return [node.name, node.kind, node.machine, node.slurm, ",".join(node.partitions), node.gres, jobs, node.note]
+
+
+def _kind_row(kind: KindView) -> list[str]:
+    made = "as the queue needs them" if kind.most > kind.floor else ""
+    if kind.shut:
+        made = f"not until {kind.until[11:16]} UTC: {kind.shut}"
+    return [kind.kind, f"{kind.up:,}", f"{kind.floor:,}", f"{kind.most:,}", made]
 
 
 def _adopted(name: str | None) -> Fleet:

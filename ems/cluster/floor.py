@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ems.cluster import nodes
 from ems.cluster.definition import Definition, node_name, node_number
+from ems.cluster.elastic.standing import STATUS, Status, parse
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource
 from ems.cluster.scheduler import Boot, NodeState
@@ -20,7 +21,11 @@ from ems.errors import ClusterError, ConnectionFailedError, UsageError
 #: One name a line.
 FLOOR_FILE = "/opt/ems/etc/floor"
 SERVICE = "emsd"
+_STATUS = f"/opt/ems/state/{STATUS}"
 _SET = "/opt/ems/templates/roles/elastic/files/ems-floor"
+_AT_WORK = f"systemctl --quiet is-active {SERVICE}"
+_ARM = f"if {_AT_WORK}; then systemctl kill -s HUP {SERVICE}; else systemctl start {SERVICE}; fi"
+_STANDING = f"systemctl is-active {SERVICE}; cat {_STATUS} 2>/dev/null; exit 0"
 _ASK_S = 60
 _END_S = 120  # it ends what it has begun at the cloud
 _LOOK_S = 0.5
@@ -89,9 +94,25 @@ def disarm(fleet: Fleet) -> bool:
 
 
 def arm(fleet: Fleet) -> None:
-    """Have emsd at work."""
-    fleet.host().run(["sudo", "systemctl", "start", SERVICE], timeout_s=_ASK_S)
+    """Have emsd at work; where it is already, it looks at once, and opens what it had shut."""
+    fleet.host().run(["sudo", "sh", "-c", _ARM], timeout_s=_ASK_S)
     fleet.report(SERVICE, "at work")
+
+
+def standing(fleet: Fleet) -> tuple[Status | None, str]:
+    """Return what emsd says of itself, and what keeps it from its work; empty where nothing does.
+
+    Raises
+    ------
+    ConnectionFailedError
+        If the controller cannot be asked.
+    """
+    said = fleet.host().run(["sh", "-c", _STANDING], timeout_s=_ASK_S).stdout.decode(errors="replace")
+    word, _, text = said.partition("\n")
+    found = parse(text)
+    if word.strip() != "active":
+        return found, f"nodes neither come nor go: {SERVICE} is {word.strip() or 'not there'}"
+    return found, found.trouble if found else ""
 
 
 def keep(fleet: Fleet) -> None:
@@ -121,7 +142,8 @@ def join(fleet: Fleet, limit_s: float = _COME_S) -> list[str]:
                 _leave_out(fleet, name, state, boot)
                 waiting.remove(name)
             else:
-                fleet.report(name, str(boot.get("stage") or "comes"))
+                stage = str(boot.get("stage") or "")
+                fleet.report(name, stage if stage and stage != "ready" else "comes")
         _ask_again(fleet, [name for name in waiting if name in states and states[name].is_off], asked)
         time.sleep(_LOOK_S if waiting else 0)
     return sorted(ready)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ems.cluster import delegation, price
+from ems.cluster import delegation, floor, price
 from ems.cluster.definition import Definition, node_name
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import Finding, Inspector, MachineRequest
@@ -24,6 +24,8 @@ class Line:
         Of each machine.
     price_per_hour
         US dollars of each machine; None: unknown.
+    most
+        How many there may be, where they come and go with the queue; else as many as ``count``.
     """
 
     kind: str
@@ -33,6 +35,11 @@ class Line:
     gpu_type: str
     spot: bool
     price_per_hour: float | None
+    most: int
+
+    def cost(self, count: int) -> float | None:
+        """Return US dollars an hour of so many of them; None: unknown."""
+        return None if self.price_per_hour is None else self.price_per_hour * count
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,10 @@ class Forecast:
     ----------
     price_per_hour
         US dollars of all machines; None where one of them is unknown.
+    most_per_hour
+        The same when all are there that may be; equal where none comes and goes.
     price_per_gpu_hour
-        The same for each GPU; None where it is unknown, or there are none.
+        US dollars of that for each GPU; None where it is unknown, or there are none.
     prices
         Where the prices come from.
     """
@@ -54,6 +63,7 @@ class Forecast:
     image: str
     lines: tuple[Line, ...]
     price_per_hour: float | None
+    most_per_hour: float | None
     price_per_gpu_hour: float | None
     prices: str
 
@@ -74,17 +84,21 @@ def forecast(definition: Definition, counts: Mapping[str, int]) -> Forecast:
     if unknown := [kind for kind in counts if kind not in definition.nodes]:
         kinds = ", ".join(definition.nodes)
         raise UsageError(f"{definition.name} has no kind of node `{unknown[0]}`", f"its kinds are {kinds}")
+    if definition.is_elastic:
+        floor.check_counts(definition, counts)
     lines = [_line(definition, "controller", 1)]
     lines += [_line(definition, kind, counts.get(kind, spec.count)) for kind, spec in definition.nodes.items()]
-    cost = price.total(None if each.price_per_hour is None else each.price_per_hour * each.count for each in lines)
-    gpus = sum(each.gpus * each.count for each in lines)
+    least = price.total(each.cost(each.count) for each in lines)
+    most = price.total(each.cost(each.most) for each in lines)
+    gpus = sum(each.gpus * each.most for each in lines)
     return Forecast(
         definition.name,
         definition.provider.kind,
         definition.image,
         tuple(lines),
-        cost,
-        None if cost is None or not gpus else cost / gpus,
+        least,
+        most,
+        None if most is None or not gpus else most / gpus,
         price.sources(definition),
     )
 
@@ -105,10 +119,14 @@ def inspect(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
 
 
 def requests(definition: Definition, counts: Mapping[str, int]) -> list[MachineRequest]:
-    """Return the machines as a provider is asked for them, but with nothing in them."""
+    """Return the machines as a provider is asked for them, but with nothing in them.
+
+    Of kinds that come and go there is one at least, so that their size and image are looked at.
+    """
     found = [_request(definition, "controller", 1)]
     for kind, spec in definition.nodes.items():
-        found += [_request(definition, kind, number + 1) for number in range(counts.get(kind, spec.count))]
+        count = counts.get(kind, spec.count)
+        found += [_request(definition, kind, number + 1) for number in range(max(count, 1 if spec.is_elastic else 0))]
     return found
 
 
@@ -116,7 +134,8 @@ def _line(definition: Definition, kind: str, count: int) -> Line:
     spec, machine = definition.kind(kind), price.machine_of(definition, kind)
     sizes = spec.size or ((machine.size,) if machine.size else ())
     gpu_type = spec.gpu_type or (machine.gpu_type if machine.gpus else "")
-    return Line(kind, count, sizes, spec.gpus, gpu_type, spec.spot, price.of_kind(definition, kind))
+    most = max(count, floor.most(definition, kind)) if definition.is_elastic and kind in definition.nodes else count
+    return Line(kind, count, sizes, spec.gpus, gpu_type, spec.spot, price.of_kind(definition, kind), most)
 
 
 def _request(definition: Definition, kind: str, number: int) -> MachineRequest:

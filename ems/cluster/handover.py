@@ -10,10 +10,12 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ems.cluster.definition import Definition
 from ems.cluster.fleet import Fleet, Report, known, quiet, verified
+from ems.cluster.floor import FLOOR_FILE
 from ems.cluster.keys import Keys
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import MachineState, Provider, Resource, Thing
@@ -159,11 +161,15 @@ def _ask(host: Host, controller: Resource, keys: Keys, machines: Sequence[Resour
     """Read definition and munge key from the controller, let this machine's key in, and check both by labels."""
     try:
         text = host.run(["cat", DEFINITION_FILE], timeout_s=30).stdout
+        stay = host.run(["sh", "-c", f"cat {FLOOR_FILE} 2>/dev/null; exit 0"], timeout_s=30).stdout
         munge = host.run(["sudo", "cat", MUNGE_FILE], timeout_s=30).stdout
         host.run(["sh", "-c", _LET_IN, "sh", keys.public()], timeout_s=30)
     except ConnectionFailedError as error:
         raise _not_told(controller.name, error) from error
-    return _record(controller, text, machines), munge
+    record = _record(controller, text, machines)
+    if verified(record).is_elastic:  # the other nodes come and go
+        record = replace(record, wanted=tuple(stay.decode(errors="replace").split()))
+    return record, munge
 
 
 def _record(controller: Resource, text: bytes, machines: Sequence[Resource]) -> Record:

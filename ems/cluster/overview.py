@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ems.cluster import price
+from ems.cluster import floor, price
+from ems.cluster.elastic.standing import Status
 from ems.cluster.fleet import Fleet
-from ems.cluster.provider.base import MachineState
+from ems.cluster.provider.base import MachineState, Resource
 from ems.cluster.scheduler import Boot, Job, NodeState
 from ems.errors import ConnectionFailedError
 
@@ -38,13 +40,39 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class KindView:
+    """A kind of node of an elastic cluster.
+
+    Attributes
+    ----------
+    up
+        How many machines there are.
+    floor, most
+        How many stay whatever the queue says, and how many there may be.
+    shut, until
+        Why none of it is made now, and until when (UTC, ISO-8601); empty where it is.
+    """
+
+    kind: str
+    up: int
+    floor: int
+    most: int
+    shut: str = ""
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """A cluster as it stands.
 
     Attributes
     ----------
+    nodes
+        The controller, and the compute nodes; of an elastic cluster those that are there, or should be.
+    kinds, idle_since
+        Of an elastic cluster, whose service says since when nobody has used it.
     trouble
-        Why SLURM could not be asked; empty where it was.
+        Why SLURM could not be asked, or what keeps nodes from coming and going; empty where nothing does.
     price_per_hour
         Of all machines that run; None where the provider names no price.
     """
@@ -59,6 +87,8 @@ class Overview:
     jobs: Mapping[str, int] = field(default_factory=dict)
     trouble: str = ""
     price_per_hour: float | None = None
+    kinds: Sequence[KindView] = ()
+    idle_since: str | None = None
 
     @property
     def cost(self) -> float | None:
@@ -73,34 +103,20 @@ def look(fleet: Fleet) -> Overview:
     controller = machines.get(record.controller)
     states: dict[str, NodeState] = {}
     boots: dict[str, Boot] = {}
-    jobs, trouble = list[Job](), ""
+    jobs, trouble, service = list[Job](), "", None
     if controller is not None and controller.state is MachineState.RUNNING:
         try:
             states, boots = fleet.scheduler.look()
             jobs = fleet.scheduler.jobs()
+            if fleet.definition.is_elastic:
+                service, trouble = floor.standing(fleet)
         except ConnectionFailedError as error:
             trouble = error.message
     else:
         trouble = f"{record.controller} is {controller.state if controller else 'gone'}"
-    views = []
-    for name in sorted({*machines, *record.wanted} - {record.controller}):
-        state, machine = states.get(name), machines.get(name)
-        boot = boots.get(name, {})
-        note = str(record.left_out.get(name) or boot.get("error") or (state.reason if state else ""))
-        if state is None and not note:
-            note = str(boot.get("stage") or "")
-        views.append(
-            NodeView(
-                name,
-                fleet.kind(name),
-                str(machine.state) if machine else "gone",
-                state.state if state else "",
-                state.partitions if state else (),
-                state.gres if state else "",
-                note,
-                sum(name in job.hosts for job in jobs),
-            )
-        )
+    on = (name for name, state in states.items() if not state.is_off)
+    names = sorted({*machines, *record.wanted, *on} - {record.controller})
+    views = [_view(fleet, name, machines.get(name), states.get(name), boots.get(name, {}), jobs) for name in names]
     first = NodeView(record.controller, "controller", str(controller.state) if controller else "gone")
     running = [each for each in machines.values() if each.state is MachineState.RUNNING]
     return Overview(
@@ -114,14 +130,45 @@ def look(fleet: Fleet) -> Overview:
         _count(jobs),
         trouble,
         price.of_machines(fleet.definition, running),
+        _kinds(fleet, machines, service),
+        service.idle_since if service else None,
     )
 
 
+def _view(
+    fleet: Fleet, name: str, machine: Resource | None, state: NodeState | None, boot: Boot, jobs: Sequence[Job]
+) -> NodeView:
+    note = str(fleet.record.left_out.get(name) or boot.get("error") or (state.reason if state else ""))
+    if not note and (state is None or state.is_coming):
+        note = str(boot.get("stage") or "")
+    return NodeView(
+        name,
+        fleet.kind(name),
+        str(machine.state) if machine else "gone",
+        state.state if state else "",
+        state.partitions if state else (),
+        state.gres if state else "",
+        note,
+        sum(name in job.hosts for job in jobs),
+    )
+
+
+def _kinds(fleet: Fleet, machines: Iterable[str], service: Status | None) -> list[KindView]:
+    """Return how the kinds of an elastic cluster stand."""
+    if not fleet.definition.is_elastic:
+        return []
+    up, stay = (Counter(map(fleet.kind, names)) for names in (machines, fleet.record.wanted))
+    shut = service.shut if service else {}
+    found = []
+    for kind in fleet.definition.nodes:
+        most = floor.most(fleet.definition, kind)
+        why, until = (shut[kind].why, shut[kind].until) if kind in shut else ("", "")
+        found.append(KindView(kind, up[kind], stay[kind], most, why, until))
+    return found
+
+
 def _count(jobs: Sequence[Job]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for job in jobs:
-        counts[job.state] = counts.get(job.state, 0) + 1
-    return counts
+    return dict(Counter(job.state for job in jobs))
 
 
 def _since(iso: str) -> float:

@@ -68,6 +68,11 @@ class NodeState:
         """Whether SLURM knows it to be off, and may have it made."""
         return self.state.endswith("~")
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether SLURM has asked for it and waits."""
+        return self.state.endswith("#")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -106,7 +111,7 @@ class Scheduler:
             if kind == "node" and len(rest) == 4:
                 state, partition, gres, reason = rest
                 before = nodes[name].partitions if name in nodes else ()
-                reason = "" if reason == "none" else reason
+                gres, reason = ("" if said in {"none", "(null)"} else said for said in (gres, reason))
                 nodes[name] = NodeState(state, (*before, partition), gres, reason)
             elif kind == "boot":
                 boots[name] = _boot(rest[0])
