@@ -113,6 +113,9 @@ class Worker:
         """Run until nothing is left to claim, or told to end; return the exit status."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.signal(
+            signal.SIGPWR, lambda *_: None
+        )  # never called: by it the node's watch sees who waits for the signal
         while self._fill() or self.running:
             self._handle(signal.sigtimedwait(_SIGNALS, self._patience_s()))
             self._reap()

@@ -1,0 +1,284 @@
+"""The watch of a compute node: real processes and stand-ins for SLURM, clouds' metadata and what switches off."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ems.cluster import shipped
+
+SCRIPT = shipped.templates() / "roles" / "slurm_compute" / "files" / "ems-watch"
+# As a worker: waits for the signal, and ends at the second one
+WORKER = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPWR})
+signal.signal(signal.SIGPWR, print)
+print("up", flush=True)
+for word in ("first", "second"):
+    signal.sigwait({signal.SIGPWR})
+    print(word, flush=True)
+"""
+# Catches the signal, too, for a purpose of its own
+OTHER = """
+import signal, sys
+signal.signal(signal.SIGPWR, lambda *_: sys.exit("told"))
+print("up", flush=True)
+signal.pause()
+"""
+
+
+def wait_until(condition: Callable[[], Any], limit_s: float = 20) -> Any:
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+    return found
+
+
+class Node:
+    """A node as its watch sees it; what could touch this machine is replaced by scripts that only say so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = f"n{uuid.uuid4().hex[:8]}"  # processes are found by it
+        self.folder, self.share = folder, folder / "share"
+        self.heartbeat = self.share / "state" / "heartbeat"
+        self.heartbeat.parent.mkdir(parents=True)
+        self.asked, self.notice = folder / "asked", folder / "notice"
+        self.asked.touch()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        for name in ("scontrol", "shutdown", "umount", "systemctl"):
+            self.tool(name, f'echo "{name} $*" >>{self.asked}')
+
+    def tool(self, name: str, text: str) -> None:
+        path = self.bin / name
+        aside = path.with_suffix(".aside")
+        aside.write_text(f"#!/bin/sh\n{text}\n")
+        aside.chmod(0o755)
+        aside.rename(path)
+
+    def watch(self, **rules: Any) -> subprocess.Popen[str]:
+        path = self.folder / "watch.json"
+        base = {"name": self.name, "provider": "container", "share": str(self.share), "notice": str(self.notice)}
+        path.write_text(json.dumps(base | {"silent_s": 3600} | rules))
+        return self.start(SCRIPT, path)
+
+    def start(self, *words: str | Path, **env: str) -> subprocess.Popen[str]:
+        assert (self.bin / "shutdown").exists()
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", **env},
+            text=True,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def task(self, source: str, job: str, array: str = "", node: str = "") -> subprocess.Popen[str]:
+        """Start the one process of a batch step, as slurmstepd does; it has said that it is up."""
+        words = {"SLURM_JOB_ID": job, "SLURMD_NODENAME": node or self.name}
+        if array:
+            words |= dict(zip(("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), array.split("_"), strict=True))
+        code = "import os, sys; os.environ['SLURM_TASK_PID'] = str(os.getpid()); os.execv(sys.executable, sys.argv[1:])"
+        path = self.folder / "lib" / ("ems/node/worker.py" if source is WORKER else "job.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        process = self.start("-c", code, sys.executable, str(path), **words)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        return process
+
+    def words(self) -> list[str]:
+        return self.asked.read_text().splitlines()
+
+    def states(self) -> list[str]:
+        return [line.split(" reason")[0] for line in self.words() if line.startswith("scontrol update")]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    for process in node.processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_what_runs_is_saved_then_the_node_is_gone(node: Node) -> None:
+    worker, other = node.task(WORKER, "43", "42_1"), node.task(OTHER, "50")
+    elsewhere = node.task(OTHER, "60", node=f"{node.name}0")
+    node.watch()
+    node.notice.write_text("9\n")
+    assert read_line(worker) == "first"
+    notice = node.share / "state" / "notices" / f"{node.name}.json"
+    wait_until(notice.exists)
+    word = json.loads(notice.read_text())
+    assert (word["node"], word["jobs"]) == (node.name, ["42_1", "50"])
+    late = node.task(WORKER, "44", "42_2")  # SLURM had started it before it heard
+    assert [read_line(each) for each in (late, late, worker)] == ["first", "second", "second"]  # after four seconds
+    wait_until(lambda: len(node.states()) == 2)
+    assert node.states() == [f"scontrol update nodename={node.name} state={word}" for word in ("drain", "down")]
+    assert all(" reason=ems: preempted" in line for line in node.words() if "update" in line)
+    assert [line for line in node.words() if "requeue" in line] == ["scontrol requeue 50"]
+    assert other.poll() is None
+    assert elsewhere.poll() is None
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """What Compute Engine and EC2 tell a machine; only that of the right header."""
+
+    answers: dict[str, tuple[int, str]] = {}  # noqa: RUF012 - of the one test that sets it
+
+    def _answer(self) -> None:
+        is_asked_well = (
+            self.headers.get("Metadata-Flavor") == "Google"
+            or (self.command == "PUT" and self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"))
+            or self.headers.get("X-aws-ec2-metadata-token") == "token"
+        )
+        status, text = self.answers.get(f"{self.command} {self.path}", (404, "")) if is_asked_well else (401, "")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    do_GET = do_PUT = _answer  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Metadata, "answers", {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("provider", ["gce", "aws"])
+def test_clouds_are_asked_for_their_notice(node: Node, metadata: str, provider: str) -> None:
+    gce = "GET /computeMetadata/v1/instance/preempted"
+    Metadata.answers |= {gce: (200, "FALSE"), "PUT /latest/api/token": (200, "token")}
+    watch = node.watch(provider=provider, spot=True, metadata=metadata)
+    # the power button is pressed at the same time: the unit is told to end, and looks once more
+    at = datetime.now(UTC) + timedelta(seconds=40)
+    said = json.dumps({"action": "terminate", "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"})
+    wait_until(lambda: Path(f"/proc/{watch.pid}/oom_score_adj").exists() and caught(watch, signal.SIGTERM))
+    Metadata.answers |= {gce: (200, "TRUE"), "GET /latest/meta-data/spot/instance-action": (200, said)}
+    watch.terminate()
+    assert "taken back in" in read_line(watch)
+    assert watch.wait(20) == 0
+    assert node.states()[-1] == f"scontrol update nodename={node.name} state=down"
+
+
+def test_a_node_that_no_cloud_takes_back_ends_at_once(node: Node, metadata: str) -> None:
+    Metadata.answers["GET /computeMetadata/v1/instance/preempted"] = 200, "TRUE"
+    watch = node.watch(provider="gce", spot=False, metadata=metadata)
+    wait_until(lambda: caught(watch, signal.SIGTERM))
+    watch.terminate()
+    assert watch.wait(20) == 0
+    assert node.words() == []
+
+
+def caught(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@contextmanager
+def beating(node: Node) -> Iterator[threading.Event]:
+    """Rewrite the heartbeat until the event is set."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        for count in range(10_000):
+            aside = node.heartbeat.with_suffix(".aside")
+            aside.write_text(f"{count}\n")
+            aside.rename(node.heartbeat)
+            if stop.wait(0.1):
+                return
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join()
+
+
+def off(node: Node) -> list[str]:
+    return [line for line in node.words() if line.startswith("shutdown")]
+
+
+@pytest.mark.parametrize("how", ["stops", "hangs"])
+def test_a_node_whose_controller_falls_silent_is_switched_off(node: Node, how: str) -> None:
+    reads = node.folder / "reads"
+    node.tool("cat", f'echo >>{reads}; exec /bin/cat "$@"')
+    with beating(node) as stop:
+        watch = node.watch(silent_s=4)
+        wait_until(lambda: reads.exists() and len(reads.read_text()) > 9)
+        assert off(node) == []
+        assert watch.poll() is None
+        if how == "hangs":  # a file server that is dead holds whoever asks it
+            node.tool("cat", "exec sleep 600")
+        else:
+            stop.set()
+        assert "has stopped" in wait_until(lambda: off(node))[0]
+    watch.terminate()
+    assert watch.wait(5) == -signal.SIGTERM, "systemd need not wait for it"
+
+
+def test_a_node_that_slurm_has_let_go_of_is_switched_off(node: Node) -> None:
+    answer = "echo NodeName=n Arch=x86_64 State=IDLE+CLOUD+{} ThreadsPerCore=1"
+    asked = node.folder / "asked-slurm"
+    node.tool("scontrol", f"echo >>{asked}; " + answer.format("DRAIN"))
+    with beating(node):
+        node.watch(silent_s=4)
+        wait_until(lambda: asked.exists() and len(asked.read_text()) > 2)
+        assert off(node) == []
+        node.tool("scontrol", answer.format("POWERED_DOWN*"))
+        assert "has let go" in wait_until(lambda: off(node))[0]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_without_a_heartbeat_nothing_is_switched_off(node: Node, is_first: bool) -> None:
+    asked = node.folder / "asked-sh"
+    node.tool("sh", f'/bin/sh "$@"; status=$?; echo $status >>{asked}; exit $status')
+    if is_first:  # there was one, until somebody took it away: the share answers
+        node.heartbeat.write_text("1\n")
+    watch = node.watch(silent_s=1)
+    if is_first:
+        wait_until(lambda: asked.exists() and "0" in asked.read_text())
+        node.heartbeat.unlink()
+    wait_until(
+        lambda: asked.exists() and asked.read_text().count("3") > 4
+    )  # one each half second, longer than it bears
+    assert watch.poll() is None
+    assert off(node) == []
