@@ -170,7 +170,7 @@ def image_key(definition: Definition, kind: str) -> str:
         definition.login_user,
         definition.provider.kind,
         sorted(definition.packages),
-        [definition.accounting, definition.is_elastic, definition.trusts_controller] if group == "controller" else None,
+        [definition.accounting, definition.trusts_controller] if group == "controller" else None,
         definition.cuda if node.gpus else None,
         sorted(metadata.requires("ems") or ()) if group == "controller" else None,
     ]

@@ -1,0 +1,137 @@
+"""Nodes that come and go with the queue, made by the cluster's own service: real SLURM, real machines (containers)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ems.cluster.provider.base import Thing
+
+pytestmark = pytest.mark.timeout(900)
+
+DEFINITION = """
+provider: {kind: container}
+accounting: false
+controller: {cpus: 2, mem_gb: 2}
+nodes:
+  gpu: {max: 3, cpus: 4, mem_gb: 2, gpus: 4}
+partitions:
+  gpu: {nodes: [gpu], default: true, time: 1:00:00}
+slurm: {SuspendTime: 15, SuspendTimeout: 10, ResumeTimeout: 240}
+"""
+
+# runs until the test lets it end
+LONG = """
+import os
+import time
+import ems
+
+for seed in [0, 1]:
+    while not os.path.exists(os.path.expanduser("~/go")):
+        time.sleep(0.1)
+    ems.log(acc=seed)
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Somebody with a cluster of a controller alone; nothing is left of it, though a queue waits when it is stopped."""
+    made = desks.Desk(tmp_path_factory.mktemp("desk"), definition=DEFINITION)
+    with desks.ssh_agent(made.home) as made.agent:
+        made.env.update(made.agent)
+        try:
+            started = made.cluster("start", "--yes", timeout=800)
+            assert "is ready: 0 nodes" in started.stdout
+            assert "not tried, their nodes come with jobs: gpu/gpu" in started.stderr
+            assert made.machines() == ["controller"]
+            _write_project(made)
+            yield made
+            made.there("sbatch", "--array=0-9", "--gres=gpu:4", "--wrap", "sleep 600")
+            desks.wait_until(lambda: len(made.machines()) > 1, 120, "a node that the queue needs")
+            made.cluster("stop", "--yes", "--no-harvest", timeout=300)
+            assert made.resources() == []
+        finally:
+            made.clear()
+
+
+def _write_project(desk: Any) -> None:
+    (desk.project / "long.py").write_text(LONG)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    for words in (["init", "-q"], ["add", "long.py"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], cwd=desk.project, check=True)
+
+
+def _parrun(desk: Any, *words: str) -> str:
+    return str(json.loads(desk.ems("parrun", *words, "--again", "--json").stdout)["experiment"])
+
+
+def _counts(desk: Any, experiment: str) -> dict[str, int]:
+    [found] = json.loads(desk.ems("status", experiment, "--json").stdout)
+    return {word: found[word] for word in ("pending", "running", "completed", "failed", "cancelled") if found[word]}
+
+
+def _attempts(desk: Any, experiment: str) -> list[int]:
+    desk.ems("harvest")
+    return sorted(each["attempt"] for each in json.loads(desk.ems("ls", experiment, "--json").stdout))
+
+
+def _gone(desk: Any, wait_until: Callable[..., Any]) -> None:
+    """Wait until the controller is the only machine, and SLURM may have any node again."""
+    wait_until(lambda: desk.machines() == ["controller"], 180, "the end of nodes that nobody needs")
+    said = lambda: set(desk.there("sinfo", "-h", "-N", "-o", "%T").split())  # noqa: E731
+    wait_until(lambda: said() == {"idle~"}, 120, "nodes that may come again")
+
+
+def test_an_array_brings_up_the_nodes_that_it_needs_and_they_go_again(desk: Any, desks: ModuleType) -> None:
+    desk.there("rm", "-f", "go")
+    experiment = _parrun(desk, "long.py", "--gres", "gpu:3")  # two runs, one on a node
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "a run on each of two nodes")
+    there = {each.name: each for each in desk.resources() if each.thing is Thing.MACHINE}
+    assert sorted(there) == [f"{desk.name}-{each}" for each in ("controller", "gpu-001", "gpu-002")]
+    shown = desk.status()
+    assert shown["kinds"] == [{"kind": "gpu", "up": 2, "floor": 0, "most": 3, "shut": "", "until": ""}]
+    assert shown["trouble"] == ""
+    far = desk.ems("cluster", "ssh", "gpu-001", "--on", desk.name, "--", "hostname").stdout
+    assert far.strip() == f"{desk.name}-gpu-001"  # by a host key that this laptop has not made
+    desk.there("touch", "go")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 120, "the end of the runs")
+    assert _attempts(desk, experiment) == [1, 1]
+    _gone(desk, desks.wait_until)
+
+
+def test_some_stay_as_long_as_they_are_told_to(desk: Any, desks: ModuleType) -> None:
+    assert "may have of `gpu`: its `max` is 3" in desk.cluster("resize", "4", code=2).stderr
+    said = json.loads(desk.cluster("resize", "gpu=1", "--json", timeout=400).stdout)
+    assert said["ready"] == [f"{desk.name}-gpu-001"]
+    assert desk.machines() == ["controller", "gpu-001"]
+    assert f"SuspendExcNodes={desk.name}-gpu-001" in desk.there("cat", "/etc/slurm/slurm.conf")
+    again = json.loads(desk.cluster("setup", "--json", timeout=400).stdout)
+    assert (again["changed"], list(again["tests"])) == (0, ["gpu/gpu"])
+    desk.cluster("resize", "gpu=0")
+    _gone(desk, desks.wait_until)
+    assert "come and go with its queue" in desk.cluster("remove-node", "gpu-001", code=1).stderr
+
+
+def test_paused_resumed_and_adopted_with_a_run_at_work(desk: Any, desks: ModuleType, tmp_path: Any) -> None:
+    desk.there("rm", "-f", "go")
+    experiment = _parrun(desk, "long.py", "--gres", "gpu:2")  # both on one node
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "both runs on one node")
+    assert desk.machines() == ["controller", "gpu-001"]
+    desk.cluster("pause", "--yes", timeout=300)
+    [controller] = [each for each in desk.resources() if each.thing is Thing.MACHINE]
+    assert (controller.name, str(controller.state)) == (f"{desk.name}-controller", "stopped")
+    desk.cluster("resume", timeout=400)
+    other = desks.Desk(tmp_path, desk.name, DEFINITION)
+    other.env.update(desk.agent)
+    other.cluster("status", "--adopt")
+    assert json.loads((other.state / "record.json").read_text())["wanted"] == []
+    desk.there("touch", "go")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 300, "the end of the runs")
+    assert _attempts(desk, experiment) == [2, 2]
+    found = json.loads(desk.cluster("cost", "--by", "kind", "--json").stdout)
+    assert found, "the ledger of the service has not come here"
