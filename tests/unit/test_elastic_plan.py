@@ -101,6 +101,8 @@ def test_a_kind_that_is_shut_and_the_floor_change_how_it_stands_only_to_nodes_th
     assert standing(resting, is_floor=True) is Standing.WANTED
     assert standing(resting, is_floor=True, closed="sold out") is Standing.CLOSED
     assert standing(down, closed="sold out") is Standing.HELD
+    assert standing(node("n", "IDLE", "POWERING_DOWN", reason="ems: sold out"), closed="sold out") is Standing.CLOSING
+    assert standing(node("n", "DOWN", "POWERING_DOWN", reason="ems: sold out"), closed="sold out") is Standing.GOING
     assert standing(node("n", "DOWN", "POWERED_DOWN", reason="ResumeTimeout reached"), closed="x") is Standing.CLOSED
     assert standing(down) is Standing.DOWNED
     assert standing(node("n", "IDLE"), is_floor=True, closed="sold out") is Standing.IDLE

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from ems.cluster.definition import node_number
 from ems.cluster.elastic.breaker import Shut
 from ems.cluster.elastic.control import Node
-from ems.cluster.elastic.table import OFF, OURS, TABLE, Cell, Standing, Verb, Vm, When, standing
+from ems.cluster.elastic.table import OFF, OURS, SERVING, TABLE, Cell, Standing, Verb, Vm, When, standing
 from ems.cluster.provider.base import MachineState, Resource
 
 
@@ -160,7 +160,7 @@ class Memory:
         relics = {chosen[name].id for name in off & {*chosen}} | (self.relics & {*seen.first_seen})
         return replace(
             seen,
-            machines={**{name: each for name, each in self.machines.items() if name in names - off}, **chosen},
+            machines={**{name: each for name, each in self.machines.items() if self._keeps(name, standings)}, **chosen},
             missed=missed,
             standings=standings,
             cells={name: TABLE[vm_of(chosen.get(name)), standings[name][0]] for name in names},
@@ -178,12 +178,17 @@ class Memory:
         before, since = self.standings.get(name, (None, now))
         return found, since if before is found else now
 
+    def _keeps(self, name: str, standings: Mapping[str, tuple[Standing, float]]) -> bool:
+        """Whether a node that has no machine now is still the one that had one, and was not made anew since."""
+        before, found = (each[name][0] if name in each else Standing.STRANGER for each in (self.standings, standings))
+        return (found in SERVING and before in SERVING | {Standing.COMING}) or found is before is Standing.COMING
+
     def chosen(self, machines: Sequence[Resource], nodes: Mapping[str, Node]) -> dict[str, Resource]:
         """Return the machine of each node: of several the one that serves, else the oldest that has not failed."""
 
         def rank(each: Resource) -> tuple[bool, bool, str, float, str]:
             node = nodes.get(each.name)
-            serves = node is not None and node.is_assigned and bool(each.address) and node.address == each.address
+            serves = node is not None and bool(each.address) and node.address == each.address
             is_failed = each.state is MachineState.FAILED
             return not serves, is_failed, str(each.created_at or ""), self.first_seen[each.id], each.id
 
@@ -223,7 +228,7 @@ def _ended(booting: Iterable[str], standings: Mapping[str, tuple[Standing, float
         found = standings[name][0] if name in standings else Standing.STRANGER
         if found in {Standing.IDLE, Standing.BUSY, Standing.KEPT}:
             yield Boot(name, registered=True)
-        elif found in OFF or found in {Standing.DOWN, Standing.GOING, Standing.AILING}:
+        elif found not in {Standing.COMING, Standing.STALE}:
             yield Boot(name, registered=False)
 
 
@@ -275,14 +280,14 @@ def _may(act: Act, memory: Memory, now: float) -> bool:
     if (act.verb, _subject(act)) in memory.done:
         return False
     found, since = memory.standings[act.node]
-    if found in OFF and act.vm is Vm.ABSENT:
+    if found not in SERVING | {Standing.COMING} and act.vm is Vm.ABSENT:
         return True
     seen = since if act.machine is None else memory.first_seen[act.machine.id]
     return now - seen >= memory.pace.young_s
 
 
 def _why(name: str, vm: Vm, found: Standing, memory: Memory) -> str:
-    if found is Standing.CLOSED:
+    if found in {Standing.CLOSED, Standing.CLOSING}:
         return OURS + memory.shut[kind_of(memory.cluster, name)].reason
     if found is Standing.WANTED:
         return OURS + "it is one of those that stay"

@@ -38,6 +38,7 @@ class Standing(StrEnum):
     COMING = "coming"  # powering up
     STALE = "stale"  # powering up, but its machine is one from before, which never registers anew
     GOING = "going"  # powering down
+    CLOSING = "closing"  # the same, and its kind cannot be had now: SLURM would have it back at once
     IDLE = "idle"
     BUSY = "busy"
     DOWN = "down"
@@ -88,6 +89,7 @@ parked    -               destroy     destroy     destroy@l   destroy     destro
 mute      force           destroy     destroy     destroy@l   destroy     destroy     destroy@l
 stale     -               destroy     destroy     destroy@l   destroy     destroy     destroy@l
 going     -               destroy     destroy     destroy@l   destroy     destroy     destroy@l
+closing   down            destroy     destroy     down        destroy     destroy     destroy@l
 coming    create@s        lose@l      lose@l      lose@l      destroy     destroy     lose@l
 idle      lose            -           -           lose        lose        lose        -
 busy      lose            -           -           -           lose        -           -
@@ -116,17 +118,10 @@ TABLE = _read(_GRID)
 #: What the reasons begin with that ems gives SLURM for a node.
 OURS = "ems: "
 
+#: The standings of nodes that run, or should.
+SERVING = frozenset({Standing.IDLE, Standing.BUSY, Standing.DOWN, Standing.AILING, Standing.KEPT})
 #: The standings of nodes that SLURM has let go of.
-OFF = frozenset(Standing) - {
-    Standing.STALE,
-    Standing.COMING,
-    Standing.GOING,
-    Standing.IDLE,
-    Standing.BUSY,
-    Standing.DOWN,
-    Standing.AILING,
-    Standing.KEPT,
-}
+OFF = frozenset(Standing) - SERVING - {Standing.COMING, Standing.STALE, Standing.GOING, Standing.CLOSING}
 
 # what SLURM drains a node for by itself (slurmctld's sources, 22.05 to 24.11); it goes with the machine
 _OWN_REASONS = (
@@ -159,24 +154,24 @@ def standing(node: Node | None, *, is_floor: bool = False, closed: str = "") -> 
     """
     if node is None:
         return Standing.STRANGER
+    is_held = node.base in _GONE and node.reason.startswith(OURS)
     if "POWERING_DOWN" in node.flags:
-        return Standing.GOING
+        return Standing.CLOSING if closed and not is_held else Standing.GOING
     if node.flags & {"POWERING_UP", "POWER_UP"} or ("POWERED_DOWN" in node.flags and node.is_assigned):
         return Standing.COMING
     if "POWERED_DOWN" in node.flags:
-        return _off(node, is_floor=is_floor, closed=closed)
+        if closed:
+            return Standing.HELD if is_held else Standing.CLOSED
+        return _off(node, is_floor=is_floor)
     return _on(node)
 
 
-def _off(node: Node, *, is_floor: bool, closed: str) -> Standing:
-    is_down = node.base in _GONE
-    if closed:
-        return Standing.HELD if is_down and node.reason.startswith(OURS) else Standing.CLOSED
+def _off(node: Node, *, is_floor: bool) -> Standing:
     if node.flags & _DRAINED and not node.reason.startswith(_OWN_REASONS):
         return Standing.PARKED
     if "NOT_RESPONDING" in node.flags:
         return Standing.MUTE
-    if is_down or node.flags & _DRAINED:
+    if node.base in _GONE or node.flags & _DRAINED:
         return Standing.DOWNED
     return Standing.WANTED if is_floor else Standing.RESTING
 
