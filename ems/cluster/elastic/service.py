@@ -18,6 +18,7 @@ from ems.cluster import ledger, nodes, placing
 from ems.cluster.elastic import guard
 from ems.cluster.elastic.control import Control, Node
 from ems.cluster.elastic.here import FleetHere
+from ems.cluster.elastic.preemption import Preemptions
 from ems.cluster.elastic.reconcile import Act, Memory, Pace, plan
 from ems.cluster.elastic.shutters import Shutters
 from ems.cluster.elastic.spool import Spool, Wish, gather
@@ -65,6 +66,7 @@ class Service:
         self.heart = Heart(fleet.paths.state)
         self.board = Board(fleet.paths.state)
         self.shutters = Shutters(fleet)
+        self.preemptions = Preemptions(fleet.definition, fleet.paths.state, self.control)
         self.memory = Memory(fleet.name, pace or Pace())
         self.reconcile_s = reconcile_s
         self._asked = _asked(fleet)
@@ -79,10 +81,13 @@ class Service:
                 stop.wait(_BATCH_S)
             self.step()
             stop.wait(min(60.0, 2.0**self._failures) if self._failures else 0)
-            while not (stop.is_set() or self.spool.names() or time.monotonic() >= self._due):
+            while not (stop.is_set() or self._is_called() or time.monotonic() >= self._due):
                 self.heart.beat()
                 stop.wait(_POLL_S)
         self.board.show(self.shutters.shut(), phase="stopped")
+
+    def _is_called(self) -> bool:
+        return bool(self.spool.names()) or self.preemptions.is_due()
 
     def afresh(self) -> None:
         """Open what is shut and look at once, in the next turn: somebody has mended something."""
@@ -96,6 +101,8 @@ class Service:
             self.shutters.open()
         try:
             changed = self._serve()
+            for said in self.preemptions.turn():
+                self.board.note(said)
             if changed or time.monotonic() >= self._due:
                 self._reconcile()
             self._failures = 0
@@ -221,6 +228,7 @@ class Service:
         if self.memory.is_unsure:
             self._due = min(self._due, now + _SOON_S)
         acts = plan(machines, states, self.memory, now)
+        self.preemptions.lost(acts)
         self.memory = self.memory.did(acts, now)
         self._act(acts)
         ledger.observe(self.fleet)
