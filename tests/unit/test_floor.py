@@ -1,0 +1,112 @@
+"""Elastic clusters as a client sees them, where nobody has to be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ems.cluster import floor, forecast, overview, userdata
+from ems.cluster.definition import Definition
+from ems.cluster.elastic.standing import Shut, Status
+from ems.cluster.fleet import Fleet
+from ems.cluster.problems import problems
+from ems.cluster.record import Files, new
+from ems.cluster.scheduler import NodeState
+from ems.errors import UsageError
+
+CONTENT: dict[str, Any] = {
+    "name": "demo",
+    "provider": {"kind": "gce", "service_account": "default"},
+    "controller": {"size": "e2-standard-2"},
+    "nodes": {
+        "gpu": {"min": 1, "max": 8, "cpus": 4, "mem_gb": 15, "size": "n1-standard-4", "gpus": 2, "gpu_type": "t4"},
+        "cpu": {"count": 2, "cpus": 2, "mem_gb": 8, "size": "e2-standard-2"},
+    },
+    "prices": {"e2-standard-2": 1.0, "n1-standard-4": 2.0, "t4": 0.5},
+}
+
+
+@pytest.fixture
+def definition() -> Definition:
+    return Definition.model_validate(CONTENT)
+
+
+def fleet(definition: Definition, *wanted: str) -> Fleet:
+    record = new(definition.name, definition.model_dump(mode="json"), definition.digest)
+    made = Fleet(Files(definition.name), record)
+    made.record = Files(definition.name).update(record, wanted=wanted)
+    return made
+
+
+def test_no_more_nodes_stay_than_are_declared(definition: Definition) -> None:
+    floor.check_counts(definition, {"gpu": 8, "cpu": 0})
+    with pytest.raises(UsageError, match=r"9 nodes are more than demo may have of `gpu`: its `max` is 8"):
+        floor.check_counts(definition, {"gpu": 9})
+    with pytest.raises(UsageError, match=r"3 nodes are more than demo may have of `cpu`: its `count` is 2"):
+        floor.check_counts(definition, {"cpu": 3})
+
+
+def test_what_is_looked_at_before_a_start_has_every_kind(definition: Definition) -> None:
+    assert floor.samples(fleet(definition, "demo-cpu-001", "demo-cpu-002")) == [
+        "demo-cpu-001",
+        "demo-cpu-002",
+        "demo-gpu-001",
+    ]
+    wanted = forecast.requests(Definition.model_validate({**CONTENT, "nodes": {"gpu": CONTENT["nodes"]["gpu"]}}), {})
+    assert [each.name for each in wanted] == ["demo-controller", "demo-gpu-001"]
+
+
+def test_a_forecast_says_what_it_costs_at_least_and_at_most(definition: Definition) -> None:
+    found = forecast.forecast(definition, {})
+    assert [(each.kind, each.count, each.most) for each in found.lines] == [
+        ("controller", 1, 1),
+        ("gpu", 1, 8),
+        ("cpu", 2, 2),
+    ]
+    assert (found.price_per_hour, found.most_per_hour) == (1 + 3 + 2, 1 + 8 * 3 + 2)
+    assert found.price_per_gpu_hour == pytest.approx(27 / 16)
+    with pytest.raises(UsageError, match="its `max` is 8"):
+        forecast.forecast(definition, {"gpu": 9})
+
+
+def test_kinds_are_shown_with_what_shuts_them(definition: Definition) -> None:
+    shut = {"gpu": Shut("ZONE_RESOURCE_POOL_EXHAUSTED", "2026-11-21T12:00:00.000Z")}
+    shown = overview._kinds(
+        fleet(definition, "demo-gpu-001"), ["demo-controller", "demo-gpu-001", "demo-gpu-002"], Status("now", shut=shut)
+    )
+    assert shown == [
+        overview.KindView("gpu", 2, 1, 8, "ZONE_RESOURCE_POOL_EXHAUSTED", "2026-11-21T12:00:00.000Z"),
+        overview.KindView("cpu", 0, 0, 2),
+    ]
+
+
+def test_a_node_that_slurm_knows_before_it_is_there_says_nothing_of_itself(definition: Definition) -> None:
+    assert userdata.node_facts(definition, "demo-gpu-001", "gpu")["slurmd"] == ""
+    plain = Definition.model_validate({**CONTENT, "nodes": {"cpu": CONTENT["nodes"]["cpu"]}})
+    assert userdata.node_facts(plain, "demo-cpu-001", "cpu")["slurmd"] == "Feature=cpu CPUs=2 RealMemory=7782"
+
+
+@pytest.mark.parametrize(
+    ("word", "usable", "off", "coming"),
+    [
+        ("idle", True, False, False),
+        ("mixed", True, False, False),
+        ("idle-", True, False, False),  # planned for a job
+        ("idle~", False, True, False),
+        ("mixed#", False, False, True),
+        ("idle%", False, False, False),
+        ("idle*", False, False, False),
+        ("down~", False, True, False),
+        ("drained", False, False, False),
+    ],
+)
+def test_what_slurms_marks_mean(word: str, usable: bool, off: bool, coming: bool) -> None:
+    state = NodeState(word, (), "")
+    assert (state.is_usable, state.is_off, state.is_coming) == (usable, off, coming)
+
+
+@pytest.mark.parametrize("line", ["ResumeProgram", "suspendexcnodes"])
+def test_how_nodes_come_and_go_is_for_ems_to_say(line: str) -> None:
+    found = [each.message for each in problems(Definition.model_validate({**CONTENT, "slurm": {line: "x"}}))]
+    assert found == [f"`slurm.{line}` is for ems to say"]
