@@ -33,6 +33,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from clouds.serving import StandIn, running
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
+PROFILE = "ems-controller"  # an instance profile that is there
 KEY, OWN_KEY = "AKIATESTING", "ASIAMACHINE"
 _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 _IMAGES = {
@@ -55,13 +56,10 @@ class Cloud(StandIn):
     ----------
     most_per_call
         Of how many a call makes so many.
-    roles
-        The instance profiles that machines were given.
     """
 
     most_per_call: int = 10**6
-    roles: set[str] = field(default_factory=set)
-    callers: Counter[str] = field(default_factory=Counter)  # by a user's key, and by a machine's
+    has_role: bool = False  # whether a machine was made with an instance profile
     _tokens: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
     _born: dict[str, float] = field(default_factory=dict)
 
@@ -132,7 +130,7 @@ class Cloud(StandIn):
         keys = {"AccessKeyId": OWN_KEY, "SecretAccessKey": "own", "Token": "session"}
         keys["Expiration"] = "2099-01-01T00:00:00Z"
         answers = {"meta-data/placement/region": REGION}
-        answers |= {roles: "\n".join(self.roles)} | {f"{roles}{each}": json.dumps(keys) for each in self.roles}
+        answers |= {roles: PROFILE, roles + PROFILE: json.dumps(keys)} if self.has_role else {}
         is_token = (environ["REQUEST_METHOD"], path) == ("PUT", "api/token")
         is_in = is_token or environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN") == "in"
         said = "in" if is_token else answers.get(path, "")
@@ -175,6 +173,13 @@ class Cloud(StandIn):
 
     def _done(self, app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
         with self.lock:
+            if (profile := fields.get("IamInstanceProfile.Name", PROFILE)) != PROFILE:
+                said = (
+                    f"Value ({profile}) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile"
+                )
+                raise RefusedError(400, "InvalidParameterValue", said)
+            self.has_role |= "IamInstanceProfile.Name" in fields and fields.get("DryRun") != "true"
+            fields = {key: value for key, value in fields.items() if not key.startswith("IamInstanceProfile")}
             if fields["Action"].startswith("Describe") or fields.get("DryRun") == "true":
                 status, answer = _through(app, environ, fields)
                 return status, self._seen(answer) if fields["Action"] == "DescribeInstances" else answer
@@ -191,7 +196,6 @@ class Cloud(StandIn):
             return 200, answer
         asked = dict(fields)
         if fields["Action"] == "RunInstances":
-            self.roles |= {asked.pop("IamInstanceProfile.Name", "")} - {""}  # it would have to be in moto's IAM
             # moto makes as many as the least that is asked for
             asked["MinCount"] = asked["MaxCount"] = str(min(int(fields["MaxCount"]), self.most_per_call))
         if fields["Action"] == "TerminateInstances":  # moto fails for those that are gone

@@ -60,22 +60,22 @@ class Bench:
         providers = {"gce": GceProvider, "aws": AwsProvider, "openstack": OpenstackProvider}
         return providers[self.kind](self.section(**more), backoff=hurried(), as_instance=as_instance)
 
-    def become_machine(self, folder: Path, patch: pytest.MonkeyPatch, files: Mapping[str, str]) -> None:
-        """Have this computer be a machine of the cloud's, without any user's credentials.
-
-        Parameters
-        ----------
-        files
-            What a controller is given, see :class:`~ems.cluster.provider.base.Delegator`.
-        """
-        for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_EC2_METADATA_DISABLED", "OS_CLIENT_CONFIG_FILE"):
-            patch.delenv(name, raising=False)
+    def become_machine(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        """Have this computer be a machine of the cloud's, beside what it is."""
         patch.setenv("GCE_METADATA_HOST", self.cloud.url.removeprefix("http://"))
         patch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", self.cloud.url)
-        own = folder / "own-clouds.yaml"
-        patch.setattr(keystone, "OWN_FILE", str(own))
+        patch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+        patch.setattr(keystone, "OWN_FILE", str(folder / "own-clouds.yaml"))
+
+    def hand_over(self, files: Mapping[str, str]) -> None:
+        """Give this machine what a controller is given, see :class:`~ems.cluster.provider.base.Delegator`."""
         for content in files.values():
-            own.write_text(content)
+            Path(keystone.OWN_FILE).write_text(content)
+
+    def place(self, name: str) -> str:
+        """Return the zone that a machine is in."""
+        found = [each for each in self.provider().list() if each.name == name]
+        return str(found[0].zone)
 
     def names(self) -> list[str]:
         if self.kind == "gce":

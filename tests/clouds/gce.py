@@ -11,7 +11,6 @@ import json
 import re
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,15 +44,12 @@ class Cloud(StandIn):
 
     Attributes
     ----------
-    callers
-        Whose calls they were: how many by a user, and how many by a machine's service account.
     public_ip
         Gives a machine its address.
     bodies
         Makes real machines for those that are here on paper (see bodies.py); None: nothing stands behind them.
     """
 
-    callers: Counter[str] = field(default_factory=Counter)
     lacking: set[str] = field(default_factory=set)  # permissions that nobody has
     roles: dict[str, list[str]] = field(default_factory=lambda: {OWN_ACCOUNT: ["roles/editor"]})
     quotas: dict[str, float] = field(default_factory=lambda: {**QUOTAS, **SPOT_QUOTAS})

@@ -131,6 +131,7 @@ class Cloud(StandIn):
         token = asked.headers.get("X-Auth-Token", "")
         if token not in self.tokens:
             raise RefusedError(401, "error", "The request requires authentication.")
+        self.callers["machine" if self.tokens[token] else "user"] += 1
         if asked.path.startswith("/v3/"):
             self.calls.append((asked.method, asked.path))
             return self._keystone(asked, token)

@@ -30,6 +30,8 @@ class StandIn:
         How long an operation takes.
     late_s
         How long a machine is missing in listings.
+    callers
+        Whose calls they were: how many by a user, and how many by a machine's own rights.
     born
         Machine's name -> how many lived at the same time, at most.
     """
@@ -39,6 +41,7 @@ class StandIn:
     faults: Counter[str] = field(default_factory=Counter)
     operation_s: float = 0.0
     late_s: float = 0.0
+    callers: Counter[str] = field(default_factory=Counter)
     born: Counter[str] = field(default_factory=Counter)
     lock: Any = field(default_factory=threading.RLock)
 
