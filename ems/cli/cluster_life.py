@@ -62,6 +62,19 @@ def start(
         render.note(f"next: ems cluster setup {name}")
         return
     _say_ready(fleet, outcome, as_json=as_json)
+    if fleet.definition.is_elastic and not as_json:
+        _say_unbaked(fleet)
+
+
+def _say_unbaked(fleet: Fleet) -> None:
+    """Say what makes nodes come sooner, where they install what they need at each boot."""
+    from ems.cli import render
+    from ems.cluster import images
+
+    if fleet.definition.nodes.keys() - images.available(fleet).keys():
+        render.note(
+            f"nodes install what they need each time they come: `ems cluster bake {fleet.name}` has them come sooner"
+        )
 
 
 def _plan_lines(fleet: Fleet) -> list[str]:
