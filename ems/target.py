@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ems import dataset, registry
+from ems import dataset, harvested, registry
 from ems.config import Settings
 from ems.errors import ConfigError, TargetError
 from ems.executor.base import Executor, writing_to
@@ -78,6 +78,21 @@ class Target:
             self.remote.hold_runs(self.files(experiment_id), indices, release)
         else:
             control.hold(self.executor, self.files(experiment_id), indices, release)
+
+    def note_harvested(self, experiment_id: str, runs: Mapping[int, int]) -> None:
+        """Tell the other machine which runs were harvested, by their last attempts: it may delete itself some day.
+
+        Raises
+        ------
+        ConnectionFailedError
+            If it cannot be reached.
+        """
+        files = self.files(experiment_id)
+        known = harvested.of(files)  # as the mirror says that the other side was told
+        new = {index: attempt for index, attempt in runs.items() if attempt > known.get(index, 0)}
+        if self.remote is not None and new:
+            self.remote.agent.call("harvested", id=experiment_id, runs=sorted(new.items()))
+            harvested.note(files, new)
 
     def remove(self, experiment_id: str) -> int:
         """Cancel an experiment and delete its files; return how many bytes that freed."""

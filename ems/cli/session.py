@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -270,6 +270,8 @@ class Session:
             harvest.harvest(self.store, root, ask, exp_ids, metric_globs, progress, _complete(root, brought))
             for root, ask in roots.items()
         ]
+        for each in reached:
+            self._tell_harvested(each)
         away = {each.target.root: each.trouble for each in reached if each.is_away}
         reports = [
             replace(report, trouble=report.trouble or away.get(root))
@@ -279,6 +281,13 @@ class Session:
         lost = [line for each in reached for line in _lost(each)]
         problems = (*left_out, *lost, *((trouble.message,) if trouble is not None else ()))
         return [*reports, harvest.HarvestReport((), 0.0, problems)] if problems else reports
+
+    def _tell_harvested(self, reached: _Reached) -> None:
+        """Tell another machine what was brought from it for good; if it went away meanwhile the next harvest does."""
+        settled = "SELECT idx, attempt FROM runs WHERE experiment_id = ? AND settled AND attempt > 0"
+        for exp_id in reached.runs if reached.pulled is not None else ():
+            with suppress(EmsError):
+                reached.target.note_harvested(exp_id, dict(self.store.query(settled, [exp_id])))
 
     def _to_harvest(self, metric_globs: Sequence[str]) -> list[Experiment]:
         """Return the experiments that may have something new; with further files to look for it is all of them."""

@@ -222,9 +222,23 @@ class Idle(Section):
     """Minutes without a job in the queue, and without anybody logged in."""
     do: Literal["pause", "stop"] = "pause"
     """`pause`: nodes are deleted, the controller is stopped, its disk stays. `stop`: all machines are deleted."""
-    harvest_before_stop: Word | None = None
+    harvest_before_stop: (
+        Annotated[
+            str,
+            Form(
+                r"laptop|(s3|gs)://[a-z0-9][a-z0-9._-]{1,62}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?",
+                "`laptop`, `s3://BUCKET/PATH` or `gs://BUCKET/PATH`",
+            ),
+        ]
+        | None
+    ) = None
     """Where results have to be before the controller is deleted: `laptop` (`ems harvest` has fetched them), or a
     bucket, `s3://NAME/PATH`, `gs://NAME/PATH`, that they are copied to. While they are not, it is paused instead."""
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether results go to a bucket before the cluster stops."""
+        return self.do == "stop" and "://" in (self.harvest_before_stop or "")
 
 
 class Limits(Section):
@@ -379,11 +393,16 @@ class Definition(Section):
         return any(each.is_elastic for each in self.nodes.values())
 
     @property
+    def has_service(self) -> bool:
+        """Whether a service on the controller makes nodes come and go, or has the cluster rest when it is idle."""
+        return self.is_elastic or self.idle is not None
+
+    @property
     def trusts_controller(self) -> bool:
         """Whether the controller may change machines: where it has to, or where the account that may is named."""
         section = self.provider
         named = getattr(section, "service_account", None) or getattr(section, "instance_profile", None)
-        return self.is_elastic or self.idle is not None or named is not None
+        return self.has_service or named is not None
 
     @property
     def default_partition(self) -> str:

@@ -18,7 +18,7 @@ _KEPT = "delegated.json"  # in the cluster's folder, which is its user's alone
 
 
 def refuse_helpless(definition: Definition) -> None:
-    """Refuse a definition whose controller would not be let make nodes.
+    """Refuse a definition whose controller would not be let do what it is to do.
 
     Raises
     ------
@@ -27,17 +27,19 @@ def refuse_helpless(definition: Definition) -> None:
     """
     provider = definition.provider
     lacks = {"gce": "service_account", "aws": "instance_profile"}.get(provider.kind, "")
-    if definition.is_elastic and lacks and getattr(provider, lacks) is None:
-        kind = next(name for name, each in definition.nodes.items() if each.is_elastic)
-        raise ClusterError(
-            f"`nodes.{kind}.max` has the controller make nodes, and `provider.{lacks}` does not say as whom",
-            f"say `{lacks}`, or `count` instead of `max`: nodes then stay until you resize the cluster",
-        )
+    if not definition.has_service or not lacks or getattr(provider, lacks) is not None:
+        return
+    kind = next((name for name, each in definition.nodes.items() if each.is_elastic), None)
+    if kind is not None:
+        does, instead = f"`nodes.{kind}.max` has the controller make nodes", "`count` instead of `max`: nodes then stay"
+    else:
+        does, instead = "`idle` has the controller end machines", "no `idle`: the cluster then runs until you stop it"
+    raise ClusterError(f"{does}, and `provider.{lacks}` does not say as whom", f"say `{lacks}`, or {instead}")
 
 
 def findings(definition: Definition, provider: Provider) -> Iterator[Finding]:
-    """Yield what an elastic cluster needs beside its machines; nothing for others."""
-    if not definition.is_elastic:
+    """Yield what a cluster needs whose controller makes and ends machines; nothing for others."""
+    if not definition.has_service:
         return
     try:
         refuse_helpless(definition)
@@ -58,7 +60,7 @@ def files(fleet: Fleet) -> dict[str, str]:
         If whoever asks may not give any.
     """
     provider = fleet.provider
-    if not fleet.definition.is_elastic or not isinstance(provider, Delegator):
+    if not fleet.definition.has_service or not isinstance(provider, Delegator):
         return {}
     path = fleet.files.dir / _KEPT
     there = {each.id for each in fleet.resources() if each.thing is Thing.KEY}

@@ -108,6 +108,7 @@ def configure(fleet: Fleet, on_progress: OnProgress | None = None) -> Summary:
             "ems_incarnation": record.incarnation,
             "ems_facts": _facts(record),
             "ems_is_elastic": definition.is_elastic,
+            "ems_has_service": definition.has_service,
             "ems_client": _client(fleet),
             "ems_rights": _rights(fleet, folder),
             "ems_floor": list(record.wanted) if definition.is_elastic else [],
@@ -148,6 +149,7 @@ def bake(fleet: Fleet, kind: str, host: Host, on_progress: OnProgress | None = N
             "ems_bake": True,
             "ems_kind": kind,
             "ems_is_elastic": fleet.definition.is_elastic,
+            "ems_has_service": fleet.definition.has_service,
             "ems_client": _client(fleet),
             "ems_has_shared_volume": fleet.provider.traits.has_shared_volume,
             "ems_wheel": str(wheel.pack(folder)) if group == "controller" else "",
@@ -171,6 +173,7 @@ def image_key(definition: Definition, kind: str) -> str:
         definition.provider.kind,
         sorted(definition.packages),
         [definition.accounting, definition.trusts_controller] if group == "controller" else None,
+        group == "controller" and definition.idle is not None and definition.idle.has_bucket,
         definition.cuda if node.gpus else None,
         sorted(metadata.requires("ems") or ()) if group == "controller" else None,
     ]

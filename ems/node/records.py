@@ -18,6 +18,7 @@ One root a target, on a file system that all nodes see::
     experiments/EXP/chunks/C.done/I     empty; run I of chunk C has ended (only while chunks wait to be fed)
     experiments/EXP/rerun.lock          held by whoever chooses runs for further chunks
     experiments/EXP/budget-C.jsonl      what runs took and may take, of the budget from chunk C on (ems.node.budget)
+    experiments/EXP/harvested.json      which runs were harvested to another machine (ems.harvested)
     experiments/EXP/study.json          of a study: what is searched (ems.study.spec.StudySpec)
     experiments/EXP/study.db            written by its driver alone, which holds driver.lock
     experiments/EXP/requests/NAME.json  what people want of a study; its driver takes it in

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ems import environment, provenance, root, snapshot
+from ems import harvested as marks
 from ems.errors import EmsError, ExecutorError, SnapshotError, TargetError
 from ems.executor import control
 from ems.executor.base import writing_to
@@ -189,6 +190,14 @@ def _jobs(files: ExperimentFiles, chunks: Iterable[Mapping[str, Any]]) -> dict[s
     return {number: record for number, record in found.items() if record is not None}
 
 
+def harvested(site: Site, args: Args, _: bytes) -> None:
+    """Write down which runs the other side has harvested: ``runs`` is [index, last attempt] of each."""
+    files = site.files(args["id"])
+    if records.read_json(files.spec) is not None:  # else it was removed meanwhile
+        with writing_to(site.root):
+            marks.note(files, {int(index): int(attempt) for index, attempt in args["runs"]})
+
+
 TABLE: dict[str, Operation] = {
     "check": check,
     "limits": limits,
@@ -207,4 +216,5 @@ TABLE: dict[str, Operation] = {
     "cancel": cancel,
     "hold": hold,
     "remove": remove,
+    "harvested": harvested,
 }

@@ -1,4 +1,4 @@
-"""The service on the controller of an elastic cluster: ``python -m ems.cluster.elastic [ROOT]``.
+"""The service on a controller: nodes come and go, or the cluster rests: ``python -m ems.cluster.elastic [ROOT]``.
 
 SIGTERM ends it after the turn that it is in; SIGHUP opens kinds that are shut, and has it look at once. ROOT is ``/``,
 but for tests.
@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from ems.cluster.elastic import idle
 from ems.cluster.elastic.here import Paths, fleet_here
 from ems.cluster.elastic.service import Service
 from ems.errors import EmsError
@@ -25,7 +26,11 @@ def main(arguments: list[str]) -> int:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stop.set())
     try:
-        service = Service(fleet_here(Paths(Path(*arguments[:1] or ["/"]))))
+        fleet = fleet_here(Paths(Path(*arguments[:1] or ["/"])))
+        if not fleet.definition.is_elastic:
+            idle.keep(fleet, stop)
+            return 0
+        service = Service(fleet)
     except EmsError as error:
         sys.stderr.write(f"error: {error.message}\n\nhint: {error.hint}\n")
         return 1

@@ -23,7 +23,7 @@ _SEPARATOR = "\x1f"
 _FIELD = re.compile(
     r"\b(NodeName|NodeAddr|NodeHostName|AvailableFeatures|Partitions|State|BootTime|SlurmdStartTime|LastBusyTime)=(\S*)"
 )
-_REASON_OF = re.compile(r" Reason=(.*?) \[([^\]@]*)@([^\]]*)\]")
+_REASON_OF = re.compile(r" Reason=(.*?) \[([^\]@\s]+)@\d{4}-[^\]\s]+\]")
 
 #: Base states in which a node runs something, or is about to; COMPLETING is a flag of an idle one.
 _RUNS = frozenset({"ALLOCATED", "ALLOC", "MIXED"})
@@ -156,6 +156,11 @@ class Control:
         Other than ``resume`` (SLURM 22.05), ``idle`` does not leave SLURM waiting for a node that is not there.
         """
         return self._update_nodes(names, "state=idle")
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Have SLURM forget nodes that it only knows since they have registered; those of its configuration stay."""
+        for name in sorted(set(names)):
+            self._call("scontrol", "delete", f"nodename={name}")
 
     def comment(self, jobs: Iterable[str], text: str) -> dict[str, str]:
         """Tell the owners of jobs something, by ``squeue -o %k`` and sacct's Comment and AdminComment."""

@@ -18,6 +18,7 @@ from ems.cluster import ledger, nodes, placing
 from ems.cluster.elastic import guard
 from ems.cluster.elastic.control import Control, Node
 from ems.cluster.elastic.here import FleetHere
+from ems.cluster.elastic.idle import Keeper
 from ems.cluster.elastic.preemption import Preemptions
 from ems.cluster.elastic.reconcile import Act, Memory, Pace, plan
 from ems.cluster.elastic.shutters import Shutters
@@ -66,6 +67,7 @@ class Service:
         self.heart = Heart(fleet.paths.state)
         self.board = Board(fleet.paths.state)
         self.shutters = Shutters(fleet)
+        self.keeper = Keeper(fleet, self.control, self.board) if fleet.definition.idle is not None else None
         self.preemptions = Preemptions(fleet.definition, fleet.paths.state, self.control)
         self.memory = Memory(fleet.name, pace or Pace())
         self.reconcile_s = reconcile_s
@@ -107,6 +109,8 @@ class Service:
                 self._reconcile()
             self._failures = 0
             self.board.trouble = ""
+            if self.keeper is not None and self.keeper.look():
+                self.keeper.rest()
         except EmsError as error:
             self._failures += 1
             self.board.trouble = error.message

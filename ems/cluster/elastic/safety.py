@@ -1,0 +1,102 @@
+"""Whether the results of a cluster's runs are safe elsewhere, so that it may be deleted: ``harvest_before_stop``.
+
+``laptop``: every run that was started has been harvested to another machine, as :mod:`ems.harvested` says. A bucket:
+rclone copies the experiments there by the machine's own identity, and then compares.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ems import harvested
+from ems.cluster.elastic.here import FleetHere
+from ems.node.records import ExperimentFiles
+
+LAPTOP = "laptop"
+_COPY_S = 6 * 3600.0
+# what can be made again: checkouts, modules, links; what is not of any experiment
+_LEFT_OUT = ("/code/**", "/lib/**", "/views/**", "/pycache/**", "/data/**", "*.aside")
+# below a user's home: the root of a cluster's target, and those of projects that live on the cluster
+_ROOTS = ("ems", ".ems", "*/ems", "*/.ems")
+
+
+def roots(homes: Path) -> list[Path]:
+    """Return the roots with experiments below the homes of a cluster's users."""
+    found = (path for pattern in _ROOTS for path in homes.glob(f"*/{pattern}/experiments"))
+    return sorted(path.parent for path in found if path.is_dir() and not path.is_symlink())
+
+
+def lacks(fleet: FleetHere) -> str:
+    """Have the results be where the definition wants them; return why they are not, empty where they are."""
+    idle = fleet.definition.idle
+    where = idle.harvest_before_stop if idle is not None else None
+    if where is None:
+        return ""
+    there = roots(fleet.paths.homes)
+    if where == LAPTOP:
+        return _unharvested(there)
+    place, environment = remote(where, getattr(fleet.definition.provider, "region", None))
+    folder = f"{place.rstrip('/')}/{fleet.name}-{fleet.record.incarnation[:8]}"
+    said = (copy(root, f"{folder}/{root.relative_to(fleet.paths.homes)}", environment) for root in there)
+    return next(filter(None, said), "")
+
+
+def _unharvested(there: list[Path]) -> str:
+    """Name an experiment of which something was not harvested; empty where there is none."""
+    for files in _experiments(there):
+        if left := harvested.left(files):
+            more = f" and {len(left) - 1} more runs" if len(left) > 1 else ""
+            return f"{files.id}/{left[0]}{more} were not harvested: ems harvest {files.id}"
+    return ""
+
+
+def _experiments(there: list[Path]) -> Iterator[ExperimentFiles]:
+    for root in there:
+        for spec in sorted(root.glob("experiments/*/spec.json")):
+            yield ExperimentFiles(root, spec.parent.name)
+
+
+def remote(where: str, region: str | None = None) -> tuple[str, dict[str, str]]:
+    """Return a bucket as rclone calls it, and the environment by which the machine's own identity lets it in.
+
+    Parameters
+    ----------
+    where
+        ``s3://NAME/PATH``, ``gs://NAME/PATH``, or a folder.
+    region
+        Of the bucket; default: what the cloud says.
+    """
+    kind, _, path = where.rpartition("://")
+    if kind == "s3":
+        own = {"RCLONE_S3_PROVIDER": "AWS", "RCLONE_S3_ENV_AUTH": "true", "RCLONE_S3_NO_CHECK_BUCKET": "true"}
+        return f":s3:{path}", own | ({"RCLONE_S3_REGION": region} if region else {})
+    if kind == "gs":
+        return f":gcs:{path}", {"RCLONE_GCS_ENV_AUTH": "true", "RCLONE_GCS_BUCKET_POLICY_ONLY": "true"}
+    return path, {}
+
+
+def copy(root: Path, place: str, environment: Mapping[str, str]) -> str:
+    """Copy what cannot be made again of a root to a place, and compare; return what went wrong, empty: nothing."""
+    for verb in (["copy"], ["check", "--one-way"]):
+        if said := _rclone(*verb, str(root), place, environment=environment):
+            return f"{root} is not safe in {place}: {said}"
+    return ""
+
+
+def _rclone(*words: str, environment: Mapping[str, str]) -> str:
+    """Return rclone's last words where it fails, empty where it does not."""
+    options = ["--config=/dev/null", "--links", "--log-level=ERROR", "--use-json-log=false"]
+    argv = ["rclone", *words, *options, *(f"--exclude={each}" for each in _LEFT_OUT)]
+    try:
+        done = subprocess.run(
+            argv, env={**os.environ, **environment}, capture_output=True, text=True, timeout=_COPY_S, check=False
+        )
+    except FileNotFoundError:
+        return "there is no rclone on this machine"
+    except subprocess.TimeoutExpired:
+        return f"it takes longer than {_COPY_S / 3600:g} h"
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return "" if done.returncode == 0 else lines[-1] if lines else f"rclone ended with {done.returncode}"
