@@ -13,6 +13,9 @@ from ems.cluster.provider.base import MachineRequest, MachineState, Refusal, Ref
 from ems.cluster.scheduler import Boot, NodeState, Scheduler, busy
 from ems.errors import ClusterError, ConnectionFailedError
 
+#: After so many hours the cloud itself deletes a node of an elastic cluster, should everything else fail; where it is
+#: still needed its service makes another.
+LEASE_H = 168.0
 _SILENT_S = 240  # a node that says nothing new of its boot
 _STAGE_S = 1800  # but where it installs something: CUDA takes many minutes
 _LONG = ("installs", "runs")  # with what the names of such stages begin
@@ -54,13 +57,15 @@ def _request(fleet: Fleet, name: str, baked: Mapping[str, str], address: str) ->
         is_public=is_controller,
         spot=spec.spot,
         disk_type=spec.disk_type,
-        lease_s=_lease_s(fleet.definition),
+        lease_s=_lease_s(fleet.definition, is_controller=is_controller),
         is_trusted=is_controller and fleet.definition.trusts_controller,
     )
 
 
-def _lease_s(definition: Definition) -> int | None:
+def _lease_s(definition: Definition, *, is_controller: bool) -> int | None:
     hours = definition.limits.max_hours
+    if hours is None and definition.is_elastic and not is_controller:
+        hours = LEASE_H
     return None if hours is None else round(hours * 3600)
 
 
