@@ -37,14 +37,25 @@ def refuse_helpless(definition: Definition) -> None:
     raise ClusterError(f"{does}, and `provider.{lacks}` does not say as whom", f"say `{lacks}`, or {instead}")
 
 
+def check(definition: Definition, provider: Provider) -> str:
+    """Return by what rights a controller will make or end machines; empty where it does not, or has its own.
+
+    Raises
+    ------
+    ClusterError
+        If the definition names nobody that it works as.
+    ProviderError
+        If whoever asks may not give it any.
+    """
+    refuse_helpless(definition)
+    return provider.may_delegate() if definition.has_service and isinstance(provider, Delegator) else ""
+
+
 def findings(definition: Definition, provider: Provider) -> Iterator[Finding]:
-    """Yield what a cluster needs whose controller makes and ends machines; nothing for others."""
-    if not definition.has_service:
-        return
+    """Yield what :func:`check` finds."""
     try:
-        refuse_helpless(definition)
-        if isinstance(provider, Delegator):
-            yield Finding("controller", provider.may_delegate())
+        if said := check(definition, provider):
+            yield Finding("controller", said)
     except (ClusterError, ProviderError) as error:
         yield Finding("controller", error.message, is_good=False, hint=error.hint)
 

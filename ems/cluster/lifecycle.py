@@ -176,6 +176,7 @@ def make(fleet: Fleet) -> None:
         ledger.check_limit(fleet)
     if missing:
         later = nodes.requests(fleet, floor.samples(fleet)) if is_elastic else []
+        delegation.check(fleet.definition, fleet.provider)
         fleet.provider.check([*missing, *later])
         fleet.report("network", "being made")
         with fleet.journal.step("prepare", [f"{record.name}"]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -17,8 +18,8 @@ import pytest
 from clouds.benches import Bench, Client
 from clouds.paper import Paper
 
-from ems.cluster import catalog, delegation, gc, lifecycle, provision
-from ems.cluster.definition import node_name
+from ems.cluster import catalog, delegation, forecast, gc, lifecycle, provision
+from ems.cluster.definition import Definition, node_name
 from ems.cluster.elastic.here import Paths, fleet_here
 from ems.cluster.elastic.reconcile import Pace
 from ems.cluster.elastic.service import Service
@@ -26,6 +27,7 @@ from ems.cluster.elastic.standing import parse
 from ems.cluster.fleet import Fleet, known
 from ems.cluster.provider import waiting
 from ems.cluster.record import MADE, Files, Phase
+from ems.errors import EmsError
 
 pytestmark = pytest.mark.timeout(300)  # one that hangs shows where, instead of holding up all others
 _WORKS_AS = {"gce": {"service_account": "default"}, "aws": {"instance_profile": "ems-controller"}, "openstack": {}}
@@ -47,10 +49,10 @@ class Lab:
             self.root, (node_name("lab", "gpu", number + 1) for number in range(self.kinds["gpu"].max or 0))
         )
 
-    def start(self) -> Fleet:
+    def start(self, definition: Definition | None = None) -> Fleet:
         """Have a laptop make the cluster, and give the controller what `ems cluster setup` does."""
         with Files("lab").locked():
-            fleet = lifecycle.begin("lab", self.definition, {})
+            fleet = lifecycle.begin("lab", definition or self.definition, {})
             lifecycle.start(fleet, setup=False)
             paths = Paths(self.root)
             paths.definition.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +189,43 @@ def test_nodes_come_and_go_with_the_queue_whatever_the_cloud_does(lab: Lab) -> N
     slurm.finish()
     lab.settle(0)
     assert lifecycle.stop(fleet) > 0
+    assert cloud.left() == []
+
+
+def test_what_the_controller_lacks_is_said_before_anything_is_made(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, cloud = lab.bench.kind, lab.cloud
+
+    def said(**changes: Any) -> tuple[bool, str]:
+        content = lab.definition.model_dump(mode="json")
+        content["provider"] |= changes
+        definition = Definition.model_validate(content)
+        found = forecast.inspect(definition, {})
+        bad = [f"{each.said} | {each.hint}" for each in found if not each.is_good]
+        if bad:
+            with pytest.raises(EmsError, match=re.escape(bad[0].partition(" | ")[0])):
+                lab.start(definition)
+        return not bad, " ".join(bad) or " ".join(each.said for each in found if each.subject == "controller")
+
+    assert said()[0]
+    if kind == "gce":
+        assert "it works as 1234-compute@developer.gserviceaccount.com, roles/editor" in said()[1]
+        cloud.roles.clear()
+        is_good, words = said()
+        assert (is_good, "--member=serviceAccount:1234-compute@" in words) == (False, True)
+        assert "does not say as whom" in said(service_account=None)[1]
+    elif kind == "aws":
+        assert "Value (nobody) for parameter iamInstanceProfile.name is invalid" in said(instance_profile="nobody")[1]
+        assert "does not say as whom" in said(instance_profile=None)[1]
+    else:
+        assert "an application credential of me's" in said()[1]
+        [files] = lab.bench.provider().delegate({"ems-cluster": "x", "ems-id": "y" * 32}).values()
+        path = tmp_path / "restricted.yaml"
+        path.write_text(files.replace("ems:", "lab:"))
+        monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
+        assert "may not make any for the controller" in said()[1]
+        cloud.credentials.clear()
     assert cloud.left() == []
 
 
