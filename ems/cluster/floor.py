@@ -23,8 +23,6 @@ FLOOR_FILE = "/opt/ems/etc/floor"
 SERVICE = "emsd"
 _STATUS = f"/opt/ems/state/{STATUS}"
 _SET = "/opt/ems/templates/roles/elastic/files/ems-floor"
-_AT_WORK = f"systemctl --quiet is-active {SERVICE}"
-_ARM = f"if {_AT_WORK}; then systemctl kill -s HUP {SERVICE}; else systemctl start {SERVICE}; fi"
 _STANDING = f"systemctl is-active {SERVICE}; cat {_STATUS} 2>/dev/null; exit 0"
 _ASK_S = 60
 _END_S = 120  # it ends what it has begun at the cloud
@@ -95,7 +93,7 @@ def disarm(fleet: Fleet) -> bool:
 
 def arm(fleet: Fleet) -> None:
     """Have emsd at work; where it is already, it looks at once, and opens what it had shut."""
-    fleet.host().run(["sudo", "sh", "-c", _ARM], timeout_s=_ASK_S)
+    fleet.host().run(["sudo", "systemctl", "reload-or-restart", SERVICE], timeout_s=_ASK_S)
     fleet.report(SERVICE, "at work")
 
 
