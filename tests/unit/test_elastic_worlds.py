@@ -86,6 +86,7 @@ class World:
         self.lost_calls = 0.0  # the share of calls to the cloud that come to nothing
         self.is_boot_sick = False
         self.late_s = 0.0  # after which machines are listed
+        self.unlisted = ""  # whose machine the next listing lacks
         self.start_service()
         self.breaker = Breaker()
 
@@ -115,10 +116,11 @@ class World:
 
     def listed(self) -> list[Resource]:
         """Return what the cloud lists."""
+        unlisted, self.unlisted = self.unlisted, ""
         return [
             Resource(Thing.MACHINE, each.id, each.name, {}, MachineState(each.shown or each.state), each.id)
             for each in self.machines
-            if each.listed_from <= self.now
+            if each.listed_from <= self.now and each.name != unlisted
         ]
 
     def _turn_cloud(self) -> None:
@@ -299,7 +301,7 @@ class World:
         """Lose machines without a trace."""
         self.machines = [each for each in self.machines if each.name != name]
 
-    def more(self, **values: float) -> None:
+    def more(self, **values: float | str) -> None:
         """Set what goes wrong, or what is to be done, from now on."""
         for name, value in values.items():
             setattr(self, name, value)
@@ -328,6 +330,7 @@ FAULTS: dict[str, Callable[[World, str], object]] = {
     "no boot succeeds": lambda world, _: world.more(is_boot_sick=True),
     "calls to the cloud are lost": lambda world, _: world.more(lost_calls=0.5),
     "the cloud lists late": lambda world, _: world.more(late_s=100.0),
+    "one listing lacks it": lambda world, name: world.more(unlisted=name),
     "drained": lambda world, name: world.flag(name, "DRAIN", is_off=False),
     "mute": lambda world, name: world.flag(name, "NOT_RESPONDING", is_off=True),
     "somebody says down": lambda world, name: world.order(Verb.DOWN, name, "somebody"),
