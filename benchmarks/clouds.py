@@ -18,7 +18,6 @@ from typing import Any
 from benchmarks.harness import Figure, timed
 
 NODES = 1000
-MOTO_NODES = 200  # moto, which is EC2 here, takes minutes to list a thousand
 OPERATION_S = 2.0  # what the stand-in takes to make machines, however many
 
 
@@ -26,7 +25,7 @@ def thousand(_: object) -> Iterator[Figure]:
     """(l) Calls and time for 1,000 machines in bulk at stand-ins of Google Compute Engine, OpenStack and EC2."""
     yield _machines("gce", "GCE", "n1-standard-4", NODES)
     yield _machines("openstack", "OpenStack", "g1.large", NODES)
-    yield _machines("aws", "EC2", "g4dn.xlarge", MOTO_NODES)
+    yield _machines("aws", "EC2", "g4dn.xlarge", NODES)
 
 
 def _machines(kind: str, name: str, size: str, count: int) -> Figure:
@@ -43,16 +42,17 @@ def _machines(kind: str, name: str, size: str, count: int) -> Figure:
         provider = _connected(kind, said)
         provider.prepare(labels)
         found: list[object] = []
-        began, before = _cpu_s(), ask("calls")
+        began, before, moto_s = _cpu_s(), ask("calls"), -ask("moto_s")
         making = timed(lambda: found.extend(provider.create([gate, *nodes])))
         listing = timed(lambda: found.extend(provider.list(labels)))
-        client_s, calls = _cpu_s() - began, ask("calls") - before
+        client_s, calls, moto_s = _cpu_s() - began, ask("calls") - before, moto_s + ask("moto_s")
     made = [each for each in found if isinstance(each, Resource) and each.thing is Thing.MACHINE]
     if len(made) != 2 * count:
         raise RuntimeError("not all machines were made and listed")
-    whole_s = making + listing
-    shown = f"{calls} calls, {whole_s:.1f} s, {client_s:.1f} s of it the client's processor"
-    is_met = calls < 60 and (client_s if kind == "aws" else whole_s) < 10
+    whole_s = making + listing - moto_s  # moto, which is EC2 here, takes most of the time, and does one thing at a time
+    shown = f"{calls:g} calls, {whole_s:.1f} s, {client_s:.1f} s of it the client's processor"
+    shown += f"; without moto's own {moto_s:.0f} s" if moto_s else ""
+    is_met = calls < 60 and whole_s < 10
     return Figure("l", f"{count:,} machines made and listed at a stand-in of {name}", shown, "60 calls, 10 s", is_met)
 
 
@@ -75,7 +75,7 @@ def _cpu_s() -> float:
 
 
 @contextmanager
-def served(kind: str) -> Iterator[tuple[dict[str, str], Callable[[str], int]]]:
+def served(kind: str) -> Iterator[tuple[dict[str, str], Callable[[str], float]]]:
     """Have a stand-in in a process of its own; yields what its definition says, and what asks it for its counts."""
     with tempfile.TemporaryDirectory(prefix="ems-bench-cloud-") as folder:
         ours, theirs = multiprocessing.Pipe()
@@ -83,9 +83,9 @@ def served(kind: str) -> Iterator[tuple[dict[str, str], Callable[[str], int]]]:
         work.start()
         said = ours.recv()
 
-        def ask(what: str) -> int:
+        def ask(what: str) -> float:
             ours.send(what)
-            return int(ours.recv())
+            return float(ours.recv())
 
         try:
             yield said, ask
@@ -101,8 +101,8 @@ def _serve(pipe: Connection, kind: str, folder: str) -> None:
             pipe.send({"endpoint": cloud.url, "credentials": str(cloud.credentials(Path(folder)))})
         else:
             pipe.send({"endpoint" if kind == "aws" else "auth_url": cloud.url})
-        while pipe.recv() == "calls":
-            pipe.send(len(cloud.calls))
+        while (what := pipe.recv()) != "end":
+            pipe.send(len(cloud.calls) if what == "calls" else getattr(cloud, what, 0.0))
 
 
 def stand_in(kind: str) -> ModuleType:

@@ -27,10 +27,23 @@ os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"  # thousands, of which none i
 import botocore.session
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami
+from moto.ec2.models.core import TaggedEC2Resource
+from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, get_prefix
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from clouds.serving import StandIn, running
+
+
+def _tags(resource: Any) -> list[dict[str, str]]:
+    """Return a resource's tags by one look-up: moto goes through those of all resources for it."""
+    found = resource.ec2_backend.tags.get(resource.id, {}) if resource.id else {}
+    kind = EC2_PREFIX_TO_RESOURCE.get(get_prefix(resource.id), "") if found else ""
+    about = {"resource_id": resource.id, "resource_type": kind}
+    return [{**about, "key": key, "value": value} for key, value in found.items()]
+
+
+TaggedEC2Resource.get_tags = _tags  # type: ignore[method-assign]  # else a thousand machines take minutes
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 PROFILE = "ems-controller"  # an instance profile that is there
@@ -59,6 +72,7 @@ class Cloud(StandIn):
     """
 
     most_per_call: int = 10**6
+    moto_s: float = 0.0  # how long moto was at work; one request at a time
     has_role: bool = False  # whether a machine was made with an instance profile
     _tokens: dict[str, tuple[dict[str, str], bytes]] = field(default_factory=dict)
     _born: dict[str, float] = field(default_factory=dict)
@@ -172,18 +186,20 @@ class Cloud(StandIn):
             )
 
     def _done(self, app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
+        if (profile := fields.get("IamInstanceProfile.Name", PROFILE)) != PROFILE:
+            said = f"Value ({profile}) for parameter iamInstanceProfile.name is invalid."
+            raise RefusedError(400, "InvalidParameterValue", said)
+        self.has_role |= "IamInstanceProfile.Name" in fields and fields.get("DryRun") != "true"
+        fields = {key: value for key, value in fields.items() if not key.startswith("IamInstanceProfile")}
         with self.lock:
-            if (profile := fields.get("IamInstanceProfile.Name", PROFILE)) != PROFILE:
-                said = (
-                    f"Value ({profile}) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile"
-                )
-                raise RefusedError(400, "InvalidParameterValue", said)
-            self.has_role |= "IamInstanceProfile.Name" in fields and fields.get("DryRun") != "true"
-            fields = {key: value for key, value in fields.items() if not key.startswith("IamInstanceProfile")}
-            if fields["Action"].startswith("Describe") or fields.get("DryRun") == "true":
-                status, answer = _through(app, environ, fields)
-                return status, self._seen(answer) if fields["Action"] == "DescribeInstances" else answer
-            return self._change(app, environ, fields)
+            began = time.monotonic()
+            try:
+                if fields["Action"].startswith("Describe") or fields.get("DryRun") == "true":
+                    status, answer = _through(app, environ, fields)
+                    return status, self._seen(answer) if fields["Action"] == "DescribeInstances" else answer
+                return self._change(app, environ, fields)
+            finally:
+                self.moto_s += time.monotonic() - began
 
     def _change(self, app: Callable[..., Any], environ: dict[str, Any], fields: dict[str, str]) -> tuple[int, bytes]:
         token = fields.get("ClientToken", "")

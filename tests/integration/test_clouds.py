@@ -143,7 +143,7 @@ def test_wrong_credentials_are_said_at_once_in_the_clouds_words(
 
 def test_a_thousand_machines_are_a_handful_of_calls(bench: Bench) -> None:
     if bench.kind == "aws":
-        count = 60  # moto takes minutes for a thousand; the number of calls grows with every 500
+        count = 60  # moto takes 15 s for a thousand; the number of calls grows with every 500
     else:
         count = 999
         getattr(bench.cloud, "quotas", {})["NVIDIA_T4_GPUS"] = 5000
