@@ -83,10 +83,15 @@ def check_owner(name: str, found: Mapping[str, str], wanted: Mapping[str, str]) 
         If it has.
     """
     if not is_same_owner(found, wanted):
-        raise ProviderError(
-            f"there is a `{name}` already that is not of this cluster",
-            f"if it is yours: ems cluster status {wanted.get(CLUSTER)} --adopt; else name this cluster differently",
-        )
+        raise ProviderError(*stranger(name, wanted))
+
+
+def stranger(name: str, wanted: Mapping[str, str]) -> tuple[str, str]:
+    """Return what is said of a thing that has the name of one of ours and is another's, and what helps."""
+    return (
+        f"there is a `{name}` already that is not of this cluster",
+        f"if it is yours: ems cluster status {wanted.get(CLUSTER)} --adopt; else name this cluster differently",
+    )
 
 
 def is_same_owner(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

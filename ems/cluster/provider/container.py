@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from libcloud.compute.base import Node, NodeImage, NodeSize, StorageVolume
 from libcloud.compute.types import NodeState
 
-from ems.cluster.provider import enginesocket
+from ems.cluster.provider import bulk, enginesocket
 from ems.cluster.provider.base import (
     CLEAN_SCRIPT,
     CLUSTER,
-    INCARNATION,
     ROLE,
     MachineRequest,
     MachineState,
@@ -32,12 +30,12 @@ from ems.cluster.provider.driver import ContainerNodeDriver, labels_of
 from ems.cluster.provider.engine import find
 from ems.cluster.provider.enginesocket import Service
 from ems.cluster.provider.images import DISTRIBUTIONS, base_image, has_image, image_name
+from ems.cluster.provider.pool import side_by_side
 from ems.errors import ProviderError
 
 if TYPE_CHECKING:
     from ems.cluster.definition import ContainerSection
 
-_AT_ONCE = 8
 _IMAGE_GB, _MACHINE_GB = 1.5, 0.3  # what a base image takes while it is made, and a machine that does nothing
 _STATES = {
     NodeState.PENDING: MachineState.STARTING,
@@ -48,8 +46,6 @@ _STATES = {
     NodeState.PAUSED: MachineState.STOPPED,
     NodeState.ERROR: MachineState.FAILED,
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +116,13 @@ class ContainerProvider:
         names = _Names.of(labels[CLUSTER])
         networks = {name: found for name, found, _ in self.driver.ex_list_networks({})}
         if names.network in networks:
-            _check_owner(names.network, networks[names.network], labels)
+            bulk.check_owner(names.network, networks[names.network], labels)
         else:
             self.driver.ex_create_network(names.network, self.section.subnet, labels)
         volumes = {each.name: labels_of(each) for each in self.driver.list_volumes()}
         for name in names.volumes():
             if name in volumes:
-                _check_owner(name, volumes[name], labels)
+                bulk.check_owner(name, volumes[name], labels)
             else:
                 self.driver.create_volume(0, name, ex_labels=labels)
 
@@ -141,19 +137,19 @@ class ContainerProvider:
         for request in requests:
             if request.image not in images:
                 images[request.image] = self._image(request)
-        return _side_by_side(lambda request: self._create(request, images[request.image]), requests)
+        return side_by_side(lambda request: self._create(request, images[request.image]), requests)
 
     def list(self, labels: dict[str, str] | None = None) -> list[Resource]:
         """Return what carries labels: containers, networks, volumes, images."""
         wanted = labels or {}
         listings = (self._machines, self._networks, self._volumes, self._images)
-        found = [each for part in _side_by_side(lambda do: do(wanted), listings) for each in part]
+        found = [each for part in side_by_side(lambda do: do(wanted), listings) for each in part]
         return [each for each in found if CLUSTER in each.labels and wanted.items() <= each.labels.items()]
 
     def destroy(self, resources: Sequence[Resource]) -> None:
         """Delete resources, containers first."""
-        _side_by_side(self._destroy, [each for each in resources if each.thing is Thing.MACHINE])
-        _side_by_side(self._destroy, [each for each in resources if each.thing is not Thing.MACHINE])
+        side_by_side(self._destroy, [each for each in resources if each.thing is Thing.MACHINE])
+        side_by_side(self._destroy, [each for each in resources if each.thing is not Thing.MACHINE])
         if self.outer is None:
             for cluster in {each.labels[CLUSTER] for each in resources if _is_base(each)}:
                 Service(cluster).forget()
@@ -162,12 +158,12 @@ class ContainerProvider:
     def start(self, machines: Sequence[Resource]) -> None:
         """Boot containers that are stopped, controllers first."""
         for group in controllers_first(machines):
-            _side_by_side(self._start, group)
+            side_by_side(self._start, group)
 
     def stop(self, machines: Sequence[Resource]) -> None:
         """Shut containers down, controllers last."""
         for group in reversed(controllers_first(machines)):
-            _side_by_side(lambda each: self.driver.stop_node(self._node(each)), group)
+            side_by_side(lambda each: self.driver.stop_node(self._node(each)), group)
         if self.outer is None:
             for each in filter(_is_base, machines):
                 Service(each.labels[CLUSTER]).end()
@@ -220,7 +216,7 @@ class ContainerProvider:
         found = self.driver.ex_get_node(request.name)
         if found is None:
             return None
-        _check_owner(request.name, labels_of(found), request.labels)
+        bulk.check_owner(request.name, labels_of(found), request.labels)
         if found.state != NodeState.PENDING:
             return found
         self.driver.destroy_node(found)
@@ -345,14 +341,6 @@ def _check_gpus(requests: Sequence[MachineRequest]) -> None:
         )
 
 
-def _check_owner(name: str, found: dict[str, str], wanted: dict[str, str]) -> None:
-    if found.get(INCARNATION) != wanted.get(INCARNATION) or found.get(CLUSTER) != wanted.get(CLUSTER):
-        raise ProviderError(
-            f"there is a `{name}` already that is not of this cluster",
-            f"if it is yours: ems cluster status {wanted.get(CLUSTER)} --adopt; else name this cluster differently",
-        )
-
-
 def _resource(node: Node) -> Resource:
     return Resource(
         thing=Thing.MACHINE,
@@ -374,8 +362,3 @@ def _short(image: str) -> str:
 def _is_base(resource: Resource) -> bool:
     """Whether a cluster without this can do nothing by itself any more."""
     return resource.thing is Thing.NETWORK or resource.labels.get(ROLE) == "controller"
-
-
-def _side_by_side(do: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(do, things))

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ems.cluster.definition import GceSection
-from ems.cluster.provider import address, gcecheck, gcewords
+from ems.cluster.provider import address, bulk, gcecheck, gcewords
 from ems.cluster.provider.base import (
     CLUSTER,
     INCARNATION,
@@ -195,7 +195,7 @@ class GceProvider(CloudProvider[GceSection]):
         if found is None:
             return refusal or self._named(request)
         if found.labels.get(INCARNATION) != request.labels.get(INCARNATION):
-            return Refusal(request.name, *_stranger(request.name, request.labels), RefusalCause.INVALID, found.zone)
+            return Refusal(request.name, *bulk.stranger(request.name, request.labels), RefusalCause.INVALID, found.zone)
         return found
 
     def _named(self, request: MachineRequest) -> Resource | Refusal:
@@ -206,7 +206,7 @@ class GceProvider(CloudProvider[GceSection]):
             return Refusal(request.name, "it was made, and is gone again", zone=zone)
         found = gcewords.machine_of(said)
         if found.labels.get(CLUSTER) != request.labels[CLUSTER]:
-            return Refusal(request.name, *_stranger(request.name, request.labels), RefusalCause.INVALID, zone)
+            return Refusal(request.name, *bulk.stranger(request.name, request.labels), RefusalCause.INVALID, zone)
         return found
 
     def _all(self, machines: Sequence[Resource], verb: str) -> None:
@@ -254,7 +254,7 @@ class GceProvider(CloudProvider[GceSection]):
             if not _is_there(error):
                 raise
             there = self.api.get(f"{path}/{body['name']}")
-            _check_owner(str(body["name"]), gcewords.labels_in(there), labels)
+            bulk.check_owner(str(body["name"]), gcewords.labels_in(there), labels)
             if there.get("sourceRanges") != body.get("sourceRanges"):  # this computer has another address now
                 self.api.done(self.api.patch(f"{path}/{body['name']}", {"sourceRanges": body["sourceRanges"]}))
 
@@ -263,7 +263,7 @@ class GceProvider(CloudProvider[GceSection]):
             if self.section.network is None:
                 tag = gcewords.network_tag(name)
                 if (there := self.api.find(f"/global/networks/{tag}")) is not None:
-                    _check_owner(tag, gcewords.labels_in(there), labels)
+                    bulk.check_owner(tag, gcewords.labels_in(there), labels)
 
     # -- listings -----------------------------------------------------------------------------------------------
 
@@ -332,15 +332,3 @@ def _is_there(error: ApiError) -> bool:
 def _cause(error: ApiError) -> RefusalCause:
     """Return what helps: where a zone never has that size or GPU, another zone, as where it is sold out."""
     return RefusalCause.STOCKOUT if _NO_SUCH.search(error.message) and error.status in {400, 404} else error.cause
-
-
-def _stranger(name: str, labels: dict[str, str]) -> tuple[str, str]:
-    return (
-        f"there is a `{name}` already that is not of this cluster",
-        f"if it is yours: ems cluster status {labels.get(CLUSTER)} --adopt; else name this cluster differently",
-    )
-
-
-def _check_owner(name: str, found: dict[str, str], labels: dict[str, str]) -> None:
-    if found.get(INCARNATION) != labels.get(INCARNATION) or found.get(CLUSTER) != labels.get(CLUSTER):
-        raise ProviderError(*_stranger(name, labels))
