@@ -101,7 +101,7 @@ class Cloud(StandIn):
         if (said := asked.headers.get("Authorization", "")) not in _TOKENS:
             raise RefusedError(401, "authError", "Invalid Credentials", "global")
         self.callers[_TOKENS[said]] += 1
-        for start in (_BASE, f"/v1/projects/{PROJECT}"):
+        for start in (_BASE, f"/v1/projects/{PROJECT}", "/v1/projects/-"):
             if asked.path == start or asked.path.startswith((f"{start}/", f"{start}:")):
                 return Told(self.answer(asked.method, asked.path.removeprefix(start), dict(asked.query), asked.body))
         family = re.fullmatch(r"/compute/v1/projects/[\w-]+/global/images/family/([\w-]+)", asked.path)
@@ -401,8 +401,8 @@ def _passes(thing: dict[str, Any], text: str) -> bool:
 
 
 @contextmanager
-def serve() -> Iterator[Cloud]:
-    """Have the stand-in on a free port of loopback until the end of the block."""
+def serve(host: str = "127.0.0.1") -> Iterator[Cloud]:
+    """Have the stand-in on a free port until the end of the block."""
     cloud = Cloud()
-    with answering(cloud.told) as cloud.url:
+    with answering(cloud.told, host) as cloud.url:
         yield cloud

@@ -96,7 +96,7 @@ def running(server: BaseServer) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{server.server_address[0]}:{server.server_address[1]}"
     finally:
         server.shutdown()
         thread.join()
@@ -104,7 +104,7 @@ def running(server: BaseServer) -> Iterator[str]:
 
 
 @contextmanager
-def answering(answer: Callable[[Asked], Told]) -> Iterator[str]:
+def answering(answer: Callable[[Asked], Told], host: str = "127.0.0.1") -> Iterator[str]:
     """Have a server of a function until the end of the block; gives its URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -131,7 +131,7 @@ def answering(answer: Callable[[Asked], Told]) -> Iterator[str]:
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _serve  # noqa: N815 - the names that http.server looks for
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
     with running(server) as url:
         yield url

@@ -211,6 +211,9 @@ def test_what_the_controller_lacks_is_said_before_anything_is_made(
     assert said()[0]
     if kind == "gce":
         assert "it works as 1234-compute@developer.gserviceaccount.com, roles/editor" in said()[1]
+        cloud.lacking.add("iam.serviceAccounts.actAs")
+        assert "you may not have machines work as 1234-compute@" in said()[1]
+        cloud.lacking.clear()
         cloud.roles.clear()
         is_good, words = said()
         assert (is_good, "--member=serviceAccount:1234-compute@" in words) == (False, True)

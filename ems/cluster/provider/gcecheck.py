@@ -25,7 +25,7 @@ _VERBS = {
     "subnetworks": ("create", "delete", "use", "useExternalIp"),
 }
 PERMISSIONS = tuple(f"compute.{noun}.{verb}" for noun, verbs in _VERBS.items() for verb in verbs)
-ROLE = "roles/compute.admin"
+ROLE, _USER_ROLE = "roles/compute.admin", "roles/iam.serviceAccountUser"
 _QUOTAS = "https://console.cloud.google.com/iam-admin/quotas"
 HINTS = {
     RefusalCause.STOCKOUT: "name more `zones`, or more sizes as a list, in the definition",
@@ -119,7 +119,7 @@ def _permissions(api: Api) -> Iterator[Finding]:
 
 
 def _account(api: Api, account: str, project: Mapping[str, Any]) -> Finding:
-    """Return whether the account that the controller works as is there, and has any role in the project.
+    """Return whether the account that the controller works as is there for us, and has any role in the project.
 
     Roles that it inherits from a folder or an organisation are not seen from here, so that one role of any kind is
     enough; what it really may do its own controller finds out.
@@ -130,6 +130,10 @@ def _account(api: Api, account: str, project: Mapping[str, Any]) -> Finding:
         hint = "gcloud iam service-accounts create ems, then name it as `service_account`"
         return Finding("controller", said, is_good=False, hint=hint)
     try:
+        if not api.may_act_as(email):
+            said = f"you may not have machines work as {email}"
+            hint = f"gcloud iam service-accounts add-iam-policy-binding {email} --member=user:YOU --role={_USER_ROLE}"
+            return Finding("controller", said, is_good=False, hint=hint)
         roles = api.roles(f"serviceAccount:{email}")
     except ApiError as error:  # it may not be asked for, or the other API is off: then the calls themselves will tell
         return Finding("controller", f"it works as {email}; its roles could not be asked for: {error.message}")

@@ -40,6 +40,8 @@ _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _TIMEOUT_S = 60
 _POLL_S, _LONGEST_POLL_S, _OPERATION_S = 0.5, 5.0, 600.0
 _COMPUTE, _RESOURCES = "www.googleapis.com", "cloudresourcemanager.googleapis.com"
+_ACCOUNTS = "iam.googleapis.com"
+_ACT_AS = "iam.serviceAccounts.actAs"
 _RATE = {"rateLimitExceeded", "userRateLimitExceeded", "RATE_LIMIT_EXCEEDED", "backendError"}
 _CAUSES = {
     "QUOTA_EXCEEDED": RefusalCause.QUOTA,
@@ -264,6 +266,7 @@ class Api:
             )
         self._compute = self._drivers(f"/compute/v1/projects/{self.project}", _COMPUTE)
         self._resources = self._drivers(f"/v1/projects/{self.project}", _RESOURCES)
+        self._accounts = self._drivers("/v1/projects/-/serviceAccounts", _ACCOUNTS)
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Return what is at a path of this project, or of another one (``projects/debian-cloud/...``)."""
@@ -302,6 +305,12 @@ class Api:
         body = {"permissions": list(permissions)}
         answer = self._call(self._resources, "POST", ":testIamPermissions", {}, body)
         return set(answer.get("permissions", ()))
+
+    def may_act_as(self, account: str) -> bool:
+        """Whether we may have machines work as a service account."""
+        body = {"permissions": [_ACT_AS]}
+        answer = self._call(self._accounts, "POST", f"/{account}:testIamPermissions", {}, body)
+        return _ACT_AS in answer.get("permissions", ())
 
     def roles(self, member: str) -> set[str]:
         """Return the roles that somebody has in this project, but for those that are inherited."""
