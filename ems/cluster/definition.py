@@ -218,7 +218,7 @@ class NodeKind(Machine):
 class Idle(Section):
     """What a cluster does by itself when nothing has run or waited on it for a while."""
 
-    after_min: Annotated[float, Field(ge=1)] = 30
+    after_min: Annotated[float, Field(ge=0.1)] = 30
     """Minutes without a job in the queue, and without anybody logged in."""
     do: Literal["pause", "stop"] = "pause"
     """`pause`: nodes are deleted, the controller is stopped, its disk stays. `stop`: all machines are deleted."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ems.cluster import definition, ledger
+from ems.cluster import definition, ledger, nodes
 from ems.cluster.elastic import safety
 from ems.cluster.elastic.control import Control
 from ems.cluster.elastic.here import FleetHere
@@ -32,7 +32,8 @@ from ems.node.job import process_start
 log = logging.getLogger("emsd")
 
 LOOK_S = 30.0
-_GONE_S = 300.0  # until nodes that were deleted are gone, and until this machine is
+_GONE_S = 300.0  # until nodes that were deleted are gone
+_END_S = 300.0  # until this machine is
 _LATE_S = 5.0  # listings may be late: two of them, so far apart, have to be empty
 _AGAIN_S = 600.0  # after an attempt that failed
 # how sshd calls a process that serves somebody who has logged in: `sshd: ems@pts/0`, `sshd-session: ems@notty`
@@ -169,7 +170,7 @@ class Keeper:
             if left:
                 if time.monotonic() > end:
                     raise ClusterError(f"{left[0].name} cannot be deleted", "it is tried again")
-                provider.destroy(left)
+                nodes.destroy(self.fleet, left)
             empty = 0 if left else empty + 1
             time.sleep(_LATE_S if empty == 1 and not provider.traits.is_free else 0.2)
             self.fleet.look()
@@ -188,7 +189,7 @@ class Keeper:
             self.fleet.provider.stop([controller])
         else:
             self.fleet.provider.destroy([controller])
-        time.sleep(_GONE_S)
+        time.sleep(_END_S)
         raise ClusterError(f"{controller.name} is still there after it was to {do}", "it is tried again")
 
     # -- what outlives a restart of the service -----------------------------------------------------------------------
