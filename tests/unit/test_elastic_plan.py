@@ -28,7 +28,7 @@ class Watch:
         self.memory, self.now = Memory("c"), 1000.0
 
     def look(
-        self, machines: list[Resource], nodes: list[Node], looks: int = 2, step_s: float = 130.0, **known: Any
+        self, machines: list[Resource], nodes: list[Node], looks: int = 2, step_s: float = 120.0, **known: Any
     ) -> list[Act]:
         """Look at what does not change; returns what is planned at the last look, which is not done."""
         states = {each.name: each for each in nodes}
@@ -142,6 +142,14 @@ def test_a_node_that_serves_although_its_machine_is_not_listed_yet_is_left_alone
     for _ in range(11):
         assert not watch.look([], [node()], looks=1, step_s=10)
     assert verbs(watch.look([], [node()], looks=2, step_s=10)) == ["down", "power_down"]
+
+
+def test_what_was_seen_before_a_long_gap_confirms_nothing(watch: Watch) -> None:
+    watch.look([machine()], [node("c-gpu-001", "MIXED")])
+    assert not watch.look([], [node("c-gpu-001", "MIXED")], looks=1)
+    assert not watch.look([], [node("c-gpu-001", "MIXED")], looks=1, step_s=900)
+    assert not watch.look([], [node("c-gpu-001", "MIXED")], looks=1, step_s=110)
+    assert watch.look([], [node("c-gpu-001", "MIXED")], looks=1, step_s=30)
 
 
 def test_of_two_machines_of_one_name_the_younger_goes_unless_it_is_the_one_that_serves(watch: Watch) -> None:

@@ -34,12 +34,15 @@ class Pace:
         A node powers up; more than ResumeTimeout, after which SLURM itself gives it up.
     late_s
         Any other state that is to end.
+    stale_s
+        After a gap as long between two looks a node may have been made anew: what was seen before it is forgotten.
     """
 
     young_s: float = 120.0
     again_s: float = 120.0
     boot_s: float = 660.0
     late_s: float = 300.0
+    stale_s: float = 120.0
 
     def wait_s(self, when: When, found: Standing) -> float:
         """Return how long a node has to have stood so."""
@@ -102,6 +105,8 @@ class Memory:
         What came of boots since the look before.
     done
         (verb, machine's id or node) -> when.
+    looked_at
+        When that was.
     floor
         Nodes that stay.
     shut
@@ -120,6 +125,7 @@ class Memory:
     booting: frozenset[str] = frozenset()
     boots: tuple[Boot, ...] = ()
     done: Mapping[tuple[Verb, str], float] = field(default_factory=dict)
+    looked_at: float = 0.0
     floor: frozenset[str] = frozenset()
     shut: Mapping[str, Shut] = field(default_factory=dict)
 
@@ -144,10 +150,14 @@ class Memory:
         now
             Seconds of a clock that only ever grows.
         """
+        if now - self.looked_at > self.pace.stale_s:
+            fresh = Memory(self.cluster, self.pace, self.first_seen, relics=self.relics, looked_at=now)
+            return fresh.look(machines, nodes, now, floor=floor, shut=shut)
         ours = [each for each in machines if _is_ours(self.cluster, each.name, nodes)]
         seen = replace(
             self,
-            first_seen={each.id: self.first_seen.get(each.id, now) for each in [*self.machines.values(), *ours]},
+            first_seen={each.id: self.first_seen.get(each.id, now) for each in [*ours, *self.machines.values()]},
+            looked_at=now,
             floor=frozenset(floor),
             shut=shut or {},
             done={what: at for what, at in self.done.items() if now - at < self.pace.again_s},
@@ -181,7 +191,8 @@ class Memory:
     def _keeps(self, name: str, standings: Mapping[str, tuple[Standing, float]]) -> bool:
         """Whether a node that has no machine now is still the one that had one, and was not made anew since."""
         before, found = (each[name][0] if name in each else Standing.STRANGER for each in (self.standings, standings))
-        return (found in SERVING and before in SERVING | {Standing.COMING}) or found is before is Standing.COMING
+        has_come = before is Standing.COMING and self.missed.get(name) == 0
+        return found in SERVING and (before in SERVING or has_come)
 
     def chosen(self, machines: Sequence[Resource], nodes: Mapping[str, Node]) -> dict[str, Resource]:
         """Return the machine of each node: of several the one that serves, else the oldest that has not failed."""
