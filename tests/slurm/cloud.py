@@ -39,7 +39,7 @@ class Cloud:
     machines
         By id.
     refusals
-        Zone -> (cause, words) by which creations there are refused.
+        Zone, or what else names of machines hold -> (cause, words) by which creations are refused.
     trouble
         Words by which every call fails; empty: none does.
     is_deaf
@@ -105,6 +105,11 @@ class Cloud:
         with self._lock:
             return sorted(each["name"] for each in self.machines.values())
 
+    def zones(self) -> dict[str, str]:
+        """Return where each machine is."""
+        with self._lock:
+            return {each["name"]: each["zone"] for each in self.machines.values()}
+
     def lose(self, name: str) -> None:
         """Take a machine away as by a power cut."""
         with self._lock:
@@ -137,9 +142,9 @@ class Cloud:
         same = [each for each in there if each["zone"] == request["zone"]]
         if same:
             return same[0]
-        if request["zone"] in self.refusals:
-            cause, words = self.refusals[request["zone"]]
-            return {"name": request["name"], "refused": words, "cause": cause, "zone": request["zone"]}
+        for mark, (cause, words) in self.refusals.items():
+            if mark == request["zone"] or mark in request["name"]:
+                return {"name": request["name"], "refused": words, "cause": cause, "zone": request["zone"]}
         if there:
             self.twice.add(request["name"])
         return self._add(request, boots=not self.is_deaf)

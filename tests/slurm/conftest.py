@@ -57,6 +57,18 @@ def testbed() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def elastic() -> ModuleType:
+    """The module elastic.py."""
+    return _load("elastic")
+
+
+@pytest.fixture(scope="session")
+def cloud() -> ModuleType:
+    """The module cloud.py."""
+    return _load("cloud")
+
+
+@pytest.fixture(scope="session")
 def desks() -> ModuleType:
     """The module desk.py; skips, or fails under EMS_REQUIRE=slurm, where no containers can be made."""
     if shutil.which("podman") is None and shutil.which("docker") is None:
@@ -218,6 +230,12 @@ class Lab:
 
 
 @pytest.fixture
-def lab(project: Path, ems: Callable[..., CompletedProcess[str]], slurm: Any, testbed: ModuleType) -> Lab:
+def labs(project: Path, ems: Callable[..., CompletedProcess[str]], testbed: ModuleType) -> Callable[[Any], Lab]:
+    """Makes a project to submit from to a cluster."""
+    return lambda cluster: Lab(project, ems, cluster, testbed)
+
+
+@pytest.fixture
+def lab(labs: Callable[[Any], Lab], slurm: Any) -> Lab:
     """A project to submit from."""
-    return Lab(project, ems, slurm, testbed)
+    return labs(slurm)

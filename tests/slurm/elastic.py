@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,11 +28,11 @@ _OPTIONS = {
     "ResumeTimeout": 60,
     "TreeWidth": 65533,
     "PrivateData": "cloud",
-    "SlurmctldParameters": "idle_on_node_suspend,cloud_reg_addrs,power_save_interval=1,power_save_min_interval=0",
+    "SlurmctldParameters": "idle_on_node_suspend,power_save_interval=1,power_save_min_interval=0",
 }
 
 
-def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Mapping[str, Any]], **more: Any) -> Any:
+def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more: Any) -> Any:
     """Return an elastic cluster, a context manager; see :class:`Bed`."""
 
     class Bed(testbed.Cluster):  # type: ignore[misc, name-defined]  # tests are loaded by path
@@ -113,9 +114,9 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Mapping[str,
             return testbed.Daemon(argv, self.environment(), self.dir / "log" / name, node=name)
 
         @contextlib.contextmanager
-        def serve(self, *, every_s: float = 1.0, env: Mapping[str, str] | None = None) -> Iterator[Any]:
+        def serve(self, *, every_s: float = 1.0) -> Iterator[Any]:
             """Run the service until the end of the block; it is told to stop, and has to end well."""
-            process = self.launch(every_s=every_s, env=env)
+            process = self.launch(every_s=every_s)
             try:
                 yield process
             finally:
@@ -123,10 +124,11 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Mapping[str,
                 code = process.wait(60)
             assert code == 0, self.log("emsd")
 
-        def launch(self, *, every_s: float = 1.0, env: Mapping[str, str] | None = None) -> Any:
-            """Start the service."""
-            source = {**self.environment(), "XDG_STATE_HOME": str(self.root / "var/lib/ems"), **(env or {})}
-            argv = [sys.executable, str(_HERE / "emsd.py"), str(self.root), str(self.cloud.path), str(every_s)]
+        def launch(self, *kill: int, every_s: float = 1.0) -> Any:
+            """Start the service; see emsd.py for how it is killed."""
+            source = {**self.environment(), "XDG_STATE_HOME": str(self.root / "var/lib/ems")}
+            words = [self.root, self.cloud.path, every_s, *kill]
+            argv = [sys.executable, str(_HERE / "emsd.py"), *map(str, words)]
             with (self.dir / "log" / "emsd").open("ab") as log:
                 return subprocess.Popen(argv, env=source, stdout=log, stderr=log)
 
@@ -147,6 +149,52 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Mapping[str,
             """Whether all nodes are powered down and idle."""
             states = self.run("scontrol", "-a", "-o", "show", "nodes").splitlines()
             return all(" State=IDLE+CLOUD+POWERED_DOWN " in line for line in states)
+
+        def is_held(self, kind: str, number: int) -> bool:
+            """Whether a node waits, powered down and out of use, until its kind can be had again."""
+            return {"DOWN", "POWERED_DOWN"} <= set(self.state(self.node(kind, number)).split("+"))
+
+        def floor(self, names: Sequence[str]) -> None:
+            """Say which nodes stay."""
+            (self.root / "opt/ems/etc/floor").write_text("".join(f"{name}\n" for name in names))
+            before = self.options.pop("SuspendExcNodes", "")
+            if names:
+                self.options["SuspendExcNodes"] = ",".join(names)
+            if before != self.options.get("SuspendExcNodes", ""):
+                self._write_slurm_conf()
+                self.run("scontrol", "reconfigure")
+
+        def heartbeat(self) -> str:
+            """Return what nodes watch."""
+            return (self.root / "opt/ems/state/heartbeat").read_text()
+
+        def sweep(self) -> None:
+            """Have no job, no machine and no memory of any."""
+            self.run("scancel", f"--user={self.user}", check=False)
+            self.wait_for_empty_queue()
+            self.cloud.clear()
+            self.floor([])
+            shutil.rmtree(self.root / "var/lib/ems", ignore_errors=True)
+            for folder in ("var/spool/ems", "opt/ems/state"):
+                for path in (self.root / folder).glob("*"):
+                    path.unlink() if path.is_file() else None
+            testbed.wait_until(self._is_at_rest, 90, "rest")
+            for path in (self.root / "var/spool/ems").glob("*"):
+                path.unlink()
+
+        def _is_at_rest(self) -> bool:
+            """Help nodes to rest that are not on their way; whether all do."""
+            for node in set(self.run("sinfo", "-a", "-h", "-N", "-o", "%N").split()):
+                words = set(self.state(node).split("+"))
+                if "POWERED_DOWN" in words and words & {"DOWN", "DRAIN", "NOT_RESPONDING"}:
+                    self._update(node, "state=resume")
+                elif not words & {"POWERED_DOWN", "POWERING_DOWN"}:
+                    self._update(node, "state=down", "reason=swept")
+                    self._update(node, "state=power_down")
+            return self.rests()
+
+        def _update(self, node: str, *words: str) -> None:
+            self.run("scontrol", "update", f"nodename={node}", *words, check=False)
 
         @property
         def status(self) -> Status:

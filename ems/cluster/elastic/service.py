@@ -102,9 +102,9 @@ class Service:
             self._is_afresh = False
             self.shutters.open()
         try:
-            changed = self._serve()
-            for said in self.preemptions.turn():
+            for said in self.preemptions.turn():  # first: what nodes left behind is deleted before they come anew
                 self.board.note(said)
+            changed = self._serve()
             if changed or time.monotonic() >= self._due:
                 self._reconcile()
             self._failures = 0
@@ -182,8 +182,10 @@ class Service:
         """Have machines made; returns those that the cloud refused."""
         if not names:
             return {}
+        self.preemptions.renewed(names)
         for path in (path for name in names for path in self.fleet.paths.traces(name)):
             path.unlink(missing_ok=True)
+        self.preemptions.renewed(names)
         refused = self._place(names)
         if again := [name for name, each in refused.items() if each.cause in _AGAIN]:
             refused = {name: each for name, each in refused.items() if name not in again} | self._place(again)
