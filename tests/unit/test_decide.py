@@ -217,6 +217,16 @@ def test_asha_promotes_the_best_third_of_each_rung_as_soon_as_it_has_arrived():
     assert promoted(race(), [*low[:8], trial(8, 2.0, outcome=Outcome.PENDING, rung=1)]) == [(7, 1), (6, 1)]
 
 
+def test_newcomers_that_beat_those_before_wait_for_their_share_of_the_rung():
+    """Else a search that learns carries all of them up: each is the best so far."""
+    gone = [trial(0, 9.0, 9.0), trial(1, 8.0, 8.0)]
+    better = [trial(n, 9.0 - n) for n in range(2, 8)]
+    assert promoted(race(), [*gone, *better]) == [], "two of eight have gone on already"
+    assert promoted(race(), [*gone, *better, trial(8, 1.0)]) == [(8, 1)], "the third of nine is the best of them"
+    all_begun = promoted(race(trials=8), [*gone, *better])
+    assert all_begun == [(7, 1), (6, 1)], "where nothing new begins, the best third of all go on"
+
+
 def test_failures_fill_a_rung_and_lost_trials_do_not():
     ok, crashed = [trial(0, 5.0)], [trial(n, outcome=Outcome.CRASHED) for n in (1, 2)]
     assert promoted(race(), ok + crashed) == [(0, 1)], "a rung of crashes does not stall"
