@@ -59,7 +59,7 @@ class Desk:
                 each.kill()
 
     def job(self, *options: str) -> str:
-        return str(self.bed.run("sbatch", "--parsable", *options, "--wrap", "sleep 600"))
+        return str(self.bed.run("sbatch", "--parsable", "--output=/dev/null", *options, "--wrap", "sleep 600"))
 
 
 @pytest.fixture
