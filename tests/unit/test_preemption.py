@@ -65,7 +65,7 @@ class Desk:
         path = self.folder / "notices" / f"{node}.json"
         path.write_text(json.dumps({"node": node, "jobs": jobs}))
 
-    def turn(self, after_s: float = 400) -> list[str]:
+    def turn(self, after_s: float = 3) -> list[str]:
         self.now += after_s
         return self.preemptions.turn()
 
@@ -88,12 +88,12 @@ def test_a_job_moves_after_as_many_preemptions_as_its_partition_bears(desk: Desk
     assert desk.preemptions.counts == {"7_0": 2, "7_1": 1}
     desk.queue.has(("7_0", "PENDING", ""), ("7_1", "PENDING", ""), ("9", "PENDING", ""))
     assert desk.preemptions.is_due() is False
-    assert desk.turn(3) == ["job 7_0 was preempted 2x, moves to safe"]
+    assert desk.turn() == ["job 7_0 was preempted 2x, moves to safe"]
     assert desk.queue.moved == [("7_0", "safe")]
-    desk.turn(3)
+    desk.turn()
     desk.queue.has(("7_1", "PENDING", ""))
     desk.start()
-    desk.turn(3)
+    desk.turn()
     assert desk.queue.moved == [("7_0", "safe")]
     assert desk.preemptions.counts == {"7_1": 1}
 
@@ -107,7 +107,10 @@ def test_a_machine_that_vanishes_counts_as_its_notice_does_and_once(desk: Desk) 
     gone = [Act(Verb.DOWN, f"demo-{node}", "", vm) for node, vm in (("gpu-001", Vm.ABSENT), ("safe-001", Vm.ABSENT))]
     desk.preemptions.lost([*gone, Act(Verb.DOWN, "demo-gpu-002", "", Vm.STOPPED), Act(Verb.CREATE, "demo-gpu-003", "")])
     assert desk.preemptions.counts == {"7": 1, "9": 1}, "what is on no spot machine does not count"
-    desk.now += 400  # another machine of the same name
+    desk.start()
+    desk.preemptions.lost(gone)
+    assert desk.preemptions.counts == {"7": 1, "9": 1}
+    desk.preemptions.renewed(["demo-gpu-001"])  # another machine of the same name
     desk.preemptions.lost([*gone, Act(Verb.DOWN, "demo-gpu-002", "", Vm.UNKNOWN)])
     assert desk.preemptions.counts == {"7": 2, "9": 1}
     desk.queue.has(("7", "PENDING", ""), ("9", "COMPLETING", ""), partition="other,gpu")
@@ -119,14 +122,14 @@ def test_a_machine_that_vanishes_counts_as_its_notice_does_and_once(desk: Desk) 
 def test_slurm_that_is_away_loses_no_count(desk: Desk) -> None:
     desk.queue.is_away = True
     desk.notice("demo-gpu-001", "7")
-    for after_s, node in ((400, "demo-gpu-001"), (3, "demo-gpu-001"), (3, "demo-gpu-002")):
+    for node in ("demo-gpu-001", "demo-gpu-001", "demo-gpu-002"):
         desk.notice(node, "7")  # the second again: the service was killed before it deleted it
         with pytest.raises(ClusterError):
-            desk.turn(after_s)
+            desk.turn()
     desk.start()
     desk.queue.is_away = False
     desk.queue.has(("7", "PENDING", ""))
-    assert desk.turn(3) == ["job 7 was preempted 2x, moves to safe"]
+    assert desk.turn() == ["job 7 was preempted 2x, moves to safe"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"jobs": 7}', '{"jobs": ["7; reboot", "--all", "7_", null]}'])

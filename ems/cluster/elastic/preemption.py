@@ -21,7 +21,6 @@ from ems.cluster.elastic.reconcile import Act
 from ems.cluster.elastic.table import Verb, Vm
 from ems.node import records
 
-_SAME_S = 300.0  # a machine is gone this long after its notice: who is hit then was counted by it
 _AGAIN_S = 2.0
 _JOB = re.compile(r"\d{1,10}(_\d{1,10})?")
 
@@ -38,11 +37,11 @@ class Preemptions:
     control
         Its SLURM.
     clock
-        Seconds; by the same clock when the service is started anew.
+        Seconds that only ever grow.
     """
 
     def __init__(
-        self, definition: Definition, folder: Path, control: Control, clock: Callable[[], float] = time.time
+        self, definition: Definition, folder: Path, control: Control, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._definition, self._control, self._clock = definition, control, clock
         self._notices, self._path = folder / "notices", folder / "preemptions.json"
@@ -54,7 +53,7 @@ class Preemptions:
         self.counts, self._told = self._load()
         self._waiting = set(self.counts)  # jobs that may have to be moved
         self._next_try = 0.0
-        self._saved = ""
+        self._saved = self._text()
 
     def is_due(self) -> bool:
         """Whether there is something to do now; costs a look into a folder."""
@@ -101,6 +100,12 @@ class Preemptions:
             self._hit(node, [job.id for job in jobs if node in job.nodes and job.state != "PENDING"])
         self._save()
 
+    def renewed(self, nodes: Iterable[str]) -> None:
+        """Know that nodes are about to have other machines: what happens to those is counted for itself."""
+        for node in nodes:
+            self._told.pop(node, None)
+        self._save()
+
     def _is_vanished(self, act: Act) -> bool:
         found = node_number(self._definition.name, act.node)
         is_spot = found is not None and found[0] in self._definition.nodes and self._definition.nodes[found[0]].spot
@@ -110,14 +115,12 @@ class Preemptions:
         """Count each job once for each machine that it loses."""
         if not self._rules:
             return
-        now = self._clock()
-        self._told = {name: each for name, each in self._told.items() if now - each[0] < _SAME_S}
-        before = self._told.get(node, (now, []))[1]
+        before = self._told.get(node, [])
         fresh = [job for job in jobs if job not in before]
         for job in fresh:
             self.counts[job] = self.counts.get(job, 0) + 1
         self._waiting.update(fresh)
-        self._told[node] = (now, [*before, *fresh])
+        self._told[node] = [*before, *fresh]  # node -> jobs that its present machine was, or will be, taken from
 
     def _move(self) -> list[str]:
         queue = {job.id: job for job in self._control.jobs()}
@@ -152,16 +155,19 @@ class Preemptions:
             return []
         return [path for path in found if path.suffix == ".json" and node_number(self._definition.name, path.stem)]
 
-    def _load(self) -> tuple[dict[str, int], dict[str, tuple[float, list[str]]]]:
+    def _load(self) -> tuple[dict[str, int], dict[str, list[str]]]:
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content: dict[str, Any] = json.loads(self._path.read_text())
             counts = {str(job): int(count) for job, count in content["counts"].items()}
-            told = {str(node): (float(at), [str(job) for job in jobs]) for node, (at, jobs) in content["told"].items()}
+            told = {str(node): [str(job) for job in jobs] for node, jobs in content["told"].items()}
             return counts, told
         return {}, {}
 
+    def _text(self) -> str:
+        return json.dumps({"counts": self.counts, "told": self._told}) + "\n"
+
     def _save(self) -> None:
-        text = json.dumps({"counts": self.counts, "told": self._told}) + "\n"
+        text = self._text()
         if text != self._saved:
             records.write_atomic(self._path, text)
             self._saved = text
