@@ -182,7 +182,6 @@ class Service:
         """Have machines made; returns those that the cloud refused."""
         if not names:
             return {}
-        self.preemptions.renewed(names)
         for path in (path for name in names for path in self.fleet.paths.traces(name)):
             path.unlink(missing_ok=True)
         self.preemptions.renewed(names)
