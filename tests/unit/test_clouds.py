@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import sys
@@ -18,7 +19,7 @@ from ems.cluster import forecast, price
 from ems.cluster.definition import ContainerSection, Definition
 from ems.cluster.failover import BACKOFF_S, Failover
 from ems.cluster.images import LEASE_S
-from ems.cluster.provider import address, connect, gcewords, pricing
+from ems.cluster.provider import address, connect, gcewords, googleapi, pricing
 from ems.cluster.provider.backoff import Backoff
 from ems.cluster.provider.base import CLEAN_SCRIPT, CLUSTER, KIND, MachineRequest, MachineState, Resource, Thing
 from ems.cluster.provider.lease import leased
@@ -219,6 +220,30 @@ def test_no_image_holds_the_lease_of_the_machine_it_is_of() -> None:
     assert path is not None
     assert path[1] in CLEAN_SCRIPT.split()
     assert str(LEASE_S) in said
+
+
+def test_a_machine_asks_for_a_new_token_before_the_old_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = Clock(), list[str]()
+
+    def ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
+        assert (headers, method) == ({"Metadata-Flavor": "Google"}, "GET")
+        asked.append(url.partition("/computeMetadata/v1/")[2])
+        if len(asked) == 3:
+            raise ConnectionRefusedError("nobody answers")
+        return json.dumps({"access_token": f"t{len(asked)}", "expires_in": 600, "token_type": "Bearer"})
+
+    monkeypatch.setattr(googleapi.metadata, "ask", ask)
+    monkeypatch.setattr(googleapi.time, "monotonic", clock)
+    machine = googleapi._Machine()
+    assert [machine.access_token, machine.access_token] == ["t1", "t1"]
+    clock.now += 400  # Google's own server gives another one from five minutes before
+    assert machine.access_token == "t2"
+    clock.now += 400
+    with pytest.raises(googleapi.ApiError, match="does not tell this machine who it is: nobody answers") as caught:
+        _ = machine.access_token
+    assert caught.value.is_passing, "a server that restarts is asked again"
+    assert machine.access_token == "t4"
+    assert set(asked) == {"instance/service-accounts/default/token"}
 
 
 def test_what_somebody_else_described_is_none_of_ours() -> None:
