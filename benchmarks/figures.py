@@ -291,4 +291,5 @@ FIGURES: dict[str, tuple[Callable[[Environment], Iterator[Figure]], bool]] = {
     "i": (over_ssh.pushing, False),
     "j": (clusters.starting, False),
     "l": (clouds.thousand, False),
+    "m": (clusters.scaling, False),
 }
