@@ -34,6 +34,7 @@ from ems.node import records
 from ems.registry import check_name, state_dir
 
 _FORMAT = 1
+MOST_JOURNAL = 1024 * 1024  # bytes of the journal of a service that lives for months
 #: The step of the journal by which machines that were made, and are not set up yet, are not taken for left over.
 MADE = "made"
 
@@ -277,6 +278,24 @@ class Journal:
     def is_at(self, step: str) -> bool:
         """Whether the last thing that was done is this, and it ended well."""
         return [(line["step"], line["is"]) for line in self.lines()[-1:]] == [(step, "done")]
+
+    def compact(self, most: int = MOST_JOURNAL) -> None:
+        """Forget what was done long ago, once the file is longer than ``most`` bytes: half of that is kept.
+
+        What was begun and never ended well is kept however old it is. For the one process that writes it.
+        """
+        if not self._path.exists() or self._path.stat().st_size <= most:
+            return
+        lines, room = self.lines(), most // 2
+        last = {str(line["step"]): number for number, line in enumerate(lines)}
+        kept = []
+        for number, line in reversed(list(enumerate(lines))):
+            text = json.dumps(line) + "\n"
+            room -= len(text)
+            if room >= 0 or (last[str(line["step"])] == number and line["is"] != "done"):
+                kept.append(text)
+        records.write_atomic(self._path, "".join(reversed(kept)))
+        self._path.chmod(0o600)
 
     def lines(self) -> list[dict[str, Json]]:
         """Return every whole line; a torn last one is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from ems.cluster.elastic.standing import Status, parse
 from ems.cluster.record import new
 
 _HERE = Path(__file__).parent
-_POWER = _HERE.parents[1] / "templates/roles/elastic/files/ems-power"
+_POWER, _AWAIT = (_HERE.parents[1] / "templates/roles/elastic/files" / each for each in ("ems-power", "ems-await"))
 _OPTIONS = {
     "ResumeRate": 0,
     "SuspendRate": 0,
@@ -57,6 +58,7 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
             bin_ = self._programs()
             for verb in ("Resume", "Suspend", "ResumeFail"):
                 self.options[f"{verb}Program"] = bin_ / f"ems-{verb.removeprefix('Resume').lower() or 'resume'}"
+            self.options.setdefault("PrologSlurmctld", bin_ / "ems-await")
             super()._write_slurm_conf()
             conf = self.dir / "slurm.conf"
             lines = [line for line in conf.read_text().splitlines() if not line.startswith("PartitionName=")]
@@ -89,6 +91,10 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
             script.chmod(0o755)
             for verb in ("resume", "suspend", "fail"):
                 (folder / f"ems-{verb}").symlink_to("ems-power")
+            await_ = folder / "ems-await"
+            own = f"export SLURM_CONF={self.dir}/slurm.conf PATH={os.environ['PATH']}"
+            await_.write_text(_AWAIT.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{own}\n"))
+            await_.chmod(0o755)
             record = new(self.name, self.definition.model_dump(mode="json"), self.definition.digest)
             keys = ("name", "incarnation", "owner", "created", "definition", "digest", "munge")
             facts = {key: getattr(record, key) for key in keys}

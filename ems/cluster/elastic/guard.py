@@ -8,6 +8,9 @@ from ems.cluster import ledger
 from ems.cluster.elastic.here import FleetHere
 from ems.errors import ClusterError
 
+#: What the reason of a refusal says where it ends as soon as a node goes.
+MAX_NODES = "`limits.max_nodes`"
+
 
 def admit(fleet: FleetHere, there: Collection[str], wanted: Sequence[str]) -> tuple[list[str], str]:
     """Return the first of the nodes that ``limits.max_nodes`` and ``limits.max_cost`` leave room for.
@@ -26,7 +29,7 @@ def admit(fleet: FleetHere, there: Collection[str], wanted: Sequence[str]) -> tu
     allowed, why = list(wanted), ""
     if limits.max_nodes is not None and len(there) + len(allowed) > limits.max_nodes:
         allowed = allowed[: max(0, limits.max_nodes - len(there))]
-        why = f"{fleet.name} may have {limits.max_nodes} nodes: `limits.max_nodes`"
+        why = f"{fleet.name} may have no more than {limits.max_nodes} nodes by {MAX_NODES}"
     if limits.max_cost is None:
         return allowed, why
     low, high = 0, len(allowed)

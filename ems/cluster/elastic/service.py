@@ -7,6 +7,7 @@ done, what is asked of the cloud is in the journal before, names are determinist
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -62,6 +63,7 @@ class Service:
         pace: Pace | None = None,
     ) -> None:
         self.fleet = fleet
+        self.fleet.report = self._told
         self.control = control or Control()
         self.spool = Spool(fleet.paths.spool, self._is_node)
         self.heart = Heart(fleet.paths.state)
@@ -75,18 +77,30 @@ class Service:
         self._failures = 0  # turns in a row
         self._is_afresh = False
         self._due = 0.0
+        self._listed: frozenset[tuple[str, MachineState]] | None = None  # what the ledger knows
 
     def run(self, stop: threading.Event) -> None:
-        """Take one turn after another until told to stop; the one that was begun is ended."""
-        while not stop.is_set():
-            if self.spool.names():
-                stop.wait(_BATCH_S)
-            self.step()
-            stop.wait(min(60.0, 2.0**self._failures) if self._failures else 0)
-            while not (stop.is_set() or self._is_called() or time.monotonic() >= self._due):
-                self.heart.beat()
-                stop.wait(_POLL_S)
-        self.board.show(self.shutters.shut(), phase="stopped")
+        """Take one turn after another until told to stop; the one that was begun is ended.
+
+        Raises
+        ------
+        ClusterError
+            If another process does so already.
+        """
+        with self.fleet.files.locked():
+            while not stop.is_set():
+                if self.spool.names():
+                    stop.wait(_BATCH_S)
+                self.step()
+                stop.wait(min(60.0, 2.0**self._failures) if self._failures else 0)
+                while not (stop.is_set() or self._is_called() or time.monotonic() >= self._due):
+                    self.heart.beat()
+                    stop.wait(_POLL_S)
+            self.board.show(self.shutters.shut(), phase="stopped")
+
+    def _told(self, _subject: str, _text: str) -> None:
+        """Go on living in the eyes of the nodes while a cloud takes its time."""
+        self.heart.beat()
 
     def _is_called(self) -> bool:
         return bool(self.spool.names()) or self.preemptions.is_due()
@@ -115,6 +129,10 @@ class Service:
             self._failures += 1
             self.board.trouble = error.message
             log.warning("%s", error.message)
+        except Exception as error:  # to end would be to forget what was seen, and to meet it again
+            self._failures += 1
+            self.board.trouble = f"{type(error).__name__}: {error}"
+            log.exception("a turn was not ended")
         self.board.show(self.shutters.shut())
 
     # -- what SLURM asks for ------------------------------------------------------------------------------------------
@@ -196,10 +214,12 @@ class Service:
         now_ns = time.time_ns()
         try:
             results = placing.place(self.fleet, nodes.requests(self.fleet, names))
-        except EmsError as error:
+        except Exception as error:
             if self._failures + 1 < _TRIES:
                 raise
-            return {name: Refusal(name, error.message, error.hint) for name in names}
+            why = error.message if isinstance(error, EmsError) else f"{type(error).__name__}: {error}"
+            log.warning("%s", why)
+            return {name: Refusal(name, why) for name in names}
         finally:
             self.fleet.look()
         self._asked |= dict.fromkeys(names, now_ns)
@@ -228,16 +248,41 @@ class Service:
         self.fleet.look()
         machines, states, now = self._machines(), self.control.nodes(), time.monotonic()
         self.memory = self.memory.look(machines, states, now, floor=self.fleet.floor(), shut=self.shutters.shut())
-        for boot in self.memory.boots:
-            self.shutters.booted(boot.node, registered=boot.registered)
+        self._take_note(machines)
         if self.memory.is_unsure:
             self._due = min(self._due, now + _SOON_S)
         acts = plan(machines, states, self.memory, now)
         self.preemptions.lost(acts)
         self.memory = self.memory.did(acts, now)
         self._act(acts)
-        ledger.observe(self.fleet)
+        self._keep_books()
         self.board.count(Counter(self.fleet.kind(each.name) for each in self._machines()))
+
+    def _take_note(self, machines: Sequence[Resource]) -> None:
+        """Shut kinds that do not boot; open those that the limit on nodes leaves room for again."""
+        for boot in self.memory.boots:
+            self.shutters.booted(boot.node, registered=boot.registered)
+            if not boot.registered:
+                self.board.note(f"{boot.node} never registered{self._last_word(boot.node)}")
+        most = self.fleet.definition.limits.max_nodes
+        if most is not None and len(machines) < most:
+            self.shutters.reopen(guard.MAX_NODES)
+
+    def _last_word(self, node: str) -> str:
+        """Return what a node said last of its boot."""
+        try:
+            said = json.loads(self.fleet.paths.traces(node)[0].read_text())
+            return f": {said.get('error') or said['stage']}"
+        except (OSError, ValueError, KeyError, AttributeError):
+            return ": it said nothing of its boot"
+
+    def _keep_books(self) -> None:
+        """Have the ledger say what is there, where that has changed; keep the journal short."""
+        listed = frozenset((each.id, each.state) for each in self._machines())
+        if listed != self._listed:
+            ledger.observe(self.fleet)
+            self._listed = listed
+        self.fleet.journal.compact()
 
     def _act(self, acts: Iterable[Act]) -> None:
         """Do what was planned: all of one kind, for one reason, by one order."""

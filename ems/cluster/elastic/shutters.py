@@ -77,6 +77,13 @@ class Shutters:
         self.breaker.booted(self._fleet.kind(node), node, registered=registered, now=time.time())
         self.save()
 
+    def reopen(self, mark: str) -> None:
+        """Open the kinds that are shut for a reason that holds these words."""
+        for kind, shut in self.shut().items():
+            if mark in shut.reason:
+                self.breaker.open(kind)
+                self.save()
+
     def open(self) -> None:
         """Forget all that was against any kind."""
         self.breaker.open()

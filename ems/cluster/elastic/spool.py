@@ -65,15 +65,12 @@ class Wish:
         Nodes to boot -> when that was asked for last, in nanoseconds since 1970.
     suspend
         Nodes whose machines are to go; one that is also in ``resume`` goes first, and then comes anew.
-    failed
-        Those among them that never registered.
     jobs
         Node -> the jobs that wait for it.
     """
 
     resume: dict[str, int] = field(default_factory=dict)
     suspend: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
     jobs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -168,7 +165,6 @@ def gather(requests: Sequence[Request]) -> Wish:
     """Return what requests come to: the last word about a node counts, and what is there of it goes before."""
     resume: dict[str, int] = {}
     suspend: dict[str, None] = {}
-    failed: dict[str, None] = {}
     jobs: dict[str, dict[str, None]] = {}
     for request in requests:
         for node in request.nodes:
@@ -177,9 +173,7 @@ def gather(requests: Sequence[Request]) -> Wish:
                 continue
             resume.pop(node, None)
             suspend[node] = None
-            if request.verb is Verb.FAIL:
-                failed[node] = None
         for job, nodes in request.jobs.items():
             for node in nodes:
                 jobs.setdefault(node, {})[job] = None
-    return Wish(resume, tuple(suspend), tuple(failed), {node: tuple(ids) for node, ids in jobs.items()})
+    return Wish(resume, tuple(suspend), {node: tuple(ids) for node, ids in jobs.items()})
