@@ -196,7 +196,7 @@ class Fleet:
             python=RUNS_PYTHON if has_own else "/usr/bin/python3",
             worker_python="/usr/bin/python3",
             cluster=self.record.incarnation,
-            facts={"partitions": list(self.definition.partitions)},
+            facts={"partitions": list(self.definition.partitions), "idle": self.definition.idle is not None},
         )
         registry.save(target)
         if use:

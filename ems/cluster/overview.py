@@ -11,6 +11,7 @@ from ems.cluster import floor, price
 from ems.cluster.elastic.standing import Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource
+from ems.cluster.record import Phase
 from ems.cluster.scheduler import Boot, Job, NodeState
 from ems.errors import ConnectionFailedError
 
@@ -113,7 +114,7 @@ def look(fleet: Fleet) -> Overview:
         except ConnectionFailedError as error:
             trouble = error.message
     else:
-        trouble = f"{record.controller} is {controller.state if controller else 'gone'}"
+        trouble = _why_away(fleet, controller)
     on = (name for name, state in states.items() if not state.is_off)
     names = sorted({*machines, *record.wanted, *on} - {record.controller})
     views = [_view(fleet, name, machines.get(name), states.get(name), boots.get(name, {}), jobs) for name in names]
@@ -133,6 +134,20 @@ def look(fleet: Fleet) -> Overview:
         _kinds(fleet, machines, service),
         service.idle_since if service else None,
     )
+
+
+def _why_away(fleet: Fleet, controller: Resource | None) -> str:
+    """Say that the controller does not run, and where it did that by itself, what follows."""
+    said = f"{fleet.record.controller} is {controller.state if controller else 'gone'}"
+    if fleet.definition.idle is None or fleet.record.phase is not Phase.READY:
+        return said
+    if controller is None:
+        return (
+            f"{said}: nobody needed it; `ems cluster stop {fleet.name}` sweeps away what is left, which costs nothing"
+        )
+    if controller.state is MachineState.STOPPED:
+        return f"{said}: nobody needed it; ems cluster resume {fleet.name}"
+    return said
 
 
 def _view(

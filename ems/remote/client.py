@@ -121,6 +121,9 @@ class _BrokenError(ConnectionFailedError):
         """Return the error of a target that has been asked often enough."""
         if target.facts.get("paused"):
             return ConnectionFailedError(f"the cluster {target.name} is paused", f"ems cluster resume {target.name}")
+        if target.facts.get("idle"):
+            rested = f"it may have gone to rest, since nobody needed it: ems cluster resume {target.name}"
+            return ConnectionFailedError(self.message, f"{rested}; {self.hint}" if self.hint else rested)
         return ConnectionFailedError(self.message, self.hint)
 
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the slurm tests start by themselves: SLURM, munge, MariaDB, sshd, and a container engine where none works.
+# Installs what the slurm tests start by themselves: SLURM, munge, MariaDB, sshd, rclone, and a container engine where
+# none works.
 # Root on Debian or Ubuntu; elsewhere it says so.
 set -eu
 
@@ -18,7 +19,7 @@ contained() {
     [ -e /usr/lib/podman/netavark ] && [ -e /usr/lib/podman/aardvark-dns ]
 }
 
-if complete && contained; then
+if complete && contained && command -v rclone >/dev/null; then
     exit 0
 fi
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
@@ -39,4 +40,5 @@ complete || apt-get install -y -qq --no-install-recommends \
     slurmctld slurmd slurmdbd slurm-client slurm-wlm-basic-plugins slurm-wlm-mysql-plugin munge mariadb-server openssh-server
 contained || apt-get install -y -qq --no-install-recommends \
     podman crun netavark aardvark-dns debootstrap iptables nftables uidmap fuse-overlayfs rsync
+command -v rclone >/dev/null || apt-get install -y -qq --no-install-recommends rclone
 complete || { echo "error: the packages are installed, but SLURM's programs are still not all there" >&2; exit 1; }

@@ -7,6 +7,7 @@ rclone copies the experiments there by the machine's own identity, and then comp
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from ems.cluster.elastic.here import FleetHere
 from ems.node.records import ExperimentFiles
 
 LAPTOP = "laptop"
+_LONGEST = 300  # characters of rclone's words
+_TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (?:ERROR *: )?", re.MULTILINE)
 _COPY_S = 6 * 3600.0
 # what can be made again: checkouts, modules, links; what is not of any experiment
 _LEFT_OUT = ("/code/**", "/lib/**", "/views/**", "/pycache/**", "/data/**", "*.aside")
@@ -98,5 +101,9 @@ def _rclone(*words: str, environment: Mapping[str, str]) -> str:
         return "there is no rclone on this machine"
     except subprocess.TimeoutExpired:
         return f"it takes longer than {_COPY_S / 3600:g} h"
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return "" if done.returncode == 0 else lines[-1] if lines else f"rclone ended with {done.returncode}"
+    return "" if done.returncode == 0 else _last_words(done.stderr) or f"rclone ended with {done.returncode}"
+
+
+def _last_words(said: str) -> str:
+    """Return the last thing that rclone complained of, which may have several lines, without the time before it."""
+    return " ".join(_TIME.split(said)[-1].split())[:_LONGEST]
