@@ -122,8 +122,10 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
         @contextlib.contextmanager
         def serve(self, *, every_s: float = 1.0) -> Iterator[Any]:
             """Run the service until the end of the block; it is told to stop, and has to end well."""
+            before = self.heartbeat()
             process = self.launch(every_s=every_s)
             try:
+                testbed.wait_until(lambda: self.heartbeat() != before or process.poll() is not None, 60, "a heartbeat")
                 yield process
             finally:
                 process.send_signal(signal.SIGTERM)
@@ -171,8 +173,18 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
                 self.run("scontrol", "reconfigure")
 
         def heartbeat(self) -> str:
-            """Return what nodes watch."""
-            return (self.root / "opt/ems/state/heartbeat").read_text()
+            """Return what nodes watch; empty before there is any."""
+            path = self.root / "opt/ems/state/heartbeat"
+            return path.read_text() if path.exists() else ""
+
+        def requests(self, verb: str) -> list[str]:
+            """Return the requests that wait for the service."""
+            return sorted(path.name for path in (self.root / "var/spool/ems").glob(f"*.{verb}"))
+
+        def murder(self, *steps: int) -> None:
+            """Run the service again and again; each is killed at another step of what it has to do (see emsd.py)."""
+            code = self.launch(*steps, every_s=60).wait(120)
+            assert code == 0, self.log("emsd")
 
         def sweep(self) -> None:
             """Have no job, no machine and no memory of any."""
@@ -205,7 +217,8 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
         @property
         def status(self) -> Status:
             """What the service says of itself."""
-            status = parse((self.root / "opt/ems/state/elastic.json").read_text())
+            path = self.root / "opt/ems/state/elastic.json"
+            status = parse(path.read_text()) if path.exists() else Status("")
             assert status is not None
             return status
 
