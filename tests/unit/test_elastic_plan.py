@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
+from ems.cluster.definition import Definition
 from ems.cluster.elastic.breaker import Shut
 from ems.cluster.elastic.control import Node
-from ems.cluster.elastic.reconcile import Act, Memory, plan
+from ems.cluster.elastic.reconcile import Act, Memory, Pace, plan
 from ems.cluster.elastic.table import OFF, OURS, TABLE, Standing, Verb, Vm, standing
 from ems.cluster.provider.base import MachineState, Resource, Thing
 
@@ -150,6 +152,18 @@ def test_what_was_seen_before_a_long_gap_confirms_nothing(watch: Watch) -> None:
     assert not watch.look([], [node("c-gpu-001", "MIXED")], looks=1, step_s=900)
     assert not watch.look([], [node("c-gpu-001", "MIXED")], looks=1, step_s=110)
     assert watch.look([], [node("c-gpu-001", "MIXED")], looks=1, step_s=30)
+
+
+def test_a_boot_may_take_as_long_as_slurm_waits_for_it(watch: Watch) -> None:
+    coming = [node("c-gpu-001", "MIXED", "POWERING_UP")]
+    assert not watch.look([machine()], coming, looks=6)
+    assert verbs(watch.look([machine()], coming, looks=1)) == ["down", "power_down"]
+
+    said: dict[str, Any] = {"name": "c", "provider": "gce", "nodes": {"gpu": {"max": 2, "cpus": 1, "mem_gb": 1}}}
+    assert Pace.of(Definition.model_validate(said)) == Pace()
+    assert Pace.of(Definition.model_validate({**said, "slurm": {"resumetimeout": 1800}})).boot_s == 1860
+    options = {"p": {"nodes": ["gpu"], "options": {"ResumeTimeout": "INFINITE"}}}
+    assert Pace.of(Definition.model_validate({**said, "partitions": options})).boot_s == math.inf
 
 
 def test_of_two_machines_of_one_name_the_younger_goes_unless_it_is_the_one_that_serves(watch: Watch) -> None:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
-from ems.cluster.definition import node_number
+from ems.cluster.definition import Definition, node_number
 from ems.cluster.elastic.breaker import Shut
 from ems.cluster.elastic.control import Node
 from ems.cluster.elastic.table import OFF, OURS, SERVING, TABLE, Cell, Standing, Verb, Vm, When, standing
 from ems.cluster.provider.base import MachineState, Resource
+
+#: How long SLURM waits for a node, in seconds, where the definition does not say (ResumeTimeout in slurm.conf.j2).
+RESUME_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,16 @@ class Pace:
 
     young_s: float = 120.0
     again_s: float = 120.0
-    boot_s: float = 660.0
+    boot_s: float = RESUME_S + 60
     late_s: float = 300.0
     stale_s: float = 120.0
+
+    @classmethod
+    def of(cls, definition: Definition) -> Pace:
+        """Return the pace of a cluster, whose nodes may be given longer to come than they are by default."""
+        options = (definition.slurm, *(each.options for each in definition.partitions.values()))
+        said = [value for each in options for key, value in each.items() if key.lower() == "resumetimeout"]
+        return cls(boot_s=max([RESUME_S, *(float(value) if value.isdigit() else inf for value in said)]) + 60)
 
     def wait_s(self, when: When, found: Standing) -> float:
         """Return how long a node has to have stood so."""

@@ -71,7 +71,7 @@ class Service:
         self.shutters = Shutters(fleet)
         self.keeper = Keeper(fleet, self.control, self.board) if fleet.definition.idle is not None else None
         self.preemptions = Preemptions(fleet.definition, fleet.paths.state, self.control)
-        self.memory = Memory(fleet.name, pace or Pace())
+        self.memory = Memory(fleet.name, pace or Pace.of(fleet.definition))
         self.reconcile_s = reconcile_s
         self._asked = _asked(fleet)
         self._failures = 0  # turns in a row
