@@ -47,7 +47,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.start()
     host, port = server.get_host_and_port()
     keys = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-central-1"}
-    own = {"RCLONE_S3_ENDPOINT": f"http://{host}:{port}", "RCLONE_S3_FORCE_PATH_STYLE": "true", "RCLONE_RETRIES": "1"}
+    own = {"RCLONE_S3_ENDPOINT": f"http://{host}:{port}", "RCLONE_S3_PROVIDER": "Other", "RCLONE_RETRIES": "1"}
     for name, value in {**keys, **own}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)  # rclone's S3 does not take one

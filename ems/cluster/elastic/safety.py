@@ -95,7 +95,7 @@ def _rclone(*words: str, environment: Mapping[str, str]) -> str:
     argv = ["rclone", *words, *options, *(f"--exclude={each}" for each in _LEFT_OUT)]
     try:
         done = subprocess.run(
-            argv, env={**os.environ, **environment}, capture_output=True, text=True, timeout=_COPY_S, check=False
+            argv, env={**environment, **os.environ}, capture_output=True, text=True, timeout=_COPY_S, check=False
         )
     except FileNotFoundError:
         return "there is no rclone on this machine"
