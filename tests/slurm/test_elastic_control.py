@@ -133,7 +133,8 @@ def test_one_refusal_does_not_spoil_the_others_and_jobs_are_told_apart(desk: Des
     assert list(refused) == ["nobody"]
     assert "Invalid node name" in refused["nobody"]
     assert [desk.standing(name) for name in desk.names[:3]] == [Standing.DOWNED, Standing.DOWNED, Standing.RESTING]
-    assert desk.control.release(desk.names[:2]) == {}
+    assert list(desk.control.release([*desk.names[:2], "nobody"])) == ["nobody"]
+    assert {desk.standing(name) for name in desk.names} == {Standing.RESTING}
 
     array = desk.job("--hold", "--array=3-4", "--constraint=cpu", "--job-name=a b")
     jobs = desk.control.jobs()

@@ -153,14 +153,11 @@ class Control:
     def release(self, names: Iterable[str]) -> dict[str, str]:
         """Put nodes that are powered down back into the pool: they are neither down nor drained any more.
 
-        Other than ``resume`` (SLURM 22.05), ``idle`` does not leave SLURM waiting for a node that is not there.
+        Other than ``resume`` (SLURM 22.05), ``idle`` does not leave SLURM waiting for a node that is not there; where
+        it is refused, ``resume`` is better than nothing: what SLURM then waits for is seen at the next look.
         """
-        return self._update_nodes(names, "state=idle")
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Have SLURM forget nodes that it only knows since they have registered; those of its configuration stay."""
-        for name in sorted(set(names)):
-            self._call("scontrol", "delete", f"nodename={name}")
+        refused = self._update_nodes(names, "state=idle")
+        return self._update_nodes(refused, "state=resume")
 
     def comment(self, jobs: Iterable[str], text: str) -> dict[str, str]:
         """Tell the owners of jobs something, by ``squeue -o %k`` and sacct's Comment and AdminComment."""
