@@ -632,7 +632,7 @@ def test_a_requeue_that_slurm_refuses_is_a_failure(lab: Lab) -> None:
     assert (lab.last()["state"], lab.last()["reason"]) == ("FAILED", "time limit")
 
 
-STUBBORN = """
+SAVING = """
 import ems, signal, time
 if ems.attempt() == 2:
     print("went on from", (ems.checkpoint() / "state").read_text())
@@ -649,7 +649,7 @@ else:
 
 def test_a_run_whose_node_is_taken_back_saves_itself_and_goes_on_elsewhere(lab: Lab) -> None:
     asked = lab.scontrol(requeue=1)
-    lab.write(train_py=STUBBORN)
+    lab.write(train_py=SAVING)
     lab.submit(grace_s=600, max_requeues=0)
     worker = lab.start(**lab.slurm())
     lab.says("up")
