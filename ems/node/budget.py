@@ -92,6 +92,7 @@ class Budget:
         OSError
             If the ledger cannot be written.
         """
+        self._read_on()  # most of it, while nobody waits
         with records.locked(self.path + ".lock"):
             if not is_free():
                 return None, ""
