@@ -88,6 +88,15 @@ class Paper(Control):
                 state["nodes"][name] |= {"base": "IDLE", "flags": ["CLOUD", "POWERING_DOWN"], "job": ""}
         self._call_power("suspend", idle)
 
+    def give_up(self) -> None:
+        """Let nodes be given up that boot for too long, as after ResumeTimeout; their jobs are requeued."""
+        with self._state() as state:
+            late = [name for name, each in state["nodes"].items() if "POWERING_UP" in each["flags"]]
+            for name in late:
+                state["jobs"][state["nodes"][name]["job"]]["node"] = ""
+                state["nodes"][name] |= {"base": "DOWN", "flags": OFF, "reason": "ResumeTimeout reached", "job": ""}
+        self._call_power("fail", late)
+
     def comments(self) -> set[str]:
         """Return what jobs were told."""
         with self._state() as state:

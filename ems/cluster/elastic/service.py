@@ -73,7 +73,7 @@ class Service:
         self.preemptions = Preemptions(fleet.definition, fleet.paths.state, self.control)
         self.memory = Memory(fleet.name, pace or Pace.of(fleet.definition))
         self.reconcile_s = reconcile_s
-        self._asked = _asked(fleet)
+        self._asked, self._unsure = _asked(fleet)
         self._failures = 0  # turns in a row
         self._is_afresh = False
         self._due = 0.0
@@ -147,9 +147,13 @@ class Service:
         self._clear(wish)
         self.spool.done(each for each in requests if each.verb is not Call.RESUME)
         found = self.fleet.machines()
-        self._create([node for node in wish.resume if node not in found], wish.jobs)
+        self._create([node for node, at_ns in wish.resume.items() if self._is_new(node, at_ns, found)], wish.jobs)
         self.spool.done(requests)
         return True
+
+    def _is_new(self, node: str, at_ns: int, found: Collection[str]) -> bool:
+        """Whether a machine has yet to be made: one that was made a moment ago may still be missing in listings."""
+        return node not in found and (self._asked.get(node, 0) < at_ns or node in self._unsure)
 
     def _clear(self, wish: Wish) -> None:
         """Delete what nobody needs, and what is left of nodes that are to boot anew."""
@@ -223,6 +227,7 @@ class Service:
         finally:
             self.fleet.look()
         self._asked |= dict.fromkeys(names, now_ns)
+        self._unsure.difference_update(names)
         return {each.name: each for each in results if isinstance(each, Refusal)}
 
     def _refuse(self, refused: Mapping[str, Refusal], jobs: Mapping[str, Collection[str]]) -> None:
@@ -318,14 +323,22 @@ def _is_at_work(node: Node | None) -> bool:
     return node is not None and node.is_busy and not node.flags & {"POWERING_DOWN", "POWERED_DOWN"}
 
 
-def _asked(fleet: FleetHere) -> dict[str, int]:
-    """Return when each node was asked of the cloud last, by the journal: nanoseconds since 1970."""
-    found: dict[str, int] = {}
+def _asked(fleet: FleetHere) -> tuple[dict[str, int], set[str]]:
+    """Return when each node was asked of the cloud last, by the journal, and for which the answer is not known.
+
+    The times are nanoseconds since 1970, by this machine's clock, as in the spool.
+    """
+    asked: dict[str, int] = {}
+    unsure: set[str] = set()
     for line in fleet.journal.lines():
-        if line["is"] == "begin" and str(line["step"]).split(" ")[0] == placing.STEP:
+        if str(line["step"]).split(" ")[0] != placing.STEP:
+            continue
+        names = texts(line["things"])
+        if line["is"] == "begin":
             at = datetime.fromisoformat(str(line["at"]))
-            found |= dict.fromkeys(texts(line["things"]), round(at.timestamp() * 1e9))
-    return found
+            asked |= dict.fromkeys(names, round(at.timestamp() * 1e9))
+        (unsure.difference_update if line["is"] == "done" else unsure.update)(names)
+    return asked, unsure
 
 
 def _listed(machines: Iterable[Resource]) -> str:
