@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -104,22 +106,18 @@ def test_an_array_brings_up_the_nodes_that_it_needs_and_they_go_again(desk: Any,
     _gone(desk, desks.wait_until)
 
 
-def test_some_stay_as_long_as_they_are_told_to(desk: Any, desks: ModuleType) -> None:
+def test_some_stay_through_set_up_pause_and_adoption_with_runs_at_work(
+    desk: Any, desks: ModuleType, tmp_path: Path
+) -> None:
     assert "may have of `gpu`: its `max` is 3" in desk.cluster("resize", "4", code=2).stderr
     said = json.loads(desk.cluster("resize", "gpu=1", "--json", timeout=400).stdout)
     assert said["ready"] == [f"{desk.name}-gpu-001"]
-    assert desk.machines() == ["controller", "gpu-001"]
     assert f"SuspendExcNodes={desk.name}-gpu-001" in desk.there("cat", "/etc/slurm/slurm.conf")
     again = json.loads(desk.cluster("setup", "--json", timeout=400).stdout)
     assert (again["changed"], list(again["tests"])) == (0, ["gpu/gpu"])
-    desk.cluster("resize", "gpu=0")
-    _gone(desk, desks.wait_until)
-    assert "come and go with its queue" in desk.cluster("remove-node", "gpu-001", code=1).stderr
 
-
-def test_paused_resumed_and_adopted_with_a_run_at_work(desk: Any, desks: ModuleType, tmp_path: Any) -> None:
     desk.there("rm", "-f", "go")
-    experiment = _parrun(desk, "long.py", "--gres", "gpu:2")  # both on one node
+    experiment = _parrun(desk, "long.py", "--gres", "gpu:2")  # both on the node that is there
     desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "both runs on one node")
     assert desk.machines() == ["controller", "gpu-001"]
     desk.cluster("pause", "--yes", timeout=300)
@@ -129,9 +127,14 @@ def test_paused_resumed_and_adopted_with_a_run_at_work(desk: Any, desks: ModuleT
     other = desks.Desk(tmp_path, desk.name, DEFINITION)
     other.env.update(desk.agent)
     other.cluster("status", "--adopt")
-    assert json.loads((other.state / "record.json").read_text())["wanted"] == []
+    assert json.loads((other.state / "record.json").read_text())["wanted"] == [f"{desk.name}-gpu-001"]
     desk.there("touch", "go")
     desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 300, "the end of the runs")
     assert _attempts(desk, experiment) == [2, 2]
-    found = json.loads(desk.cluster("cost", "--by", "kind", "--json").stdout)
-    assert found, "the ledger of the service has not come here"
+
+    other.cluster("resize", "gpu=0")
+    _gone(desk, desks.wait_until)
+    assert "come and go with its queue" in desk.cluster("remove-node", "gpu-001", code=1).stderr
+    lines = (each for each in desk.there("cat", "/opt/ems/state/ledger.jsonl").splitlines())
+    events = Counter((each["event"], each["by"]) for each in map(json.loads, lines) if each["kind"] == "gpu")
+    assert events["start", "root"] == events["stop", "root"] >= 4, "the service keeps no ledger of its nodes"
