@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ems.cluster import ledger
 from ems.cluster.provider.base import Thing
 
 pytestmark = pytest.mark.timeout(900)
@@ -135,6 +135,7 @@ def test_some_stay_through_set_up_pause_and_adoption_with_runs_at_work(
     other.cluster("resize", "gpu=0")
     _gone(desk, desks.wait_until)
     assert "come and go with its queue" in desk.cluster("remove-node", "gpu-001", code=1).stderr
-    lines = (each for each in desk.there("cat", "/opt/ems/state/ledger.jsonl").splitlines())
-    events = Counter((each["event"], each["by"]) for each in map(json.loads, lines) if each["kind"] == "gpu")
-    assert events["start", "root"] == events["stop", "root"] >= 4, "the service keeps no ledger of its nodes"
+    events = ledger.parse(desk.there("cat", ledger.SHARED))
+    spans = [each for each in ledger.spans(events) if each.start.kind == "gpu"]
+    assert len(spans) >= 2, "the service keeps no ledger of its nodes"
+    assert all(each.end for each in spans)
