@@ -13,6 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 # a name is the beginning of a test's id
 _FIRST = (
     "tests/slurm/test_cluster.py",
+    "tests/slurm/test_elastic.py",
     "tests/slurm/test_gce_life.py",
     "tests/slurm/test_requeue.py",
     "tests/slurm/test_preemption.py",
