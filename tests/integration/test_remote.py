@@ -53,6 +53,7 @@ def test_a_sweep_runs_there_and_comes_back(far: Any, train: Path, ems: Ems) -> N
     [there] = (far.root / "experiments").iterdir()
     assert json.loads((there / "spec.json").read_text())["target"] == "far"
     assert (there / "runs" / "1" / "stdout.log").read_text() == "lr is 0.2\n"
+    assert json.loads((there / "harvested.json").read_text()) == {"runs": [[0, 2, 1]]}, "it may delete itself now"
     [shown] = json.loads(ems("status", "last", "--json").stdout)
     assert (shown["completed"], shown["target"]) == (2, "far")
     report = json.loads(ems("report", "--json").stdout)
