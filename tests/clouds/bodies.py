@@ -42,10 +42,15 @@ class Bodies:
         The first of the loopback addresses, e.g. ``127.77.3.0``.
     images
         Kind -> a container's image with SLURM on it, which Google's of the distribution then is.
+    metadata
+        Where a controller is told who it is, ``HOST:PORT``: at Google's own address nobody is here.
     """
 
-    def __init__(self, cluster: str, subnet: str, outside: str, images: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, cluster: str, subnet: str, outside: str, images: Mapping[str, str] | None = None, metadata: str = ""
+    ) -> None:
         self._images = images or {}
+        self._metadata = metadata
         self._labels = {base.CLUSTER: cluster, base.INCARNATION: uuid.uuid4().hex}
         self._subnet = subnet
         self._addresses = list(ipaddress.IPv4Network(subnet).hosts())[9:]
@@ -79,6 +84,9 @@ class Bodies:
         config = yaml.safe_load(items["user-data"])
         config["bootcmd"] = [["sh", "-c", _OWN_HOSTS]]
         config["write_files"].append({"path": "/etc/systemd/system/nfs-server.service", "content": _NFS})
+        if "serviceAccounts" in properties and self._metadata:
+            told = f"[Service]\nEnvironment=GCE_METADATA_HOST={self._metadata}\n"
+            config["write_files"].append({"path": "/etc/systemd/system/emsd.service.d/host.conf", "content": told})
         image = properties["disks"][0]["initializeParams"]["sourceImage"].rsplit("/", 1)[1]
         gpus = sum(each["acceleratorCount"] for each in properties.get("guestAccelerators", ()))
         wish = MachineRequest(

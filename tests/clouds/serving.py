@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -103,6 +104,15 @@ def running(server: BaseServer) -> Iterator[str]:
         server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *about: Any) -> None:
+        """Say nothing of clients that were killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*about)
+
+
 @contextmanager
 def answering(answer: Callable[[Asked], Told], host: str = "127.0.0.1") -> Iterator[str]:
     """Have a server of a function until the end of the block; gives its URL."""
@@ -131,8 +141,7 @@ def answering(answer: Callable[[Asked], Told], host: str = "127.0.0.1") -> Itera
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _serve  # noqa: N815 - the names that http.server looks for
 
-    server = ThreadingHTTPServer((host, 0), Handler)
-    server.daemon_threads = True
+    server = _Server((host, 0), Handler)
     with running(server) as url:
         yield url
 

@@ -87,7 +87,8 @@ class Lab:
                 service.step()
                 assert service._failures == 0, self.status().trouble
 
-        code = Client(work, line).wait()
+        self.client = Client(work, line)
+        code = self.client.wait()
         assert code in {0, -signal.SIGKILL}, self.status()
         return code
 
@@ -232,10 +233,13 @@ def test_what_the_controller_lacks_is_said_before_anything_is_made(
     assert cloud.left() == []
 
 
-def test_killed_at_each_line_of_its_journal_the_service_doubles_nothing_and_leaves_nothing(lab: Lab) -> None:
-    """Each time nodes are asked for, which the preferred zone has none of, and are idle again as soon as they are up.
+def test_killed_anywhere_the_service_doubles_nothing_and_leaves_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time nodes are asked for, which the preferred zone has none of, and are idle again soon after they are up.
 
-    One cloud is for all lines. The others are for those that say that something is done: it is, and nobody wrote it
+    It is killed before a line of its journal, then after a change that the cloud has made and not answered. Of the
+    lines one cloud is for all; the others are for those that say that something is done: it is, and nobody wrote it
     down. (Before a line that begins something the cloud is as it was after the line before.)
     """
     bench, cloud, slurm = lab.bench, lab.cloud, lab.slurm
@@ -249,9 +253,7 @@ def test_killed_at_each_line_of_its_journal_the_service_doubles_nothing_and_leav
         else:
             lab.booting(service)
 
-    line, code = 0, -1
-    while code:
-        line += 1 if bench.kind == "gce" else 2
+    def life(line: int = 0) -> int:
         slurm.submit(2)
         code = lab.serve(line=line, turns=4, between=go_on)
         bench.is_sound()
@@ -261,8 +263,32 @@ def test_killed_at_each_line_of_its_journal_the_service_doubles_nothing_and_leav
                 break
         assert (slurm.jobs(), lab.names()) == ([], []), (line, slurm.nodes(), lab.status())
         bench.is_sound()
+        return code
+
+    line, code = 0, -1
+    while code:
+        line += 1 if bench.kind == "gce" else 2
+        code = life(line)
     assert line > 4
 
+    change, seen, deadly = cloud._change, 0, 0
+
+    def answer(*args: Any) -> Any:
+        nonlocal seen
+        done = change(*args)
+        seen += 1
+        if seen == deadly:
+            lab.client.kill()
+        return done
+
+    monkeypatch.setattr(cloud, "_change", answer)
+    code = -1
+    while code:
+        seen, deadly = 0, deadly + 1
+        code = life()
+    assert deadly > 2
+
+    deadly = 0
     slurm.submit(2)
     assert lab.serve(line=4) == -signal.SIGKILL
     cloud.lose(_GATE)  # and with it the only one that knew of what it had just begun
