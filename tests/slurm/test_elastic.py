@@ -139,3 +139,42 @@ def test_some_stay_through_set_up_pause_and_adoption_with_runs_at_work(
     spans = [each for each in ledger.spans(events) if each.start.kind == "gpu"]
     assert len(spans) >= 2, "the service keeps no ledger of its nodes"
     assert all(each.end for each in spans)
+
+
+def _on(desk: Any, node: str, command: str) -> str:
+    """Run a command as root on a node."""
+    return str(desk.ems("cluster", "ssh", node, "--on", desk.name, "--", "sudo", "sh", "-c", command).stdout)
+
+
+def _machine(desk: Any, node: str) -> Any:
+    found = {each.name: each for each in desk.resources() if each.thing is Thing.MACHINE}
+    return found.get(f"{desk.name}-{node}")
+
+
+def test_machines_that_are_taken_back_or_that_nobody_cares_for(desk: Any, desks: ModuleType) -> None:
+    """One with notice and one without; then one that hears nothing of its controller switches itself off."""
+    desk.there("rm", "-f", "go")
+    experiment = _parrun(desk, "long.py", "--gres", "gpu:3", "--max-requeues", "0")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "a run on each of two nodes")
+    _on(desk, "gpu-001", "mkdir -p /run/ems; echo 20 >/run/ems/preempted")
+    desk.provider().destroy([_machine(desk, "gpu-002")])
+    said = lambda: desk.there("scontrol", "-o", "show", "node", f"{desk.name}-gpu-001")  # noqa: E731
+    desks.wait_until(lambda: "ems: preempted" in said(), 60, "the word of its watch")
+    desks.wait_until(lambda: "CPUAlloc=0" in said(), 60, "a node on which nothing runs")
+    if machine := _machine(desk, "gpu-001"):
+        desk.provider().destroy([machine])
+    desks.wait_until(lambda: _attempts(desk, experiment) == [2, 2], 300, "both runs once more")
+    reasons = desk.there("sh", "-c", "cat ems/experiments/*/runs/*/attempts/1.json")
+    assert reasons.count('"preempted"') == 1
+
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "both runs at work")
+    lonely = desk.there("squeue", "-h", "-t", "R", "-o", "%N").split()[0].removeprefix(f"{desk.name}-")
+    silent = "mkdir -p /run/silent/state; echo 1 >/run/silent/state/heartbeat"
+    rules = """sed -i 's|}|, "share": "/run/silent", "silent_s": 5}|' /etc/ems/watch.json"""
+    _on(desk, lonely, f"{silent}; {rules}; systemctl restart ems-watch")
+    off = lambda: not (found := _machine(desk, lonely)) or str(found.state) == "stopped"  # noqa: E731
+    desks.wait_until(off, 120, f"the end of {lonely}")
+    desk.there("touch", "go")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 300, "the end of the runs")
+    assert _attempts(desk, experiment) == [2, 3]
+    _gone(desk, desks.wait_until)
