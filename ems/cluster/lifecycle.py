@@ -18,6 +18,7 @@ from ems.cluster.keys import fingerprint
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import ImageMaker, MachineState, Resource, Thing
 from ems.cluster.record import MADE, Files, Phase, choose, new
+from ems.cluster.scheduler import Job
 from ems.errors import ClusterError, ConnectionFailedError, NotFoundError, UsageError
 
 _EMPTY_S = 300
@@ -358,9 +359,14 @@ def _requeue(fleet: Fleet, computes: list[str]) -> None:
 
 
 def _wait_requeued(fleet: Fleet) -> None:
+    """Wait until nothing runs; jobs that wait for nodes which nobody makes any more go on waiting after `resume`."""
     deadline = time.monotonic() + _REQUEUE_S
-    while time.monotonic() < deadline and any(job.nodes for job in fleet.scheduler.jobs()):
+    while time.monotonic() < deadline and any(_runs(job) for job in fleet.scheduler.jobs()):
         time.sleep(0.3)
+
+
+def _runs(job: Job) -> bool:
+    return bool(job.nodes) and job.state != "CONFIGURING"
 
 
 @ledger.kept
