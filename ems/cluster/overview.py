@@ -115,7 +115,7 @@ def look(fleet: Fleet) -> Overview:
             trouble = error.message
     else:
         trouble = _why_away(fleet, controller)
-    on = (name for name, state in states.items() if not state.is_off)
+    on = [name for name, state in states.items() if fleet.definition.is_elastic and not state.is_off]
     names = sorted({*machines, *record.wanted, *on} - {record.controller})
     views = [_view(fleet, name, machines.get(name), states.get(name), boots.get(name, {}), jobs) for name in names]
     first = NodeView(record.controller, "controller", str(controller.state) if controller else "gone")
