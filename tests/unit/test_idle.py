@@ -279,6 +279,8 @@ def test_a_cluster_is_paused_while_the_laptop_lacks_results(make: Callable[..., 
     assert cluster.world.did[-1] == ("stop", ["demo-controller"])
     notes = [said for _, said in cluster.status().notes]
     assert "paused instead of stopped: 7f3a9c21/1 were not harvested: ems harvest 7f3a9c21" in notes
+    Board(cluster.paths.state).show({})  # the service of a cluster that was resumed
+    assert [said for _, said in cluster.status().notes] == notes
     cluster.world.did.clear()
     harvested.note(files, {1: 2})
     assert safety.lacks(cluster.fleet) == ""

@@ -126,10 +126,18 @@ class Board:
         self._path = folder / STATUS
         self._clock = clock
         self._last: tuple[Status, float] | None = None
-        self._notes: list[tuple[str, str]] = []
+        self._notes = self._said_before()
         self._machines: dict[str, int] = {}
         self.trouble = ""
         self.idle_since: str | None = None
+
+    def _said_before(self) -> list[tuple[str, str]]:
+        """Return what an earlier process noted: why the cluster was paused is read after it was resumed."""
+        try:
+            before = parse(self._path.read_text())
+        except OSError:
+            return []
+        return list(before.notes) if before is not None else []
 
     def note(self, said: str) -> None:
         """Remember what was done, for people."""
