@@ -120,16 +120,22 @@ class Keys:
         self.identity = folder / "key"
         self.known_hosts = folder / "known_hosts"
         self.munge = folder / "munge.key"
+        self._made: dict[Path, str] = {}  # the public halves of those that were asked for: a program tells each
 
     def public(self) -> str:
         """Return the public key by which this machine logs in."""
-        return ssh.make_key(self._in(self.identity), "ems")
+        return self._public(self.identity, "ems")
 
     def host_key(self, machine: str) -> HostKey:
         """Return the key that a machine shows."""
-        path = self._in(self._host_path(machine))
-        public = ssh.make_key(path)
+        path = self._host_path(machine)
+        public = self._public(path)
         return HostKey(path.read_text(), public)
+
+    def _public(self, path: Path, comment: str = "") -> str:
+        if path not in self._made or not path.exists():
+            self._made[path] = ssh.make_key(self._in(path), comment)
+        return self._made[path]
 
     def forget_host(self, machine: str) -> None:
         """Delete the key of a machine that is no more."""

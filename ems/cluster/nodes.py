@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ems.cluster import images, keys, ledger, placing, userdata
 from ems.cluster.definition import Definition
@@ -28,7 +29,15 @@ _LOST = (MachineState.STOPPED, MachineState.STOPPING, MachineState.FAILED)
 def requests(fleet: Fleet, names: Sequence[str]) -> list[MachineRequest]:
     """Return what the provider is asked for: the machines of these names."""
     baked, address = images.available(fleet), fleet.address()
-    return [_request(fleet, name, baked, address) for name in names]
+    alike: dict[str, MachineRequest] = {}  # one of each kind whose nodes differ by nothing but their names
+    found = []
+    for name in names:
+        kind = fleet.kind(name) if fleet.provider.traits.makes_alike else ""
+        request = alike.get(kind) or _request(fleet, name, baked, address)
+        if kind:
+            alike[kind] = request
+        found.append(replace(request, name=name))
+    return found
 
 
 def _request(fleet: Fleet, name: str, baked: Mapping[str, str], address: str) -> MachineRequest:

@@ -48,12 +48,10 @@ class Shutters:
         for name in names:
             by_kind.setdefault(self._fleet.kind(name), []).append(name)
         now = time.time()
-        allowed = [name for kind, group in by_kind.items() for name in self.breaker.admit(kind, group, now)]
+        allowed = {name: None for kind, group in by_kind.items() for name in self.breaker.admit(kind, group, now)}
         shut = self.shut()
-        left = {
-            name: shut[kind].reason for kind, group in by_kind.items() for name in group if name not in set(allowed)
-        }
-        return allowed, {name: Refusal(name, why, cause=RefusalCause.QUOTA) for name, why in left.items()}
+        left = {name: shut[self._fleet.kind(name)].reason for name in names if name not in allowed}
+        return [*allowed], {name: Refusal(name, why, cause=RefusalCause.QUOTA) for name, why in left.items()}
 
     def refused(self, refused: Mapping[str, Refusal]) -> None:
         """Shut the kinds that the cloud does not give; what it may give at the next try counts as a failed boot."""
