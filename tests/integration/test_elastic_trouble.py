@@ -1,4 +1,4 @@
-"""What the service does when nodes may not be made, never boot, or are listed late: a cloud that counts, SLURM on paper."""
+"""The service where nodes may not be made, never boot or are listed late: a cloud that counts, SLURM on paper."""
 
 from __future__ import annotations
 

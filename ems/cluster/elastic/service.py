@@ -195,7 +195,8 @@ class Service:
         admitted, refused = self.shutters.admit(names)
         there = {each.name for each in self._machines() if each.state is not MachineState.STOPPING}
         allowed, why = guard.admit(self.fleet, there, admitted)
-        refused |= {name: Refusal(name, why, cause=RefusalCause.QUOTA) for name in admitted if name not in set(allowed)}
+        over = set(admitted).difference(allowed)
+        refused |= {name: Refusal(name, why, cause=RefusalCause.QUOTA) for name in over}
         refused |= self._make(allowed)
         if refused:
             self._refuse(refused, jobs)
