@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 _FIRST = (
     "tests/slurm/test_cluster.py",
     "tests/slurm/test_elastic.py",
+    "tests/slurm/test_idle.py",
     "tests/slurm/test_gce_life.py",
     "tests/slurm/test_requeue.py",
     "tests/slurm/test_preemption.py",

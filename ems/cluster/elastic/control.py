@@ -159,6 +159,11 @@ class Control:
         refused = self._update_nodes(names, "state=idle")
         return self._update_nodes(refused, "state=resume")
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Have SLURM forget nodes that it only knows since they have registered; those of its configuration stay."""
+        for name in sorted(set(names)):
+            self._call("scontrol", "delete", f"nodename={name}")
+
     def comment(self, jobs: Iterable[str], text: str) -> dict[str, str]:
         """Tell the owners of jobs something, by ``squeue -o %k`` and sacct's Comment and AdminComment."""
         return self._update("jobid", jobs, f"comment={said(text)}", f"admincomment={said(text)}")
