@@ -18,6 +18,7 @@ _FIRST = (
     "tests/slurm/test_gce_life.py",
     "tests/slurm/test_requeue.py",
     "tests/slurm/test_preemption.py",
+    "tests/slurm/test_elastic_service.py",
     "tests/slurm/test_provider_contract.py::test_each_distribution_boots",
     "tests/slurm/test_cluster_trouble.py",
     "tests/slurm/test_outage.py",
