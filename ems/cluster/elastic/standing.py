@@ -50,7 +50,7 @@ class Status:
     Attributes
     ----------
     phase
-        ``works``, ``stopped`` (in good order), or ``trouble``.
+        ``works``, ``trouble``, ``stopped`` (in good order), or ``pause`` and ``stop`` where the cluster does so itself.
     trouble
         What kept the last turn from being done; empty where nothing did.
     shut
