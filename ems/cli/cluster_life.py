@@ -71,7 +71,7 @@ def _say_unbaked(fleet: Fleet) -> None:
     from ems.cli import render
     from ems.cluster import images
 
-    if fleet.definition.nodes.keys() - images.available(fleet).keys():
+    if images.lacking(fleet):
         render.note(
             f"nodes install what they need each time they come: `ems cluster bake {fleet.name}` has them come sooner"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from ems.cluster import nodes
+from ems.cluster import images, nodes
 from ems.cluster.definition import Definition, node_name, node_number
 from ems.cluster.elastic.standing import STATUS, Status, parse
 from ems.cluster.fleet import Fleet
@@ -28,6 +28,7 @@ _ASK_S = 60
 _END_S = 120  # it ends what it has begun at the cloud
 _LOOK_S = 0.5
 _COME_S = 900  # a node is wanted, made, boots, fails, and is made once more
+_INSTALL_S = 2400  # where it installs CUDA meanwhile; SLURM waits for 1,800 s then
 _EMPTY_S = 300
 
 
@@ -121,13 +122,16 @@ def keep(fleet: Fleet) -> None:
     fleet.scheduler.power_up([name for name in fleet.record.wanted if name in states and states[name].is_off])
 
 
-def join(fleet: Fleet, limit_s: float = _COME_S) -> list[str]:
+def join(fleet: Fleet) -> list[str]:
     """Wait until SLURM can use the nodes that stay; returns those that it can.
 
     It is emsd that replaces those whose boot fails. Those that are not there in the end are left out.
     """
     waiting, ready = list(fleet.record.wanted), list[str]()
-    asked, deadline = dict.fromkeys(waiting, 0.0), time.monotonic() + limit_s
+    if not waiting:
+        return []
+    limit_s = _INSTALL_S if images.lacking(fleet) else _COME_S
+    asked, deadline = dict.fromkeys(waiting, time.monotonic()), time.monotonic() + limit_s
     while waiting:
         states, boots = fleet.scheduler.look()
         for name in list(waiting):

@@ -48,6 +48,11 @@ def available(fleet: Fleet) -> dict[str, str]:
     return {kind: found[key] for kind, key in wanted.items() if key in found}
 
 
+def lacking(fleet: Fleet) -> list[str]:
+    """Return the kinds of nodes that have no such image: they install what they need when they boot."""
+    return sorted(fleet.definition.nodes.keys() - available(fleet).keys())
+
+
 def _images(fleet: Fleet) -> list[Resource]:
     return [each for each in fleet.provider.list() if each.thing is Thing.IMAGE and base.IMAGE in each.labels]
 
