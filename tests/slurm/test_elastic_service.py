@@ -44,12 +44,17 @@ def wait(testbed: ModuleType, bed: Any) -> Any:
     return until
 
 
+def submit(bed: Any, *words: str) -> str:
+    """Submit a job; returns its id."""
+    return str(bed.run("sbatch", "--parsable", "--output=/dev/null", *words))
+
+
 def test_an_array_brings_the_nodes_that_it_needs_and_they_go(bed: Any, wait: Any, tmp_path: Path) -> None:
     stays = [bed.node("big", 1)]
     bed.floor(stays)
     with bed.serve():
         wait(lambda: bed.cloud.names() == stays, 60, "the node that stays")
-        bed.run("sbatch", "--array=0-2", "-n2", f"--output={tmp_path}/%a", "--wrap", "hostname; echo ran")
+        submit(bed, "--array=0-2", "-n2", f"--output={tmp_path}/%a", "--wrap", "hostname; echo ran")
         three = [bed.node("cpu", number) for number in (1, 2, 3)]
         wait(lambda: bed.cloud.names() == stays + three, 60, "three nodes")
         before = bed.heartbeat()
@@ -70,21 +75,21 @@ def test_an_array_brings_the_nodes_that_it_needs_and_they_go(bed: Any, wait: Any
 def test_what_the_cloud_refuses_is_told_and_tried_elsewhere(bed: Any, wait: Any) -> None:
     bed.cloud.refusals = {"here-a": ("stockout", "here-a has none left")}
     with bed.serve() as service:
-        first = bed.run("sbatch", "--parsable", "--wrap", "true")
+        first = submit(bed, "--wrap", "true")
         wait(lambda: bed.cloud.zones() == {bed.node("cpu", 1): "here-b"}, 60, "a node in the other zone")
         bed.wait_for_empty_queue(120)
         wait(bed.rests, 60, "rest")
         assert bed.status.shut == {}
 
         bed.cloud.refusals = {"-cpu-": ("quota", "Quota 'CPUS' exceeded")}
-        second = bed.run("sbatch", "--parsable", "-N2", "--wrap", "true")
+        second = submit(bed, "-N2", "--wrap", "true")
         wait(lambda: "cpu" in bed.status.shut, 60, "a kind that is shut")
         assert bed.status.shut["cpu"].why == "Quota 'CPUS' exceeded"
         wait(lambda: all(bed.is_held("cpu", number) for number in (1, 2, 3, 4)), 60, "all its nodes held")
         assert "Quota 'CPUS' exceeded" in bed.run("squeue", "-h", "-o", "%k", "-j", second)
         assert "Quota" in bed.run("scontrol", "-a", "-o", "show", "node", bed.node("cpu", 4))
         calls = len([verb for verb, _ in bed.cloud.calls if verb == "create"])
-        third = bed.run("sbatch", "--parsable", "-pbig", "--wrap", "true")  # other kinds serve on
+        third = submit(bed, "-pbig", "--wrap", "true")  # other kinds serve on
         wait(lambda: not bed.queue(third), 120, "a job of another kind")
         assert len([verb for verb, _ in bed.cloud.calls if verb == "create"]) == calls + 1, "it loops"
 
@@ -98,7 +103,7 @@ def test_what_the_cloud_refuses_is_told_and_tried_elsewhere(bed: Any, wait: Any)
 
 
 def test_a_service_that_is_killed_at_every_step_makes_nothing_twice(bed: Any, wait: Any) -> None:
-    job = bed.run("sbatch", "--parsable", "--array=0-1", "-n2", "--wrap", "true")
+    job = submit(bed, "--array=0-1", "-n2", "--wrap", "true")
     two = [bed.node("cpu", 1), bed.node("cpu", 2)]
     wait(lambda: bed.requests("resume"), 60, "a request for nodes")
     bed.murder(*range(1, 6))  # looks, the line before, the call, the line after: the last dies before that
@@ -120,7 +125,7 @@ def test_what_nobody_sees_to_is_healed(bed: Any, wait: Any) -> None:
     node = bed.node("cpu", 1)
     with bed.serve():
         orphan = bed.cloud.add(bed.node("cpu", 3), bed.labels)
-        job = bed.run("sbatch", "--parsable", "--wrap", "sleep 2")
+        job = submit(bed, "--wrap", "sleep 2")
         wait(lambda: bed.queue(job)[0][1] == "RUNNING", 90, "a job that runs")
         bed.cloud.lose(node)
         wait(lambda: bed.queue(job)[0][1] != "RUNNING", 60, "a job that is requeued")
@@ -132,7 +137,7 @@ def test_what_nobody_sees_to_is_healed(bed: Any, wait: Any) -> None:
 
 def test_a_cloud_that_does_not_answer_is_asked_again(bed: Any, wait: Any) -> None:
     bed.cloud.trouble = "503 Service Unavailable"
-    job = bed.run("sbatch", "--parsable", "--wrap", "true")
+    job = submit(bed, "--wrap", "true")
     with bed.serve():
         wait(lambda: "503" in bed.status.trouble, 60, "trouble that is told")
         assert bed.status.phase == "trouble"
