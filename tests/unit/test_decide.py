@@ -221,9 +221,11 @@ def test_newcomers_that_beat_those_before_wait_for_their_share_of_the_rung():
     """Else a search that learns carries all of them up: each is the best so far."""
     gone = [trial(0, 9.0, 9.0), trial(1, 8.0, 8.0)]
     better = [trial(n, 9.0 - n) for n in range(2, 8)]
-    assert promoted(race(), [*gone, *better]) == [], "two of eight have gone on already"
-    assert promoted(race(), [*gone, *better, trial(8, 1.0)]) == [(8, 1)], "the third of nine is the best of them"
-    all_begun = promoted(race(trials=8), [*gone, *better])
+    assert promoted(race(), [*gone, *better]) == [(7, 1)], "two of eight have gone on already: the best of all, alone"
+    best_gone = [*gone, trial(8, 0.5, outcome=Outcome.PENDING, rung=1)]
+    assert promoted(race(), [*best_gone, *better]) == [], "three of nine"
+    assert promoted(race(), [*best_gone, *better, *(trial(n, 9.5) for n in (9, 10, 11))]) == [(7, 1)], "four of twelve"
+    all_begun = promoted(race(trials=9), [*best_gone, *better])
     assert all_begun == [(7, 1), (6, 1)], "where nothing new begins, the best third of all go on"
 
 
