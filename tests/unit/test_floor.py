@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,3 +111,42 @@ def test_what_slurms_marks_mean(word: str, usable: bool, off: bool, coming: bool
 def test_how_nodes_come_and_go_is_for_ems_to_say(line: str) -> None:
     found = [each.message for each in problems(Definition.model_validate({**CONTENT, "slurm": {line: "x"}}))]
     assert found == [f"`slurm.{line}` is for ems to say"]
+
+
+class Slurm:
+    """A SLURM that says one thing after another, and the last for ever; keeps what it was asked for."""
+
+    def __init__(self, *said: dict[str, str]) -> None:
+        self.said, self.asked = list(said), list[str]()
+
+    def look(self) -> tuple[dict[str, NodeState], dict[str, dict[str, str]]]:
+        states = self.said.pop(0) if len(self.said) > 1 else self.said[0]
+        return {name: NodeState(state, (), "", "no such size") for name, state in states.items()}, {}
+
+    def power_up(self, nodes: list[str]) -> None:
+        self.asked += nodes
+
+
+@pytest.fixture
+def paper(definition: Definition, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    monkeypatch.setattr(floor.images, "lacking", lambda _fleet: [])
+    monkeypatch.setattr(floor, "_LOOK_S", 0.001)
+    return fleet(definition, "demo-cpu-001", "demo-gpu-001")
+
+
+def test_those_that_stay_are_waited_for(paper: Fleet) -> None:
+    coming = {"demo-cpu-001": "idle", "demo-gpu-001": "idle#"}
+    paper.__dict__["scheduler"] = Slurm(coming, coming, dict.fromkeys(coming, "idle"))
+    assert floor.join(paper) == ["demo-cpu-001", "demo-gpu-001"]
+    assert paper.record.left_out == {}
+
+
+def test_one_that_goes_off_again_is_asked_for_anew_and_left_out_in_the_end(
+    paper: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(floor, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _s: None))
+    slurm = paper.__dict__["scheduler"] = Slurm({"demo-cpu-001": "idle", "demo-gpu-001": "down~"})
+    assert floor.join(paper) == ["demo-cpu-001"]
+    assert set(slurm.asked) == {"demo-gpu-001"}
+    assert paper.record.left_out == {"demo-gpu-001": "no such size"}
