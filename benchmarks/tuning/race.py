@@ -15,12 +15,11 @@ import numpy as np
 
 from benchmarks.tuning import real
 from benchmarks.tuning.peers import Climber, HpBandSter
+from ems.model import Params
 from ems.search.decide import decide
 from ems.search.problem import Fidelity, Problem
 from ems.search.space import Real, SearchSpace
 from ems.search.trial import Outcome, Promote, Start, Trial
-
-SPACE = SearchSpace(tuple(Real(f"x{i}", 0.0, 1.0) for i in range(real.D)))
 
 
 @dataclass
@@ -40,9 +39,9 @@ class Result:
         return next((at for at, best in zip(self.at, self.best, strict=True) if best <= target), float("inf"))
 
 
-def point(params: object) -> np.ndarray:
+def point(params: Params) -> np.ndarray:
     """Return params x0… as a point of the cube."""
-    return np.array([params[f"x{i}"] for i in range(real.D)])  # type: ignore[index]  # a mapping
+    return np.array([params[f"x{i}"] for i in range(len(params))])
 
 
 @dataclass(order=True)
@@ -102,7 +101,8 @@ def ours(
     With ``generator`` the params of new trials are that one's.
     """
     ladder = Fidelity("epochs", 1, real.EPOCHS)
-    problem = Problem(SPACE, sampler, scheduler, fidelity=ladder, parallel=track.workers, seed=seed)
+    space = SearchSpace(tuple(Real(f"x{i}", 0.0, 1.0) for i in range(track.task.d)))
+    problem = Problem(space, sampler, scheduler, fidelity=ladder, parallel=track.workers, seed=seed)
     rungs = [int(each) for each in ladder.rungs]
     trials: list[Trial] = []
     while track.now < horizon and track.result.time_to(target) == float("inf"):
