@@ -245,12 +245,15 @@ def vm_of(machine: Resource | None) -> Vm:
 
 
 def _ended(booting: Iterable[str], standings: Mapping[str, tuple[Standing, float]]) -> Iterator[Boot]:
-    """Yield how boots ended; a node that SLURM drains as it comes is of no use, and has failed."""
+    """Yield how boots ended; a node that SLURM drains as it comes is of no use, and has failed.
+
+    One that goes already, or is gone, may have come and served between two looks: of that nothing is known.
+    """
     for name in sorted(booting):
         found = standings[name][0] if name in standings else Standing.STRANGER
         if found in {Standing.IDLE, Standing.BUSY, Standing.KEPT}:
             yield Boot(name, registered=True)
-        elif found not in {Standing.COMING, Standing.STALE}:
+        elif found in {Standing.DOWN, Standing.DOWNED, Standing.MUTE, Standing.AILING}:
             yield Boot(name, registered=False)
 
 
