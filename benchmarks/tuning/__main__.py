@@ -14,7 +14,8 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 HEAD = """# Tuning, measured
 
 Every method has the same seeds and an initial design of d + 2 points; peers are at their defaults. Defaults of ems were
-chosen on the problems of `DEVELOPED`; those below were held out. Intervals are bootstrapped, 95 %. One BLAS thread.
+chosen on the problems of `DEVELOPED`, the rule of promotions on synthetic curves over them (`curves.py`); those below
+were held out. Intervals are bootstrapped, 95 %. One BLAS thread.
 `make bench-tuning` measures all of it again, `make bench-tuning ARGS=ae` two sections.
 """
 

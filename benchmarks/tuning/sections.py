@@ -340,6 +340,12 @@ def raced(title: str, name: str, horizon: float, seeds: int) -> Section:
         *(row for _, row in sorted(found.values(), key=lambda each: each[0])),
         ("random, all to the end", "2000 draws", f"{random:.0f}", "", "1"),
     ]
+    reached = losses <= target
+    least = int((reached.argmax(axis=1) + 1)[reached.any(axis=1)].min())
+    table.notes.append(
+        f"The random model that reached the loss took {least} epochs to it: as soon, no method is more than "
+        f"{random / least:.0f} times faster than random."
+    )
     mine = found["ems gp + asha"][0]
     table.notes.append(judged("over random", f"{random / mine:.0f}x", "50x", random / mine >= 50))
     if "Syne Tune BOHB" in found:
