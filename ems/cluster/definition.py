@@ -222,23 +222,21 @@ class Idle(Section):
     """Minutes without a job in the queue, and without anybody logged in."""
     do: Literal["pause", "stop"] = "pause"
     """`pause`: nodes are deleted, the controller is stopped, its disk stays. `stop`: all machines are deleted."""
-    harvest_before_stop: (
-        Annotated[
-            str,
-            Form(
-                r"laptop|(s3|gs)://[a-z0-9][a-z0-9._-]{1,62}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?",
-                "`laptop`, `s3://BUCKET/PATH` or `gs://BUCKET/PATH`",
-            ),
-        ]
-        | None
-    ) = None
+    harvest_before_stop: Annotated[
+        str,
+        Form(
+            r"no|laptop|(s3|gs)://[a-z0-9][a-z0-9._-]{1,62}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?",
+            "`laptop`, `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, or `no`",
+        ),
+    ] = "laptop"
     """Where results have to be before the controller is deleted: `laptop` (`ems harvest` has fetched them), or a
-    bucket, `s3://NAME/PATH`, `gs://NAME/PATH`, that they are copied to. While they are not, it is paused instead."""
+    bucket, `s3://NAME/PATH`, `gs://NAME/PATH`, that they are copied to. While they are not, it is paused instead. With
+    `no` nobody looks: what was not harvested is lost."""
 
     @property
     def has_bucket(self) -> bool:
         """Whether results go to a bucket before the cluster stops."""
-        return self.do == "stop" and "://" in (self.harvest_before_stop or "")
+        return self.do == "stop" and "://" in self.harvest_before_stop
 
 
 class Limits(Section):

@@ -271,7 +271,7 @@ def test_marks_of_harvests_add_up(
 
 
 def test_a_cluster_is_paused_while_the_laptop_lacks_results(make: Callable[..., Cluster]) -> None:
-    cluster = make(do="stop", harvest_before_stop="laptop")
+    cluster = make(do="stop")  # nobody said where results are to be
     root = cluster.paths.homes / "ems" / "ems"
     files = experiment(root, 5, {0: 1, 1: 2})
     harvested.note(files, {0: 1, 1: 1})
@@ -286,6 +286,13 @@ def test_a_cluster_is_paused_while_the_laptop_lacks_results(make: Callable[..., 
     assert safety.lacks(cluster.fleet) == ""
     Path(files.dir, "harvested.json").write_text("{")  # damaged: nothing is known to be safe
     assert "7f3a9c21/0 and 1 more runs" in safety.lacks(cluster.fleet)
+
+
+def test_results_are_given_up_only_where_somebody_said_so(make: Callable[..., Cluster]) -> None:
+    cluster = make(do="stop", harvest_before_stop="no")
+    experiment(cluster.paths.homes / "ems" / "ems", 2, {0: 1})
+    rest(cluster)
+    assert cluster.world.machines == {}
 
 
 def test_roots_are_those_of_targets_and_projects(tmp_path: Path) -> None:
@@ -310,7 +317,9 @@ def test_buckets_as_rclone_calls_them() -> None:
     assert (place, environment["RCLONE_GCS_ENV_AUTH"]) == (":gcs:lab", "true")
 
 
-@pytest.mark.parametrize("where", ["elsewhere", "s3://", "s3://lab/../x", "s3://lab/$(x)", "ftp://lab", "laptops"])
+@pytest.mark.parametrize(
+    "where", ["elsewhere", "s3://", "s3://lab/../x", "s3://lab/$(x)", "ftp://lab", "laptops", "none"]
+)
 def test_places_that_are_none_are_refused(where: str) -> None:
     spec = {"name": "demo", "provider": "container", "nodes": {"cpu": {}}}
     with pytest.raises(ValueError, match="harvest_before_stop"):

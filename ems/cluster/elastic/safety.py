@@ -1,7 +1,7 @@
 """Whether the results of a cluster's runs are safe elsewhere, so that it may be deleted: ``harvest_before_stop``.
 
-``laptop``: every run that was started has been harvested to another machine, as :mod:`ems.harvested` says. A bucket:
-rclone copies the experiments there by the machine's own identity, and then compares.
+``laptop``, the default: every run that was started has been harvested to another machine, as :mod:`ems.harvested` says.
+A bucket: rclone copies the experiments there by the machine's own identity, and then compares. ``no``: nobody looks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ems import harvested
 from ems.cluster.elastic.here import FleetHere
 from ems.node.records import ExperimentFiles
 
-LAPTOP = "laptop"
+LAPTOP, NOBODY = "laptop", "no"
 _LONGEST = 300  # characters of rclone's words
 _TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (?:ERROR *: )?", re.MULTILINE)
 _COPY_S = 6 * 3600.0
@@ -35,8 +35,8 @@ def roots(homes: Path) -> list[Path]:
 def lacks(fleet: FleetHere) -> str:
     """Have the results be where the definition wants them; return why they are not, empty where they are."""
     idle = fleet.definition.idle
-    where = idle.harvest_before_stop if idle is not None else None
-    if where is None:
+    where = idle.harvest_before_stop if idle is not None else NOBODY
+    if where == NOBODY:
         return ""
     there = roots(fleet.paths.homes)
     if where == LAPTOP:
