@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from ems.cluster import images, nodes
 from ems.cluster.definition import Definition, node_name, node_number
-from ems.cluster.elastic.standing import STATUS, Status, parse
+from ems.cluster.elastic.standing import STATUS, Shut, Status, parse
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource
 from ems.cluster.scheduler import Boot, NodeState
@@ -30,6 +31,9 @@ _LOOK_S = 0.5
 _COME_S = 900  # a node is wanted, made, boots, fails, and is made once more
 _INSTALL_S = 2400  # where it installs CUDA meanwhile; SLURM waits for 1,800 s then
 _EMPTY_S = 300
+_HEAR_S = 5.0
+_SOON_S = 90.0  # a kind that opens in so short a time is waited for
+_MOMENTS = 3  # the first may be from before it was told to try again, and the next from a turn that went on meanwhile
 
 
 def most(definition: Definition, kind: str) -> int:
@@ -125,23 +129,29 @@ def keep(fleet: Fleet) -> None:
 def join(fleet: Fleet) -> list[str]:
     """Wait until SLURM can use the nodes that stay; returns those that it can.
 
-    It is emsd that replaces those whose boot fails. Those that are not there in the end are left out.
+    It is emsd that replaces those whose boot fails. Those that are not there in the end are left out; those of a kind
+    that cannot be had for a while at once, in the cloud's words.
     """
     waiting, ready = list(fleet.record.wanted), list[str]()
     if not waiting:
         return []
     limit_s = _INSTALL_S if images.lacking(fleet) else _COME_S
     asked, deadline = dict.fromkeys(waiting, time.monotonic()), time.monotonic() + limit_s
+    service = _Service(fleet)
     while waiting:
         states, boots = fleet.scheduler.look()
+        shut = service.shut()
         for name in list(waiting):
             state, boot = states.get(name), boots.get(name, {})
             if state is not None and state.is_usable:
                 fleet.report(name, state.state)
                 ready.append(name)
                 waiting.remove(name)
+            elif (state is None or not state.is_coming) and (closed := shut.get(fleet.kind(name))):
+                _leave_out(fleet, name, f"not until {closed.until[11:16]} UTC: {closed.why}")
+                waiting.remove(name)
             elif time.monotonic() > deadline:
-                _leave_out(fleet, name, state, boot)
+                _leave_out(fleet, name, _why_late(state, boot))
                 waiting.remove(name)
             else:
                 stage = str(boot.get("stage") or "")
@@ -158,9 +168,41 @@ def _ask_again(fleet: Fleet, off: Sequence[str], asked: dict[str, float]) -> Non
     asked.update(dict.fromkeys(late, time.monotonic()))
 
 
-def _leave_out(fleet: Fleet, name: str, state: NodeState | None, boot: Boot) -> None:
+class _Service:
+    """What emsd says while nodes are waited for."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._due = 0.0
+        self._moments: dict[str, set[str]] = {}
+        self._shut: dict[str, Shut] = {}
+
+    def shut(self) -> Mapping[str, Shut]:
+        """Return the kinds of which none is made for a while, as far as it has said so again and again."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _HEAR_S
+            self._hear(standing(self._fleet)[0])
+        return self._shut
+
+    def _hear(self, status: Status | None) -> None:
+        found = status.shut if status is not None else {}
+        at = status.at if status is not None else ""
+        self._moments = {kind: self._moments.get(kind, set()) | {at} for kind in found}
+        said_again = [kind for kind, moments in self._moments.items() if len(moments) >= _MOMENTS]
+        self._shut = {kind: found[kind] for kind in said_again if _seconds(at, found[kind].until) > _SOON_S}
+
+
+def _seconds(begin: str, end: str) -> float:
+    """Return how long it is between two moments by the controller's own clock."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+
+
+def _why_late(state: NodeState | None, boot: Boot) -> str:
     said = boot.get("error") or (state.reason if state else "") or boot.get("stage")
-    why = str(said or f"SLURM says {state.state}" if state else "SLURM does not know it")
+    return str(said or (f"SLURM says {state.state}" if state else "SLURM does not know it"))
+
+
+def _leave_out(fleet: Fleet, name: str, why: str) -> None:
     fleet.report(name, f"left out: {why}")
     fleet.update(left_out={**fleet.record.left_out, name: why})
 

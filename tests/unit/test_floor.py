@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ems.cluster import floor, forecast, overview, userdata
+from ems.cluster import floor, forecast, images, overview, userdata
 from ems.cluster.definition import Definition
 from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
@@ -129,8 +129,9 @@ class Slurm:
 
 @pytest.fixture
 def paper(definition: Definition, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    monkeypatch.setattr(floor.images, "lacking", lambda _fleet: [])
+    monkeypatch.setattr(images, "lacking", lambda _fleet: [])
     monkeypatch.setattr(floor, "_LOOK_S", 0.001)
+    monkeypatch.setattr(floor, "standing", lambda _fleet: (None, ""))
     return fleet(definition, "demo-cpu-001", "demo-gpu-001")
 
 
@@ -150,3 +151,34 @@ def test_one_that_goes_off_again_is_asked_for_anew_and_left_out_in_the_end(
     assert floor.join(paper) == ["demo-cpu-001"]
     assert set(slurm.asked) == {"demo-gpu-001"}
     assert paper.record.left_out == {"demo-gpu-001": "no such size"}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "until", "left_out"),
+    [
+        (9, "2026-11-21T12:30:00.000Z", {"demo-gpu-001": "not until 12:30 UTC: QUOTA_EXCEEDED"}),
+        (2, "2026-11-21T12:30:00.000Z", {}),  # as it was before it was told to try again
+        (9, "2026-11-21T12:01:00.000Z", {}),
+    ],
+)
+def test_kinds_that_cannot_be_had_for_long_are_not_waited_for(
+    paper: Fleet, monkeypatch: pytest.MonkeyPatch, statuses: int, until: str, left_out: dict[str, str]
+) -> None:
+    shut = {"gpu": Shut("QUOTA_EXCEEDED", until)}
+    said = [Status(f"2026-11-21T12:00:0{number}.000Z", shut=shut) for number in range(statuses)]
+    said.append(Status("2026-11-21T12:00:09.000Z"))  # it has opened
+    monkeypatch.setattr(floor, "standing", lambda _fleet: (said.pop(0) if len(said) > 1 else said[0], ""))
+    monkeypatch.setattr(floor, "_HEAR_S", 0.0)
+    away = {"demo-cpu-001": "idle", "demo-gpu-001": "down~"}
+    paper.__dict__["scheduler"] = Slurm(*[away] * 20, dict.fromkeys(away, "idle"))
+    assert floor.join(paper) == ["demo-cpu-001", *(["demo-gpu-001"] if not left_out else [])]
+    assert paper.record.left_out == left_out
+
+
+def test_one_that_comes_is_waited_for_though_no_other_is_made(paper: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    shut, count = {"gpu": Shut("10 boots failed; demo-gpu-001 tries", "2026-11-21T12:30:00Z")}, iter(range(10, 60))
+    monkeypatch.setattr(floor, "standing", lambda _fleet: (Status(f"2026-11-21T12:00:{next(count)}Z", shut=shut), ""))
+    monkeypatch.setattr(floor, "_HEAR_S", 0.0)
+    coming = {"demo-cpu-001": "idle", "demo-gpu-001": "idle#"}
+    paper.__dict__["scheduler"] = Slurm(*[coming] * 20, dict.fromkeys(coming, "idle"))
+    assert floor.join(paper) == ["demo-cpu-001", "demo-gpu-001"]
