@@ -122,8 +122,9 @@ def _say_ready(fleet: Fleet, outcome: Outcome, *, as_json: bool, verb: str = "is
         tested = f", {render.plural(len(outcome.tests), 'test job')} passed" if outcome.tests else ""
         changes = "" if outcome.changed is None else f", {outcome.changed or 'nothing'} changed by the set-up"
         render.say(f"{fleet.name} {verb}: {nodes}{tested}{changes}   {outcome.seconds:.0f} s")
-        if outcome.untried:
-            render.note(f"not tried, their nodes come with jobs: {', '.join(outcome.untried)}")
+        for why in dict.fromkeys(outcome.untried.values()):
+            listed = ", ".join(each for each, said in outcome.untried.items() if said == why)
+            render.note(f"not tried, {why}: {listed}")
     if outcome.left_out:
         listed = "; ".join(f"{node}: {why}" for node, why in outcome.left_out.items())
         raise ClusterError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ems.cluster.fleet import Fleet
+from ems.cluster.scheduler import Job
 from ems.errors import ClusterError, ConnectionFailedError, HostKeyError
 
 _REACH_S = 180  # from a machine's creation to its first login; clouds take under a minute
@@ -61,19 +62,21 @@ def wait_scheduler(fleet: Fleet) -> None:
     fleet.report("slurmctld", "answers")
 
 
-def try_partitions(fleet: Fleet, ready: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def try_partitions(fleet: Fleet, ready: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Run a job on each kind of node of each partition, with its gres, all side by side.
 
-    Returns what each wrote, by partition and kind, and those of which no node is up.
+    Returns by partition and kind what each wrote, and why the others were not tried: no node is up, or others' jobs
+    would have to end first.
 
     Raises
     ------
     ClusterError
         If one fails.
     """
-    there = {fleet.kind(node) for node in ready}
     pairs = [(partition, kind) for partition, spec in fleet.definition.partitions.items() for kind in spec.nodes]
-    wanted = [(partition, kind) for partition, kind in pairs if kind in there]
+    jobs, up = fleet.scheduler.jobs(), list(ready)
+    reasons = {pair: _why_untried(fleet, *pair, up, jobs) for pair in pairs}
+    wanted = [pair for pair in pairs if not reasons[pair]]
     home = f"/home/{fleet.definition.login_user}"
     scheduler = fleet.scheduler
 
@@ -89,5 +92,16 @@ def try_partitions(fleet: Fleet, ready: Iterable[str]) -> tuple[dict[str, str], 
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         results = list(pool.map(run, wanted))
-    untried = tuple(f"{partition}/{kind}" for partition, kind in pairs if kind not in there)
+    untried = {f"{partition}/{kind}": why for (partition, kind), why in reasons.items() if why}
     return {f"{partition}/{kind}": said for (partition, kind), said in zip(wanted, results, strict=True)}, untried
+
+
+def _why_untried(fleet: Fleet, partition: str, kind: str, ready: Sequence[str], jobs: Sequence[Job]) -> str:
+    """Say why a test job would not start at once; empty where it would."""
+    there = [node for node in ready if fleet.kind(node) == kind]
+    if not there:
+        return "their nodes come with jobs" if fleet.definition.is_elastic else "none of their nodes is there"
+    if any(job.state == "PENDING" and partition in job.partitions for job in jobs):
+        return "jobs wait for them already"
+    at_work = {node for job in jobs for node in job.hosts}
+    return "jobs run on all their nodes" if at_work.issuperset(there) else ""

@@ -41,14 +41,14 @@ class Outcome:
     tests
         Partition and kind -> what the test job there wrote.
     untried
-        Partitions and kinds of which no node is up: those come with jobs.
+        Partition and kind -> why no job was tried there.
     """
 
     ready: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     changed: int | None = None
     tests: Mapping[str, str] = field(default_factory=dict)
-    untried: tuple[str, ...] = ()
+    untried: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 

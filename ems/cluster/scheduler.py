@@ -83,6 +83,12 @@ class Job:
     user: str
     name: str
     nodes: str
+    partition: str = ""
+
+    @property
+    def partitions(self) -> list[str]:
+        """The names of those that it may go to; of the one that it runs on."""
+        return self.partition.split(",")
 
     @property
     def hosts(self) -> list[str]:
@@ -119,9 +125,9 @@ class Scheduler:
 
     def jobs(self) -> list[Job]:
         """Return what is in the queue; each task of an array job by itself."""
-        layout = _SEPARATOR.join(("%i", "%T", "%u", "%j", "%N"))
+        layout = _SEPARATOR.join(("%i", "%T", "%u", "%j", "%N", "%P"))
         lines = self._ask("squeue", "-a", "-h", "-r", "-o", layout).splitlines()
-        return [Job(*line.split(_SEPARATOR)) for line in lines if line.count(_SEPARATOR) == 4]
+        return [Job(*line.split(_SEPARATOR)) for line in lines if line.count(_SEPARATOR) == 5]
 
     def is_up(self) -> bool:
         """Whether slurmctld answers."""
