@@ -25,7 +25,7 @@ class NodeView:
     machine
         The provider's word for it; ``gone`` where there is none.
     slurm
-        SLURM's word; empty where it knows no such node, or cannot be asked.
+        SLURM's word, e.g. ``idle``, ``powering down``; empty where it knows no such node, or cannot be asked.
     note
         Why it is not at work.
     """
@@ -160,7 +160,7 @@ def _view(
         name,
         fleet.kind(name),
         str(machine.state) if machine else "gone",
-        state.state if state else "",
+        state.words if state else "",
         state.partitions if state else (),
         state.gres if state else "",
         note,

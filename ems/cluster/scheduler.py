@@ -16,6 +16,17 @@ Boot: TypeAlias = dict[str, Json]
 _ASK_S = 60  # a command of SLURM's that takes longer has not been answered by slurmctld
 _SEPARATOR = "\x1f"
 _AWAY = tuple("*~#%!@^$")  # marks behind a state: does not answer, is off, comes, goes, boots, is kept for maintenance
+_IN_WORDS = {
+    "*": "not responding",
+    "~": "powered down",
+    "#": "powering up",
+    "%": "powering down",
+    "!": "to be powered down",
+    "@": "to be rebooted",
+    "^": "rebooting",
+    "$": "reserved",
+    "-": "planned",
+}
 _BAD = ("down", "fail", "drain", "inval", "unknown", "future", "error", "power", "not_responding", "reboot")
 
 # what nodes say of their boot, then what SLURM says of them; a node writes its file anew at each stage
@@ -62,6 +73,14 @@ class NodeState:
     def is_usable(self) -> bool:
         """Whether jobs are started on it now."""
         return not any(word in self.state.lower() for word in _BAD) and not self.state.endswith(_AWAY)
+
+    @property
+    def words(self) -> str:
+        """The state in words; of a node that comes or goes that alone, unless something is wrong with it."""
+        base, mark = self.state[:-1], _IN_WORDS.get(self.state[-1:])
+        if mark is None:
+            return self.state
+        return mark if mark.startswith("power") and base in {"idle", "mixed", "allocated"} else f"{base}, {mark}"
 
     @property
     def is_off(self) -> bool:

@@ -107,6 +107,25 @@ def test_what_slurms_marks_mean(word: str, usable: bool, off: bool, coming: bool
     assert (state.is_usable, state.is_off, state.is_coming) == (usable, off, coming)
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("idle", "idle"),
+        ("idle~", "powered down"),
+        ("mixed#", "powering up"),
+        ("idle%", "powering down"),
+        ("idle*", "idle, not responding"),
+        ("allocated*", "allocated, not responding"),
+        ("down~", "down, powered down"),
+        ("drained%", "drained, powering down"),
+        ("", ""),
+    ],
+)
+def test_slurms_marks_are_told_in_words(definition: Definition, word: str, said: str) -> None:
+    shown = overview._view(fleet(definition), "demo-gpu-001", None, NodeState(word, ("gpu",), ""), {}, [])
+    assert (shown.machine, shown.slurm) == ("gone", said)
+
+
 @pytest.mark.parametrize("line", ["ResumeProgram", "suspendexcnodes"])
 def test_how_nodes_come_and_go_is_for_ems_to_say(line: str) -> None:
     found = [each.message for each in problems(Definition.model_validate({**CONTENT, "slurm": {line: "x"}}))]
