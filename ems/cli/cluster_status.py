@@ -15,6 +15,7 @@ from ems.cli.cluster import LOOK, REACH, Name, command
 from ems.errors import ConnectionFailedError, TargetError, UsageError
 
 if TYPE_CHECKING:
+    from ems.cluster.definition import Definition
     from ems.cluster.fleet import Fleet
     from ems.cluster.overview import KindView, NodeView, Overview
     from ems.ssh import Host
@@ -26,6 +27,8 @@ On = Annotated[
     str | None,
     typer.Option("--on", metavar="NAME", help="Which cluster; default: the current one.", show_default=False),
 ]
+
+_NOTES = 3  # of what its service did last
 
 
 @command(LOOK, "ems cluster status", "ems cluster status local --json", "ems cluster status local --adopt")
@@ -62,14 +65,24 @@ def status(
         ]
         render.print_table(numbers, [_kind_row(each) for each in found.kinds], paged=False)
     queue = ", ".join(f"{count:,} {state.lower()}" for state, count in sorted(found.jobs.items())) or "empty"
-    is_known = found.jobs or not found.trouble
-    render.say("", f"queue: {queue}" if is_known else f"queue: not known, {found.trouble}")
-    if found.kinds and found.trouble and is_known:
-        render.note(f"{found.trouble}: ems cluster setup {found.name}")
+    render.say("", f"queue: not known, {found.trouble}" if found.trouble else f"queue: {queue}")
+    render.say(
+        *_rest_lines(found, fleet.definition), *(f"{at[11:16]} UTC: {said}" for at, said in found.notes[:_NOTES])
+    )
+    if found.stalled:
+        render.note(f"{found.stalled}: ems cluster setup {found.name}")
     remind(fleet.definition)
     lost = [] if found.kinds else [each.name for each in found.nodes if each.machine == "gone"]
     if lost:
         render.note(f"next: `ems cluster start {found.name}` makes {', '.join(lost)} anew")
+
+
+def _rest_lines(found: Overview, definition: Definition) -> list[str]:
+    """Say since when nobody has used a cluster, and what it does about that."""
+    if found.idle_since is None or definition.idle is None:
+        return []
+    spec = definition.idle
+    return [f"nobody has used it since {found.idle_since[11:16]} UTC: after {spec.after_min:g} min it is to {spec.do}"]
 
 
 def _headline(found: Overview) -> str:

@@ -114,7 +114,8 @@ def standing(fleet: Fleet) -> tuple[Status | None, str]:
     word, _, text = said.partition("\n")
     found = parse(text)
     if word.strip() != "active":
-        return found, f"nodes neither come nor go: {SERVICE} is {word.strip() or 'not there'}"
+        what = "nodes neither come nor go" if fleet.definition.is_elastic else "it does not go to rest by itself"
+        return found, f"{what}: {SERVICE} is {word.strip() or 'not there'}"
     return found, found.trouble if found else ""
 
 

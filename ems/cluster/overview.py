@@ -70,10 +70,16 @@ class Overview:
     ----------
     nodes
         The controller, and the compute nodes; of an elastic cluster those that are there, or should be.
-    kinds, idle_since
-        Of an elastic cluster, whose service says since when nobody has used it.
+    kinds
+        Of an elastic cluster.
     trouble
-        Why SLURM could not be asked, or what keeps nodes from coming and going; empty where nothing does.
+        Why SLURM could not be asked; empty where it could.
+    stalled
+        What keeps the cluster's service from its work; empty where nothing does, or there is none.
+    idle_since
+        Since when nobody has used it (UTC, ISO-8601), as its service says.
+    notes
+        What its service did last, newest first: the moment (UTC, ISO-8601) and a sentence.
     price_per_hour
         Of all machines that run; None where the provider names no price.
     """
@@ -90,6 +96,8 @@ class Overview:
     price_per_hour: float | None = None
     kinds: Sequence[KindView] = ()
     idle_since: str | None = None
+    stalled: str = ""
+    notes: Sequence[tuple[str, str]] = ()
 
     @property
     def cost(self) -> float | None:
@@ -104,13 +112,13 @@ def look(fleet: Fleet) -> Overview:
     controller = machines.get(record.controller)
     states: dict[str, NodeState] = {}
     boots: dict[str, Boot] = {}
-    jobs, trouble, service = list[Job](), "", None
+    jobs, trouble, service, stalled = list[Job](), "", None, ""
     if controller is not None and controller.state is MachineState.RUNNING:
         try:
             states, boots = fleet.scheduler.look()
             jobs = fleet.scheduler.jobs()
-            if fleet.definition.is_elastic:
-                service, trouble = floor.standing(fleet)
+            if fleet.definition.has_service:
+                service, stalled = floor.standing(fleet)
         except ConnectionFailedError as error:
             trouble = error.message
     else:
@@ -133,6 +141,8 @@ def look(fleet: Fleet) -> Overview:
         price.of_machines(fleet.definition, running),
         _kinds(fleet, machines, service),
         service.idle_since if service else None,
+        stalled,
+        service.notes if service else (),
     )
 
 

@@ -1,0 +1,61 @@
+"""`ems cluster status` of clusters that have a service: what it shows, and what it says of trouble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ems.cli import cluster_gc, cluster_status
+from ems.cluster import floor, overview
+from ems.cluster.definition import Definition
+from ems.cluster.elastic.standing import Status
+from ems.cluster.fleet import Fleet
+from ems.cluster.provider.base import MachineState, Resource, Thing
+from ems.cluster.record import Files, new
+
+CONTENT: dict[str, Any] = {
+    "name": "demo",
+    "provider": "container",
+    "nodes": {"cpu": {"count": 1}},
+    "idle": {"after_min": 30, "do": "stop"},
+}
+UNSAFE = "paused instead of stopped: 7f3a9c21/1 were not harvested: ems harvest 7f3a9c21"
+
+
+class Slurm:
+    """A SLURM without nodes and jobs."""
+
+    def look(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {}, {}
+
+    def jobs(self) -> list[Any]:
+        return []
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    definition = Definition.model_validate(CONTENT)
+    made = Fleet(Files("demo"), new("demo", definition.model_dump(mode="json"), definition.digest))
+    controller = Resource(Thing.MACHINE, "demo-controller", "1", {}, MachineState.RUNNING)
+    monkeypatch.setattr(made, "machines", lambda: {"demo-controller": controller})
+    made.__dict__["scheduler"] = Slurm()
+    monkeypatch.setattr(cluster_status, "_fleet", lambda _name: made)
+    monkeypatch.setattr(cluster_gc, "remind", lambda _definition: None)
+    return made
+
+
+def test_a_cluster_that_goes_to_rest_says_when_and_why_it_did_not(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = (("2026-11-21T12:01:00Z", UNSAFE), *((f"2026-11-21T11:0{number}:00Z", "earlier") for number in range(9)))
+    status = Status("now", notes=notes, idle_since="2026-11-21T12:10:00Z")
+    monkeypatch.setattr(floor, "standing", lambda _fleet: (status, "it does not go to rest by itself: emsd is failed"))
+    cluster_status.status("demo")
+    said = capsys.readouterr()
+    assert "queue: empty\n" in said.out, "SLURM has answered"
+    assert "nobody has used it since 12:10 UTC: after 30 min it is to stop\n" in said.out
+    assert f"12:01 UTC: {UNSAFE}\n" in said.out
+    assert said.out.count("earlier") == 2
+    assert "it does not go to rest by itself: emsd is failed: ems cluster setup demo" in said.err
+    assert overview.look(fleet).trouble == ""
