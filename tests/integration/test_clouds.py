@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -579,6 +580,32 @@ def test_openstack_is_asked_for_what_the_definition_says(bench: Bench, monkeypat
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", "/nowhere")
     with pytest.raises(ProviderError, match=r"no credentials|no cloud `lab`"):
         bench.provider().list()
+
+
+@pytest.mark.parametrize("bench", ["openstack"], indirect=True)
+@pytest.mark.parametrize("listed_s", [0.0, 0.4])
+def test_openstack_takes_no_server_that_failed_for_the_one_that_is_asked_for(bench: Bench, listed_s: float) -> None:
+    provider, cloud, change = bench.provider(), bench.cloud, bench.cloud._change
+    provider.prepare(LABELS)
+    killed: list[Client] = []
+
+    def answer(*request: Any) -> Any:
+        done = change(*request)
+        killed[0].kill()
+        return done
+
+    cloud.faults[f"exhausted:{bench.zones[0]}"] = 1
+    cloud._change = answer
+    killed.append(Client(lambda: bench.provider().create(bench.nodes(1, zone=bench.zones[0]))))
+    assert killed[0].wait() == -signal.SIGKILL
+    cloud._change = change
+    cloud.late_s = 1.2
+    [failed] = cloud.servers.values()
+    failed["_born"] = time.monotonic() - cloud.late_s + listed_s
+    [node] = made(provider.create(bench.nodes(1, zone=bench.zones[1])))
+    assert (node.zone, node.state) == (bench.zones[1], MachineState.RUNNING)
+    assert len(cloud.servers) == 1
+    clear(bench, provider)
 
 
 def test_aws_credentials_are_where_people_have_them(ems: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

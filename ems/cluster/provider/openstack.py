@@ -150,15 +150,19 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
         if not requests:
             return []
         cluster = requests[0].labels[CLUSTER]
-        there = {each.name: each for each in self._without_doubles(self._servers(cluster))}
+        found = self._without_doubles(self._servers(cluster))
+        there = {each.name: each for each in found if each.state is not MachineState.FAILED}
         missing = [each for each in requests if each.name not in there]
         refused: dict[str, Refusal] = {}
+        calls: dict[str, str] = {}
         place = _Place(self._net, requests[0].labels)
-        for part in side_by_side(lambda group: self._post(group, place), bulk.groups(missing, _MOST)):
+        groups = [(group, uuid.uuid4().hex) for group in bulk.groups(missing, _MOST)]
+        asked = side_by_side(lambda each: self._post(*each, place), groups)
+        for (group, call), part in zip(groups, asked, strict=True):
             refused |= part
+            calls |= {each.name: call for each in group if each.name not in part}
         if missing:
-            wanted = {each.name for each in missing if each.name not in refused}
-            there, failed = self._built(cluster, wanted)
+            there, failed = self._built(cluster, calls)
             refused |= failed
         return side_by_side(lambda each: self._result(each, there.get(each.name), refused.get(each.name)), requests)
 
@@ -176,11 +180,10 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
         except ProviderError as error:
             return Refusal(request.name, error.message, error.hint, RefusalCause.INVALID, zone)
 
-    def _post(self, group: Sequence[MachineRequest], place: _Place) -> dict[str, Refusal]:
+    def _post(self, group: Sequence[MachineRequest], call: str, place: _Place) -> dict[str, Refusal]:
         """Ask for servers that are alike; returns why, where there will be none."""
         request = group[0]
         try:
-            call = uuid.uuid4().hex
             body = self._body(group, call, place)
             self._ask_for(body, request.labels[CLUSTER], call)
         except ProviderError as error:
@@ -227,12 +230,15 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
             server["block_device_mapping_v2"] = [disk]
         return {"server": server}
 
-    def _built(self, cluster: str, wanted: set[str]) -> tuple[dict[str, Resource], dict[str, Refusal]]:
-        """Wait until the servers that were asked for run or have failed; those that failed are deleted."""
+    def _built(self, cluster: str, calls: Mapping[str, str]) -> tuple[dict[str, Resource], dict[str, Refusal]]:
+        """Wait until the servers that were asked for run or have failed; those that failed are deleted.
+
+        Each by the mark of its request: an earlier one of the name, which failed elsewhere, may be listed before it.
+        """
 
         def look() -> tuple[list[Answer]] | None:
             found = self._servers(cluster)
-            unseen = wanted - {things.name_of(each) for each in found}
+            unseen = calls.items() - {(things.name_of(each), things.call_of(each)) for each in found}
             return None if unseen or any(each["status"] == "BUILD" for each in found) else (found,)
 
         last = until(look, _SEEN_S)
@@ -240,7 +246,7 @@ class OpenstackProvider(CloudProvider[OpenstackSection]):
             until(lambda: None if any(each["status"] == "BUILD" for each in self._servers(cluster)) else True, _BUILT_S)
         found = last[0] if last else self._servers(cluster)
         there = {each.name: each for each in self._without_doubles(found)}
-        failed = {name: each for name, each in there.items() if name in wanted and each.state is MachineState.FAILED}
+        failed = {name: each for name, each in there.items() if name in calls and each.state is MachineState.FAILED}
         reasons = {each["id"]: things.fault_of(each) for each in found}
         self._delete_servers(list(failed.values()))
         refused = {name: things.refusal(each, reasons.get(each.id, "")) for name, each in failed.items()}
