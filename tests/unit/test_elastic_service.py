@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ems.cluster.elastic.breaker import Shut
 from ems.cluster.elastic.here import FleetHere, Paths, fleet_here
 from ems.cluster.elastic.shutters import Shutters
 from ems.cluster.elastic.spool import Spool, Verb, gather
-from ems.cluster.elastic.standing import Board, Heart, parse
+from ems.cluster.elastic.standing import TURN_S, Board, Heart, parse
 from ems.cluster.provider.base import Refusal, RefusalCause
 from ems.cluster.record import Files, Journal, new
 from ems.errors import ClusterError
@@ -116,6 +117,23 @@ def test_the_heartbeat_changes_every_ten_seconds(tmp_path: Path) -> None:
         seen.append((tmp_path / "heartbeat").read_text())
     assert len(set(seen)) == 3
     assert seen[0] == seen[9] != seen[10]
+
+
+def test_the_heart_beats_while_a_cloud_takes_its_time_but_not_for_ever(tmp_path: Path) -> None:
+    now = [0.0]
+    heart, path = Heart(tmp_path, lambda: now[0]), tmp_path / "heartbeat"
+    asked = threading.Event()  # nobody sets it: a wait between looks
+
+    def beats(second: float) -> bool:
+        before, now[0] = path.read_text(), second
+        return any(asked.wait(0.01) or path.read_text() != before for _ in range(100 if second < TURN_S else 10))
+
+    heart.beat()
+    with heart.beating(every_s=0.001):
+        assert beats(700.0)
+        assert beats(1400.0)
+        assert not beats(TURN_S + 1)
+    assert [each.name for each in threading.enumerate() if each.name == "heart"] == []
 
 
 def test_the_status_is_written_when_it_changes_and_every_half_minute(tmp_path: Path) -> None:

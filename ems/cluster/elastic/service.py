@@ -63,7 +63,6 @@ class Service:
         pace: Pace | None = None,
     ) -> None:
         self.fleet = fleet
-        self.fleet.report = self._told
         self.control = control or Control()
         self.spool = Spool(fleet.paths.spool, self._is_node)
         self.heart = Heart(fleet.paths.state)
@@ -98,10 +97,6 @@ class Service:
                     stop.wait(_POLL_S)
             self.board.show(self.shutters.shut(), phase="stopped")
 
-    def _told(self, _subject: str, _text: str) -> None:
-        """Go on living in the eyes of the nodes while a cloud takes its time."""
-        self.heart.beat()
-
     def _is_called(self) -> bool:
         return bool(self.spool.names()) or self.preemptions.is_due()
 
@@ -115,6 +110,11 @@ class Service:
         if self._is_afresh:
             self._is_afresh = False
             self.shutters.open()
+        with self.heart.beating():
+            self._turn()
+        self.board.show(self.shutters.shut())
+
+    def _turn(self) -> None:
         try:
             for said in self.preemptions.turn():  # first: what nodes left behind is deleted before they come anew
                 self.board.note(said)
@@ -133,7 +133,6 @@ class Service:
             self._failures += 1
             self.board.trouble = f"{type(error).__name__}: {error}"
             log.exception("a turn was not ended")
-        self.board.show(self.shutters.shut())
 
     # -- what SLURM asks for ------------------------------------------------------------------------------------------
 
