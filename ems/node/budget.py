@@ -35,7 +35,10 @@ _SIGNS = ("stdout.log", "stderr.log", "metrics.jsonl")
 
 def hourly(resources: Record, usd_per_h: Optional[float]) -> Dict[str, float]:
     """Return what one run takes an hour, of each unit that can be counted; resources as in ``spec.json``."""
-    rates = {GPU_HOURS: float(slots.gpus_per_run(resources)), CPU_HOURS: float(resources.get("cpus") or 1)}
+    nodes = int(resources.get("nodes") or 1)  # what --gres and --cpus ask for is of each; --gpus is of all together
+    gpus = slots.gpus_per_run({"gpus": resources.get("gpus")})
+    gpus += slots.gpus_per_run({"gres": resources.get("gres")}) * nodes
+    rates = {GPU_HOURS: float(gpus), CPU_HOURS: float(resources.get("cpus") or 1) * nodes}
     if usd_per_h is not None:
         rates[USD] = float(usd_per_h)
     return rates
