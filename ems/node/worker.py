@@ -248,7 +248,7 @@ class Worker:
 
     def _claim(self, index: int) -> Tuple[Optional[Record], str]:
         """Claim a run; where there are no means for it, either say so as well, or leave it for later."""
-        if self.budget is None:
+        if self.budget is None or self._is_cancelled(index):  # to say so takes nothing
             return claim(self.files, self.chunk, index, self.job), ""
         whose = (self.files, self.chunk, index, self.job)
         record, refusal = self.budget.admit(index, lambda: is_claimable(*whose), lambda: claim(*whose))

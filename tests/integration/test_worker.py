@@ -502,6 +502,25 @@ def test_ending_a_pool_cancels_its_runs(lab: Lab) -> None:
     assert lab.last()["signal"] == "SIGTERM"
 
 
+def test_a_run_that_waits_for_its_budget_is_cancelled_at_once(lab: Lab) -> None:
+    lab.write(train_py="print('ran')\n")
+    lab.submit(2, budget={"cpuh": 1.0}, resources={"time": "1:00:00"})
+    admitted = {
+        "run": 0,
+        "attempt": 1,
+        "at": time.time(),
+        "rates": {"cpuh": 1.0},
+        "most_h": 1.0,
+    }  # it goes on elsewhere
+    Path(lab.files.dir, "budget-0.jsonl").write_text(records.dump(admitted) + "\n")
+    records.write_atomic(lab.files.chunk(1), records.dump(records.read_json(lab.files.chunk(1)) | {"start": 1}))
+    worker = lab.start("--here")
+    wait_until(lambda: Path(lab.files.dir, "budget-0.jsonl.lock").exists())
+    records.cancel(lab.files, 1)
+    assert worker.wait(20) == 0
+    assert (lab.last(1)["state"], lab.last(1)["reason"], lab.out(1)) == ("CANCELLED", "cancelled", "")
+
+
 def test_one_run_is_cancelled(lab: Lab) -> None:
     lab.write(train_py="import os, time\nprint('up', flush=True)\nif os.environ['EMS_INDEX'] == '0': time.sleep(600)")
     lab.submit(3)
