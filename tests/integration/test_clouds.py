@@ -555,6 +555,19 @@ def test_ec2_makes_anew_what_is_long_gone_and_no_double_of_what_is_listed_late(
     bench.is_sound()
 
 
+@pytest.mark.parametrize("bench", ["aws"], indirect=True)
+def test_ec2_nodes_that_come_and_go_all_day_cost_no_more_calls_each_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "_GENERATIONS", 3)
+    provider = bench.provider()
+    provider.prepare(LABELS)
+    for _ in range(5):
+        provider.destroy(made(provider.create(bench.nodes(2))))
+        bench.cloud.forget()  # it lists what is gone for an hour, and knows tokens for a day
+    assert bench.names() == []
+
+
 @pytest.mark.parametrize("bench", ["openstack"], indirect=True)
 def test_openstack_is_asked_for_what_the_definition_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(os.environ["OS_CLIENT_CONFIG_FILE"])

@@ -48,7 +48,7 @@ _STATE_S = 300
 _FREE_S = 20
 _IMAGE_S = 1800
 _LISTED_S = 15  # until what an earlier command asked for is listed
-_GENERATIONS = 100  # of machines of one name
+_GENERATIONS = 1000  # of machines of one name, in the day or so for which EC2 knows a token
 _TERMINATED, _MISMATCH = "IdempotentInstanceTerminated", "IdempotentParameterMismatch"
 _KEPT = {"controller", "bake"}  # roles whose machines survive their own shutdown
 
@@ -68,6 +68,7 @@ class AwsProvider(CloudProvider[AwsSection]):
         self._keys: awskeys.Keys | None = None
         self._keys_lock = Lock()
         self._apis: Drivers[Ec2] = Drivers(self._connect)
+        self._used: dict[str, int] = {}  # first token of a group -> how many of its tokens are of machines long gone
 
     # -- what is there to choose from
 
@@ -257,7 +258,8 @@ class AwsProvider(CloudProvider[AwsSection]):
             How many of these names are gone, as far as EC2 lists them. It lists them for an hour, and knows the tokens
             of requests for longer: a token of what is gone is passed over.
         """
-        wait_s = _LISTED_S
+        wait_s, first = _LISTED_S, things.token(group, 0)
+        generation = max(generation, self._used.get(first, 0))
         for number in range(generation, generation + _GENERATIONS):
             parameters = self._run_parameters(group, image, things.token(group, number))
             try:
@@ -269,6 +271,7 @@ class AwsProvider(CloudProvider[AwsSection]):
                     if there := until(lambda: self._those(group), wait_s):
                         return there
                     wait_s = 0
+                self._used[first] = number + 1
                 continue
             if made:
                 return {group[int(each["amiLaunchIndex"])].name: each["instanceId"] for each in made}
