@@ -6,6 +6,7 @@ import json
 import stat
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -147,8 +148,29 @@ def test_events_become_progress_and_the_first_failure_an_error(tmp_path: Path) -
     assert error.hint == "ems cluster setup demo"
 
 
-def test_every_task_that_names_a_secret_logs_nothing() -> None:
-    for path in shipped.templates().glob("roles/*/tasks/*.yml"):
-        tasks = yaml.safe_load(path.read_text())
-        every = [task for each in tasks for task in (each.get("block") or [each])]
-        assert all(task.get("no_log") for task in every if "ems_munge_key" in json.dumps(task)), path
+def tasks() -> list[dict[str, Any]]:
+    """Return every task of every role, in order."""
+    files = sorted(shipped.templates().glob("roles/*/tasks/*.yml"))
+    return [task for path in files for each in yaml.safe_load(path.read_text()) for task in each.get("block") or [each]]
+
+
+@pytest.mark.parametrize("secret", ["ems_munge_key", "ems_rights"])
+def test_every_task_that_names_a_secret_logs_nothing(secret: str) -> None:
+    found = [task for task in tasks() if secret in json.dumps(task)]
+    assert found
+    assert all(task.get("no_log") for task in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "state", "unit"),
+    [
+        ("/etc/ssh/sshd_config.d/", "reloaded", "ssh"),
+        ("ems_rights", "restarted", "emsd"),
+        ("emsd.service", "restarted", "emsd"),
+    ],
+)
+def test_a_service_reads_what_was_put_there_for_it(file: str, state: str, unit: str) -> None:
+    """Where it does not begin with that anyway: it goes on by what it has read before."""
+    [bring] = [task for task in tasks() if file in json.dumps(task)]
+    units = [task for task in tasks() if task.get("ansible.builtin.systemd_service", {}).get("name") == unit]
+    assert any(f"{bring['register']} is changed" in json.dumps(task) and state in json.dumps(task) for task in units)
