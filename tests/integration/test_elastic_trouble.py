@@ -153,3 +153,16 @@ def test_a_service_that_is_restarted_believes_in_what_is_not_listed_yet(world: A
     here.turn(3)
     assert here.slurm.at_work() == ["lab-gpu-001"]
     assert here.cloud.twice == set()
+
+
+def test_a_node_that_came_back_while_nobody_served_keeps_its_machine(world: Any) -> None:
+    here = world()
+    here.slurm.submit(2)
+    here.turn(2)
+    assert len(here.slurm.at_work()) == 2
+    with here.slurm._state() as state:  # the second waits for its node again, and not for the machine of before
+        state["nodes"]["lab-gpu-002"]["flags"] = ["CLOUD", "POWERING_UP"]
+    here.slurm._call_power("resume", ["lab-gpu-001", "lab-gpu-002"])
+    here.service.step()
+    assert [names for verb, names in here.cloud.calls if verb == "destroy"] == [["lab-gpu-002"]]
+    assert here.cloud.names() == ["lab-gpu-001", "lab-gpu-002"]

@@ -158,7 +158,8 @@ class Service:
         """Delete what nobody needs, and what is left of nodes that are to boot anew."""
         states = self._states()
         going = [node for node in wish.suspend if not _is_at_work(states.get(node))]
-        stale = [node for node, at_ns in wish.resume.items() if self._asked.get(node, 0) < at_ns]
+        newer = [node for node, at_ns in wish.resume.items() if self._asked.get(node, 0) < at_ns]
+        stale = [node for node in newer if not _is_up(states.get(node))]
         self._destroy({*going, *stale}, "nobody needs it")
 
     def _states(self) -> Mapping[str, Node]:
@@ -321,6 +322,11 @@ class Service:
 def _is_at_work(node: Node | None) -> bool:
     """Whether a job has a node, and SLURM is not about to power it down: then its machine stays, whoever asked."""
     return node is not None and node.is_busy and not node.flags & {"POWERING_DOWN", "POWERED_DOWN"}
+
+
+def _is_up(node: Node | None) -> bool:
+    """Whether a node that is to boot runs jobs: while nobody served it has come back with the machine that it had."""
+    return node is not None and _is_at_work(node) and not node.flags & {"POWERING_UP", "POWER_UP"}
 
 
 def _asked(fleet: FleetHere) -> tuple[dict[str, int], set[str]]:
