@@ -224,7 +224,7 @@ def settle(fleet: Fleet, changed: int | None = None) -> Outcome:
         floor.arm(fleet)
         floor.keep(fleet)
     ready = join(fleet)
-    if fleet.record.wanted and not ready:
+    if fleet.record.wanted and not ready and not fleet.definition.is_elastic:  # else emsd goes on trying
         why = "; ".join(f"{node}: {reason}" for node, reason in fleet.record.left_out.items())
         raise ClusterError(f"no node of {fleet.name} came up: {why}", f"ems cluster logs {fleet.name} NODE")
     tests, untried = arrival.try_partitions(fleet, ready)
@@ -260,6 +260,7 @@ def resize(fleet: Fleet, counts: Mapping[str, int], *, now: bool = False) -> Out
     _check_phase(fleet.record.phase, fleet.name)
     if fleet.definition.is_elastic:
         want(fleet, plan(fleet, counts))
+        floor.arm(fleet)
         floor.keep(fleet)
         return _timed(settle_new(fleet), began)
     jobs = fleet.scheduler.jobs()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ems.cluster import floor, forecast, images, overview, userdata
+from ems.cluster import floor, forecast, images, ledger, lifecycle, overview, userdata
 from ems.cluster.definition import Definition
 from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
@@ -201,3 +201,22 @@ def test_one_that_comes_is_waited_for_though_no_other_is_made(paper: Fleet, monk
     coming = {"demo-cpu-001": "idle", "demo-gpu-001": "idle#"}
     paper.__dict__["scheduler"] = Slurm(*[coming] * 20, dict.fromkeys(coming, "idle"))
     assert floor.join(paper) == ["demo-cpu-001", "demo-gpu-001"]
+
+
+def test_a_cluster_is_there_though_none_of_those_that_stay_can_be_had(
+    paper: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[str] = []
+    for name in ("arm", "keep"):
+        monkeypatch.setattr(floor, name, lambda _fleet, name=name: did.append(name))
+    monkeypatch.setattr(floor, "join", lambda fleet: fleet.update(left_out={"demo-gpu-001": "sold out"}) or [])
+    paper.__dict__["scheduler"] = SimpleNamespace(jobs=list)
+    outcome = lifecycle.settle(paper)
+    assert (outcome.ready, outcome.left_out) == ((), {"demo-gpu-001": "sold out"})
+    assert outcome.untried == dict.fromkeys(["gpu/gpu", "cpu/cpu"], "their nodes come with jobs")
+    monkeypatch.setattr(lifecycle, "want", lambda fleet, wanted: None)
+    for name in ("observe", "share"):
+        monkeypatch.setattr(ledger, name, lambda _fleet: None)
+    did.clear()
+    lifecycle.resize(paper, {"gpu": 2})
+    assert did == ["arm", "keep"], "what was shut is tried again for somebody who asks"
