@@ -31,6 +31,7 @@ _LOOK_S = 0.5
 _COME_S = 900  # a node is wanted, made, boots, fails, and is made once more
 _INSTALL_S = 2400  # where it installs CUDA meanwhile; SLURM waits for 1,800 s then
 _EMPTY_S = 300
+_LATE_S = 2.0  # a cloud's listing may lack what emsd made as it ended
 _HEAR_S = 5.0
 _SOON_S = 90.0  # a kind that opens in so short a time is waited for
 _MOMENTS = 3  # the first may be from before it was told to try again, and the next from a turn that went on meanwhile
@@ -224,7 +225,8 @@ def delete_computes(fleet: Fleet) -> None:
         if found and time.monotonic() > deadline:
             left = ", ".join(each.name for each in found)
             raise ClusterError(f"these cannot be deleted: {left}", f"ems cluster pause {fleet.name} tries again")
-        time.sleep(0.5 if empty == 1 else 0)
+        pause_s = 0.5 if fleet.provider.traits.is_free else _LATE_S
+        time.sleep(pause_s if empty == 1 else 0)
 
 
 def computes(fleet: Fleet, machines: Iterable[Resource]) -> list[Resource]:

@@ -320,8 +320,7 @@ def pause(fleet: Fleet) -> None:
     if fleet.record.phase is Phase.STOPPING:
         _check_phase(fleet.record.phase, fleet.name)
     is_elastic = fleet.definition.is_elastic
-    if is_elastic:
-        floor.disarm(fleet)
+    is_disarmed = not is_elastic or floor.disarm(fleet)
     machines = fleet.machines()
     computes = {name: each for name, each in machines.items() if name != fleet.record.controller}
     controller = machines.get(fleet.record.controller)
@@ -338,6 +337,8 @@ def pause(fleet: Fleet) -> None:
         fleet.report(fleet.record.controller, "stops")
         if controller is not None and controller.state is not MachineState.STOPPED:
             fleet.provider.stop([controller])
+        if not is_disarmed:  # it may have made nodes until its machine was stopped
+            floor.delete_computes(fleet)
         fleet.update(phase=Phase.PAUSED)
     target = registry.load(fleet.name)
     if target is not None:  # so that who cannot reach it is told why; to register it anew takes this away

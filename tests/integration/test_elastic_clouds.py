@@ -18,7 +18,7 @@ import pytest
 from clouds.benches import Bench, Client
 from clouds.paper import Paper
 
-from ems.cluster import catalog, delegation, forecast, gc, lifecycle, provision
+from ems.cluster import catalog, delegation, floor, forecast, gc, lifecycle, provision
 from ems.cluster.definition import Definition, node_name
 from ems.cluster.elastic.here import Paths, fleet_here
 from ems.cluster.elastic.reconcile import Pace
@@ -117,6 +117,7 @@ class Lab:
 def lab(bench: Bench, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """A definition in the project; waits are short, but longer than a listing is late here."""
     monkeypatch.setattr(lifecycle, "_LATE_S", 0.3)
+    monkeypatch.setattr(floor, "_LATE_S", 0.3)
     monkeypatch.setattr(gc, "_AGAIN_S", 0.3)
     monkeypatch.setattr(waiting, "_LOOK_S", 0.1)
     bench.become_machine(tmp_path, monkeypatch)
@@ -296,6 +297,24 @@ def test_killed_anywhere_the_service_doubles_nothing_and_leaves_nothing(
     assert sum(gc.delete(each) for each in gc.leftovers(lab.definition, young=NOW)) > 2
     assert cloud.left() == []
     assert Files("lab").load() is None
+
+
+@pytest.mark.parametrize("bench", ["gce"], indirect=True)
+def test_a_pause_that_the_service_does_not_hear_of_leaves_no_node(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = lab.start()
+    stop, lab.cloud.late_s = fleet.provider.stop, 0.2
+
+    def at_last(machines: Any) -> None:
+        lab.slurm.submit(1)
+        lab.serve()
+        stop(machines)
+
+    monkeypatch.setattr(fleet.provider, "stop", at_last)
+    lifecycle.pause(fleet)
+    assert lab.bench.names() == [_GATE]
+    assert fleet.record.phase is Phase.PAUSED
+    assert lifecycle.stop(fleet) > 0
+    assert lab.cloud.left() == []
 
 
 @pytest.mark.parametrize("bench", ["openstack"], indirect=True)  # the one whose controllers are given something
