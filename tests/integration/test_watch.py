@@ -256,12 +256,12 @@ def test_a_node_whose_controller_falls_silent_is_switched_off(node: Node, how: s
 
 
 def test_a_node_that_slurm_has_let_go_of_is_switched_off(node: Node) -> None:
-    answer = "echo NodeName=n Arch=x86_64 State=IDLE+CLOUD+{} ThreadsPerCore=1"
+    answer = "echo NodeName=n Arch=x86_64 State=MIXED+CLOUD+{} ThreadsPerCore=1"
     asked = node.folder / "asked-slurm"
-    node.tool("scontrol", f"echo >>{asked}; " + answer.format("DRAIN"))
+    node.tool("scontrol", f"echo >>{asked}; " + answer.format("DRAIN+POWER_DOWN"))  # its jobs may end
     with beating(node):
         node.watch(silent_s=4)
-        wait_until(lambda: asked.exists() and len(asked.read_text()) > 2)
+        wait_until(lambda: asked.exists() and len(asked.read_text()) > 7)  # one each 0.8 s, longer than it bears
         assert off(node) == []
         node.tool("scontrol", answer.format("POWERED_DOWN*"))
         assert "has let go" in wait_until(lambda: off(node))[0]
