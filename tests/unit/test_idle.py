@@ -222,6 +222,22 @@ def test_who_comes_at_the_last_moment_is_served(make: Callable[..., Cluster]) ->
     assert keeper.idleness == Idleness()
 
 
+@pytest.mark.parametrize("is_elastic", [False, True])
+def test_who_comes_while_nodes_are_deleted_loses_no_job(make: Callable[..., Cluster], is_elastic: bool) -> None:
+    more = {"nodes": {"cpu": {"min": 2, "max": 4, "cpus": 1, "mem_gb": 1}}} if is_elastic else {}
+    cluster = make(do="stop", harvest_before_stop="no", **more)
+    keeper = cluster.keeper()
+    cluster.world.after = lambda verb: cluster.world.queue.append(JOB) if verb == "destroy" else None
+    if is_elastic:
+        keeper.rest()
+        assert cluster.world.machines["demo-controller"].state is MachineState.RUNNING
+        assert keeper.idleness == Idleness()
+    else:
+        with pytest.raises(ClusterError, match="still there"):
+            keeper.rest()
+        assert cluster.world.machines["demo-controller"].state is MachineState.STOPPED
+
+
 def test_what_the_cloud_refuses_is_said_and_tried_again(make: Callable[..., Cluster]) -> None:
     cluster = make(after_min=1)
     cluster.world.refuses = {"stop"}

@@ -139,6 +139,12 @@ class Keeper:
         self.fleet.look()
         with self.fleet.journal.step(do, [self.fleet.record.controller, *self._computes()]):
             self._clear(is_kept=do == "pause" and self._keeps_nodes)
+            if self.is_needed():  # to delete machines takes minutes
+                self._remember(Idleness())
+                if self.fleet.definition.is_elastic:  # its nodes come anew
+                    self.board.note("goes on: somebody needs it again")
+                    return
+                do = "pause"  # what waits in the queue outlives that
             self._end(do)
 
     # -- nodes first --------------------------------------------------------------------------------------------------
