@@ -316,7 +316,7 @@ def g_curves(seeds: int) -> Section:
 
 def j_hard_curves(seeds: int) -> Section:
     title = "Real learning curves: 8 params of a deeper perceptron on digits; to the loss of one in 3,000 at random"
-    return raced(title, "digits-8", 1200.0, seeds)
+    return raced(title, "digits-8", 600.0, seeds)
 
 
 def raced(title: str, name: str, horizon: float, seeds: int) -> Section:
