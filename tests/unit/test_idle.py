@@ -312,14 +312,12 @@ def test_results_are_given_up_only_where_somebody_said_so(make: Callable[..., Cl
 
 
 def test_roots_are_those_of_targets_and_projects(tmp_path: Path) -> None:
-    for root in ("ems/ems", "ada/.ems", "ada/project/.ems", "ada/a/b/.ems", "bob"):
+    roots = ["ada/.ems", "ada/a/b/c/.ems", "ada/project/.ems", "ems/ems"]
+    others = ["ada/.cache/x/.ems", "ada/.venv/lib/site-packages/ems", "bob", "ems/ems/experiments/7f3a9c21/code/.ems"]
+    for root in (*roots, *others):
         (tmp_path / root / "experiments").mkdir(parents=True)
-    found = [str(path.relative_to(tmp_path)) for path in safety.roots(tmp_path)]
-    assert found == [
-        "ada/.ems",
-        "ada/project/.ems",
-        "ems/ems",
-    ]
+    (tmp_path / "bob" / "linked").symlink_to(tmp_path / "ada")
+    assert [str(path.relative_to(tmp_path)) for path in safety.roots(tmp_path)] == roots
 
 
 def test_buckets_as_rclone_calls_them() -> None:

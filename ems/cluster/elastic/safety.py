@@ -22,14 +22,24 @@ _TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (?:ERROR *: )?", re.MULTILI
 _COPY_S = 6 * 3600.0
 # what can be made again: checkouts, modules, links; what is not of any experiment
 _LEFT_OUT = ("/code/**", "/lib/**", "/views/**", "/pycache/**", "/data/**", "*.aside")
-# below a user's home: the root of a cluster's target, and those of projects that live on the cluster
-_ROOTS = ("ems", ".ems", "*/ems", "*/.ems")
+# in users' homes: the root of a cluster's target, and those of projects that live on the cluster
+_ROOTS = {"ems", ".ems"}
+_DEPTH = 8  # folders below /home in which a root is looked for
+_NO_PROJECTS = {"site-packages", "node_modules", "__pycache__"}
 
 
 def roots(homes: Path) -> list[Path]:
-    """Return the roots with experiments below the homes of a cluster's users."""
-    found = (path for pattern in _ROOTS for path in homes.glob(f"*/{pattern}/experiments"))
-    return sorted(path.parent for path in found if path.is_dir() and not path.is_symlink())
+    """Return the roots with experiments below the homes of a cluster's users; links are not followed."""
+    found = list[Path]()
+    for name, inside, _ in os.walk(homes):
+        folder = Path(name)
+        here = {each for each in inside if each in _ROOTS and (folder / each / "experiments").is_dir()}
+        found += [folder / each for each in here if not (folder / each).is_symlink()]
+        is_deep = len(folder.relative_to(homes).parts) >= _DEPTH
+        inside[:] = [
+            each for each in inside if not (is_deep or each in here or each.startswith(".") or each in _NO_PROJECTS)
+        ]
+    return sorted(found)
 
 
 def lacks(fleet: FleetHere) -> str:
