@@ -98,3 +98,15 @@ def test_what_changes_is_copied_again_and_what_cannot_be_is_said(homes: Path, tm
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")
     assert "is not safe in" in safety.copy(root, str(blocked), {})
+
+
+def test_copying_is_broken_off_for_who_needs_the_cluster(
+    homes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safety, "_ASK_S", 0.3)
+    root, place = homes / "ems" / "ems", tmp_path / "there"
+    (root / "experiments/7f3a9c21/runs/0/files/out/large.pt").write_bytes(b"0" * 2**22)
+    asked = iter([False, True])
+    said = safety.copy(root, str(place), {"RCLONE_BWLIMIT": "1k"}, lambda: next(asked))
+    assert "somebody needs the cluster again" in said
+    assert list(asked) == []

@@ -128,12 +128,13 @@ class Keeper:
         """
         self._due = self._clock() + _AGAIN_S
         do = self.spec.do
-        if do == "stop" and (unsafe := safety.lacks(self.fleet)):
-            self.board.note(f"paused instead of stopped: {unsafe}")
-            do = "pause"
+        unsafe = safety.lacks(self.fleet, self.is_needed) if do == "stop" else ""
         if self.is_needed():  # to copy results takes its time
             self._remember(Idleness())
             return
+        if unsafe:
+            self.board.note(f"paused instead of stopped: {unsafe}")
+            do = "pause"
         self.board.note(f"to {do}: nobody has needed it for {self.spec.after_min:g} min")
         self.board.show({}, phase=do)
         self.fleet.look()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ems import harvested
@@ -20,6 +21,7 @@ LAPTOP, NOBODY = "laptop", "no"
 _LONGEST = 300  # characters of rclone's words
 _TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (?:ERROR *: )?", re.MULTILINE)
 _COPY_S = 6 * 3600.0
+_ASK_S = 5.0  # so often it is asked, while results are copied, whether somebody needs the cluster again
 # what can be made again: checkouts, modules, links; what is not of any experiment
 _LEFT_OUT = ("/code/**", "/lib/**", "/views/**", "/pycache/**", "/data/**", "*.aside")
 # in users' homes: the root of a cluster's target, and those of projects that live on the cluster
@@ -42,8 +44,14 @@ def roots(homes: Path) -> list[Path]:
     return sorted(found)
 
 
-def lacks(fleet: FleetHere) -> str:
-    """Have the results be where the definition wants them; return why they are not, empty where they are."""
+def lacks(fleet: FleetHere, is_needed: Callable[[], bool] = lambda: False) -> str:
+    """Have the results be where the definition wants them; return why they are not, empty where they are.
+
+    Parameters
+    ----------
+    is_needed
+        Whether somebody waits meanwhile: then copying is broken off, for whoever does it does nothing else.
+    """
     idle = fleet.definition.idle
     where = idle.harvest_before_stop if idle is not None else NOBODY
     if where == NOBODY:
@@ -53,7 +61,7 @@ def lacks(fleet: FleetHere) -> str:
         return _unharvested(there)
     place, environment = remote(where, getattr(fleet.definition.provider, "region", None))
     folder = f"{place.rstrip('/')}/{fleet.name}-{fleet.record.incarnation[:8]}"
-    said = (copy(root, f"{folder}/{root.relative_to(fleet.paths.homes)}", environment) for root in there)
+    said = (copy(root, f"{folder}/{root.relative_to(fleet.paths.homes)}", environment, is_needed) for root in there)
     return next(filter(None, said), "")
 
 
@@ -91,27 +99,43 @@ def remote(where: str, region: str | None = None) -> tuple[str, dict[str, str]]:
     return path, {}
 
 
-def copy(root: Path, place: str, environment: Mapping[str, str]) -> str:
+def copy(root: Path, place: str, environment: Mapping[str, str], is_needed: Callable[[], bool] = lambda: False) -> str:
     """Copy what cannot be made again of a root to a place, and compare; return what went wrong, empty: nothing."""
     for verb in (["copy"], ["check", "--one-way"]):
-        if said := _rclone(*verb, str(root), place, environment=environment):
+        if said := _rclone(*verb, str(root), place, environment=environment, is_needed=is_needed):
             return f"{root} is not safe in {place}: {said}"
     return ""
 
 
-def _rclone(*words: str, environment: Mapping[str, str]) -> str:
+def _rclone(*words: str, environment: Mapping[str, str], is_needed: Callable[[], bool]) -> str:
     """Return rclone's last words where it fails, empty where it does not."""
     options = ["--config=/dev/null", "--links", "--log-level=ERROR", "--use-json-log=false"]
     argv = ["rclone", *words, *options, *(f"--exclude={each}" for each in _LEFT_OUT)]
+    end = time.monotonic() + _COPY_S
     try:
-        done = subprocess.run(
-            argv, env={**environment, **os.environ}, capture_output=True, text=True, timeout=_COPY_S, check=False
+        process = subprocess.Popen(
+            argv, env={**environment, **os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
     except FileNotFoundError:
         return "there is no rclone on this machine"
+    with process:
+        try:
+            while (said := _heard(process)) is None:
+                if is_needed():
+                    return "somebody needs the cluster again"
+                if time.monotonic() > end:
+                    return f"it takes longer than {_COPY_S / 3600:g} h"
+        finally:
+            process.kill()  # nothing where it has ended
+    return "" if process.returncode == 0 else _last_words(said) or f"rclone ended with {process.returncode}"
+
+
+def _heard(process: subprocess.Popen[str]) -> str | None:
+    """Return what a process said, if it ends soon."""
+    try:
+        return process.communicate(timeout=_ASK_S)[1]
     except subprocess.TimeoutExpired:
-        return f"it takes longer than {_COPY_S / 3600:g} h"
-    return "" if done.returncode == 0 else _last_words(done.stderr) or f"rclone ended with {done.returncode}"
+        return None
 
 
 def _last_words(said: str) -> str:
