@@ -57,7 +57,7 @@ def start(
         with live(fleet):
             outcome = lifecycle.start(fleet, setup=not no_setup)
     remind(definition)
-    if no_setup:
+    if no_setup and not as_json:
         render.say(f"{name}: {render.plural(len(outcome.ready) + 1, 'machine')} made in {outcome.seconds:.0f} s")
         render.note(f"next: ems cluster setup {name}")
         return

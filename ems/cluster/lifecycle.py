@@ -153,7 +153,8 @@ def start(fleet: Fleet, *, setup: bool = True) -> Outcome:
     if not setup:
         with fleet.journal.step(MADE):
             pass
-        return Outcome(tuple(fleet.record.wanted), fleet.record.left_out, seconds=time.monotonic() - began)
+        made = () if fleet.definition.is_elastic else fleet.record.wanted
+        return Outcome(made, fleet.record.left_out, seconds=time.monotonic() - began)
     changed = configure(fleet)
     outcome = settle(fleet, changed)
     fleet.register()
