@@ -60,10 +60,12 @@ def status(
     if found.kinds:
         render.say("")
         titles = ("kind", "machines", "stay", "at most", "made")
-        numbers = [
-            render.Column(title, right=title != "kind", cut=title == "made", keep=title == "kind") for title in titles
-        ]
+        numbers = [render.Column(each, right=each not in ("kind", "made"), keep=each == "kind") for each in titles]
         render.print_table(numbers, [_kind_row(each) for each in found.kinds], paged=False)
+        shut = [each for each in found.kinds if each.shut]
+        render.say(*(f"no {each.kind} until {each.until[11:16]} UTC: {each.shut}" for each in shut))
+        if shut:
+            render.note(f"`ems cluster setup {found.name}` has it tried again at once")
     queue = ", ".join(f"{count:,} {state.lower()}" for state, count in sorted(found.jobs.items())) or "empty"
     render.say("", f"queue: not known, {found.trouble}" if found.trouble else f"queue: {queue}")
     render.say(
@@ -102,9 +104,7 @@ def _row(node: NodeView) -> list[str]:
 
 
 def _kind_row(kind: KindView) -> list[str]:
-    made = "as the queue needs them" if kind.most > kind.floor else ""
-    if kind.shut:
-        made = f"not until {kind.until[11:16]} UTC: {kind.shut}"
+    made = f"not until {kind.until[11:16]} UTC" if kind.shut else "as needed" if kind.most > kind.floor else ""
     return [kind.kind, f"{kind.up:,}", f"{kind.floor:,}", f"{kind.most:,}", made]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from ems.cli import cluster_gc, cluster_status
 from ems.cluster import floor, overview
 from ems.cluster.definition import Definition
-from ems.cluster.elastic.standing import Status
+from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource, Thing
 from ems.cluster.record import Files, new
@@ -59,3 +60,22 @@ def test_a_cluster_that_goes_to_rest_says_when_and_why_it_did_not(
     assert said.out.count("earlier") == 2
     assert "it does not go to rest by itself: emsd is failed: ems cluster setup demo" in said.err
     assert overview.look(fleet).trouble == ""
+
+
+def test_why_a_kind_cannot_be_had_is_said_in_full(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = {"cpu": {"min": 0, "max": 2, "cpus": 1, "mem_gb": 1}, "gpu": {"count": 1, "cpus": 1, "mem_gb": 1}}
+    definition = Definition.model_validate({**CONTENT, "nodes": nodes})
+    fleet.record = replace(fleet.record, definition=definition.model_dump(mode="json"))
+    fleet.definition = definition
+    why = "QUOTA_EXCEEDED: Quota 'PREEMPTIBLE_NVIDIA_T4_GPUS' exceeded. Limit: 0.0 in region us-central1. " * 2
+    monkeypatch.setattr(
+        floor, "standing", lambda _fleet: (Status("now", shut={"cpu": Shut(why, "2026-11-21T12:30:00Z")}), "")
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    cluster_status.status("demo")
+    said = capsys.readouterr()
+    assert f"no cpu until 12:30 UTC: {why}\n" in said.out
+    assert "`ems cluster setup demo` has it tried again at once" in said.err
+    assert any(line.split() == ["cpu", "0", "0", "2", "not", "until", "12:30", "UTC"] for line in said.out.splitlines())
