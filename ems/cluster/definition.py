@@ -207,7 +207,9 @@ class NodeKind(Machine):
         """Have `count` say how many are made at first: the least where they come and go with the queue."""
         if not isinstance(content, dict) or content.get("max") is None:
             return content
-        return {"count": content.get("min") or 0, **content}
+        least = content.get("min")
+        stays = least if isinstance(least, int) and least > 0 else 0  # what cannot be is told of `min`, not of this
+        return {"count": stays, **content}
 
     @property
     def is_elastic(self) -> bool:

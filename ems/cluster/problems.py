@@ -87,11 +87,14 @@ def _wrong_machines(definition: Definition) -> Iterator[Problem]:
 
 
 def _wrong_elastic(definition: Definition) -> Iterator[Problem]:
-    """Yield what is wrong with nodes that come and go, and with where their runs move to."""
+    """Yield what is wrong with nodes that come and go, when they go, and where their runs move to."""
     for name, kind in definition.nodes.items():
         location = ("nodes", name)
-        if kind.min is not None and (kind.max is None or kind.min > kind.max):
+        if kind.min is not None and kind.max is None:
             yield Problem((*location, "min"), f"`nodes.{name}` has a min without a max above it", "say `max` as well")
+        elif kind.min is not None and kind.max is not None and kind.min > kind.max:
+            message = f"`nodes.{name}` has a min of {kind.min}, above its max of {kind.max}"
+            yield Problem((*location, "min"), message, "`min` says how many stay, `max` how many there may be")
         elif kind.is_elastic and kind.count != (kind.min or 0):
             message = f"`nodes.{name}` has a count, which is for nodes that stay, and a max, for those that come and go"
             yield Problem((*location, "count"), message, "say `count`, or `min` and `max`")
@@ -103,9 +106,12 @@ def _wrong_elastic(definition: Definition) -> Iterator[Problem]:
         others = sorted(set(definition.partitions) - {name})
         if partition.fallback is not None and partition.fallback not in others:
             message = f"`partitions.{name}.fallback` names no other partition: `{partition.fallback}`"
-            yield Problem(
-                ("partitions", name, "fallback"), message, did_you_mean(partition.fallback, others, "others are")
-            )
+            hint = did_you_mean(partition.fallback, others, "others are") if others else "define that partition as well"
+            yield Problem(("partitions", name, "fallback"), message, hint)
+    for key, value in definition.slurm.items():
+        if key.lower() == "suspendtime" and not re.fullmatch(r"-1|[0-9]+|INFINITE", str(value), re.IGNORECASE):
+            message = f"`slurm.{key}` has to be a number of seconds, got `{value}`"
+            yield Problem(("slurm", key), message, f"e.g. `{key}: 300`")
 
 
 def _wrong_partitions(definition: Definition) -> Iterator[Problem]:

@@ -356,11 +356,19 @@ def test_nodes_that_come_and_go_are_counted_from_the_least(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("{min: 1, max: 8,", "{min: 9, max: 8,", "a min without a max above it"),
+        ("{min: 1, max: 8,", "{min: 1,", "a min without a max above it"),
+        ("{min: 1, max: 8,", "{min: 9, max: 8,", "has a min of 9, above its max of 8"),
+        ("{min: 1, max: 8,", "{min: -1, max: 8,", "`nodes.gpu.min` should be"),
+        ("idle:", "slurm: {SuspendTime: soon}\nidle:", "`slurm.SuspendTime` has to be a number of seconds, got `soon`"),
         ("{min: 1, max: 8,", "{min: 1, max: 8, count: 3,", "has a count, which is for nodes that stay"),
         ("{count: 2, cpus: 4, mem_gb: 2}", "{count: 2, cpus: 4}", "`nodes.cpu` has to say `cpus` and `mem_gb`"),
         ("fallback: safe", "fallback: save", "`partitions.spot.fallback` names no other partition: `save`"),
         ("fallback: safe", "fallback: spot", "names no other partition"),
+        (
+            "{nodes: gpu, fallback: safe, max_preemptions: 2}\n  safe: {nodes: cpu}",
+            "{nodes: [gpu, cpu], fallback: safe}",
+            "no other",
+        ),
         ("do: stop", "do: burn", "`idle.do`"),
     ],
 )
@@ -368,3 +376,4 @@ def test_what_cannot_come_and_go_is_explained(tmp_path: Path, old: str, new: str
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, SPOTS.replace(old, new))
     assert said in caught.value.message
+    assert not (caught.value.hint or "").endswith(("are ", ": "))
