@@ -27,6 +27,7 @@ DEFINITION_FILE = "/opt/ems/etc/cluster.json"
 MUNGE_FILE = "/opt/ems/etc/secret/munge.key"
 _FILES = ("record.json", "journal.jsonl", "key", "key.pub", "known_hosts", "munge.key")
 _BOOT_S = 180  # of a machine that was stopped, until it lets us in
+_LATE_S = 2.0  # a cloud's listing may lack what was made a moment ago
 _MAX_BYTES = 16 * 1024 * 1024
 
 # adds a public key to those that let in, unless it is there
@@ -114,6 +115,7 @@ def _awake(controller: Resource, provider: Provider, report: Report) -> Iterator
     if controller.state is not MachineState.STOPPED:
         yield
         return
+    before = {each.id for each in _machines(controller, provider)}
     report(controller.name, "starts, to be asked")
     provider.start([controller])
     try:
@@ -121,6 +123,15 @@ def _awake(controller: Resource, provider: Provider, report: Report) -> Iterator
     finally:
         report(controller.name, "stops again")
         provider.stop([controller])
+        for late_s in (0.0 if provider.traits.is_free else _LATE_S, 0.0):  # its service may have made nodes meanwhile
+            provider.destroy([each for each in _machines(controller, provider) if each.id not in before])
+            time.sleep(late_s)
+
+
+def _machines(controller: Resource, provider: Provider) -> list[Resource]:
+    """Return all machines of the cluster that a controller is of."""
+    labels = {key: controller.labels[key] for key in (base.CLUSTER, base.INCARNATION)}
+    return [each for each in provider.list(labels) if each.thing is Thing.MACHINE]
 
 
 def _way_in(controller: Resource, definition: Definition, keys: Keys) -> Host:

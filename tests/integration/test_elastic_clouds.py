@@ -18,7 +18,7 @@ import pytest
 from clouds.benches import Bench, Client
 from clouds.paper import Paper
 
-from ems.cluster import catalog, delegation, floor, forecast, gc, lifecycle, provision
+from ems.cluster import catalog, delegation, floor, forecast, gc, handover, lifecycle, provision
 from ems.cluster.definition import Definition, node_name
 from ems.cluster.elastic.here import Paths, fleet_here
 from ems.cluster.elastic.reconcile import Pace
@@ -26,6 +26,7 @@ from ems.cluster.elastic.service import Service
 from ems.cluster.elastic.standing import parse
 from ems.cluster.fleet import Fleet, known
 from ems.cluster.provider import waiting
+from ems.cluster.provider.base import MachineState
 from ems.cluster.record import MADE, Files, Phase
 from ems.errors import EmsError
 
@@ -315,6 +316,20 @@ def test_a_pause_that_the_service_does_not_hear_of_leaves_no_node(lab: Lab, monk
     assert fleet.record.phase is Phase.PAUSED
     assert lifecycle.stop(fleet) > 0
     assert lab.cloud.left() == []
+
+
+@pytest.mark.parametrize("bench", ["aws"], indirect=True)
+def test_a_controller_that_is_woken_to_be_asked_leaves_no_node(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_LATE_S", 0.3)
+    fleet = lab.start()
+    lifecycle.pause(fleet)
+    gate, lab.cloud.late_s = fleet.machines()[_GATE], 0.2
+    with handover._awake(gate, fleet.provider, lambda *_: None):
+        lab.slurm.submit(1)
+        lab.serve()  # systemd starts it with the machine
+    assert lab.bench.names() == [_GATE]
+    assert fleet.machines()[_GATE].state is MachineState.STOPPED
+    assert lifecycle.stop(fleet) > 0
 
 
 @pytest.mark.parametrize("bench", ["openstack"], indirect=True)  # the one whose controllers are given something
