@@ -46,6 +46,7 @@ _SLOT_POLL_S = 0.05  # another pool's run has ended: nobody tells
 _CANCEL_POLL_S = 1.0
 _KILL_AGAIN_S = 5.0
 _REQUEUE_AGAIN_S = 1.0
+_REQUEUE_TRIES = 5
 _SIGTERM_LAG_S = 1.0  # between the first and the last process of a job that SLURM signals
 _CHEAP_CHECK_S = 0.02
 
@@ -268,9 +269,12 @@ class Worker:
         if self.running or not self.job.is_slurm:
             return True
         self.job.throttle(min(max(1, budget.n_running()), self.spec.get("max_parallel") or sys.maxsize))
-        if self.job.requeue():
-            self.why = BUDGET
-        return bool(self.why)
+        for _ in range(_REQUEUE_TRIES):  # a SLURM that is busy for a moment is no reason to leave the run out
+            if self.job.requeue():
+                self.why = BUDGET
+                return True
+            time.sleep(_REQUEUE_AGAIN_S)
+        return False
 
     def _place(self) -> _Place:
         if self._runs_in is None:

@@ -502,17 +502,33 @@ def test_ending_a_pool_cancels_its_runs(lab: Lab) -> None:
     assert lab.last()["signal"] == "SIGTERM"
 
 
-def test_a_run_that_waits_for_its_budget_is_cancelled_at_once(lab: Lab) -> None:
+def scarce(lab: Lab) -> None:
+    """Have run 0 go on elsewhere, which leaves nothing of the budget to run 1 until it has ended."""
     lab.write(train_py="print('ran')\n")
     lab.submit(2, budget={"cpuh": 1.0}, resources={"time": "1:00:00"})
-    admitted = {
-        "run": 0,
-        "attempt": 1,
-        "at": time.time(),
-        "rates": {"cpuh": 1.0},
-        "most_h": 1.0,
-    }  # it goes on elsewhere
+    admitted = {"run": 0, "attempt": 1, "at": time.time(), "rates": {"cpuh": 1.0}, "most_h": 1.0}
     Path(lab.files.dir, "budget-0.jsonl").write_text(records.dump(admitted) + "\n")
+
+
+@pytest.mark.parametrize("refusals", [2, 99])
+def test_a_run_that_waits_for_its_budget_does_so_in_the_queue(lab: Lab, refusals: int) -> None:
+    scarce(lab)
+    asked = lab.scontrol()
+    (lab.project.parent / "bin" / "scontrol").write_text(
+        f'#!/bin/sh\necho "$@" >>{asked}\n[ "$1" = requeue ] || exit 0\n[ $(grep -c requeue {asked}) -gt {refusals} ]\n'
+    )
+    lab.work("--task", "1", **lab.slurm(1))
+    said = asked.read_text().splitlines()
+    assert said[0] == "update JobId=1842 ArrayTaskThrottle=1"
+    if refusals == 2:
+        assert said[1:] == ["requeue 1842_1"] * 3
+        assert lab.last(1) == {}, "SLURM starts it again, and nothing was decided"
+    else:
+        assert (lab.last(1)["state"], lab.last(1)["reason"]) == ("CANCELLED", "budget")
+
+
+def test_a_run_that_waits_for_its_budget_is_cancelled_at_once(lab: Lab) -> None:
+    scarce(lab)
     records.write_atomic(lab.files.chunk(1), records.dump(records.read_json(lab.files.chunk(1)) | {"start": 1}))
     worker = lab.start("--here")
     wait_until(lambda: Path(lab.files.dir, "budget-0.jsonl.lock").exists())
