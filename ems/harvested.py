@@ -24,6 +24,8 @@ def note(files: ExperimentFiles, runs: Mapping[int, int]) -> None:
 
 def of(files: ExperimentFiles) -> dict[int, int]:
     """Return the runs that were harvested, by the number of their last attempt."""
+    if not _path(files).is_file():  # a pipe would hold for ever whoever looks
+        return {}
     try:
         stretches, n_runs = (records.read_json(_path(files)) or {}).get("runs", ()), records.count_runs(files)
         return {index: attempt for start, stop, attempt in stretches for index in range(start, min(stop, n_runs))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +304,17 @@ def test_a_cluster_is_paused_while_the_laptop_lacks_results(make: Callable[..., 
     assert safety.lacks(cluster.fleet) == ""
     Path(files.dir, "harvested.json").write_text("{")  # damaged: nothing is known to be safe
     assert "7f3a9c21/0 and 1 more runs" in safety.lacks(cluster.fleet)
+
+
+def test_what_nobody_can_read_is_not_safe_and_holds_nobody_up(make: Callable[..., Cluster]) -> None:
+    cluster = make(do="stop", harvest_before_stop="laptop")
+    files = experiment(cluster.paths.homes / "ems/ems", 1, {0: 1})
+    os.mkfifo(Path(files.dir, "harvested.json"))
+    assert "7f3a9c21/0 were not harvested" in safety.lacks(cluster.fleet)
+    attempts = Path(files.attempt(0, 1)).parent
+    shutil.rmtree(attempts)
+    attempts.write_text("no folder")
+    assert "7f3a9c21 cannot be read" in safety.lacks(cluster.fleet)
 
 
 def test_results_are_given_up_only_where_somebody_said_so(make: Callable[..., Cluster]) -> None:

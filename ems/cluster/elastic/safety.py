@@ -68,7 +68,11 @@ def lacks(fleet: FleetHere, is_needed: Callable[[], bool] = lambda: False) -> st
 def _unharvested(there: list[Path]) -> str:
     """Name an experiment of which something was not harvested; empty where there is none."""
     for files in _experiments(there):
-        if left := harvested.left(files):
+        try:
+            left = harvested.left(files)
+        except OSError as error:  # whatever somebody has done to it, the cluster is to rest
+            return f"{files.id} cannot be read: {error}"
+        if left:
             more = f" and {len(left) - 1} more runs" if len(left) > 1 else ""
             return f"{files.id}/{left[0]}{more} were not harvested: ems harvest {files.id}"
     return ""
