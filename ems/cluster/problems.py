@@ -102,6 +102,13 @@ def _wrong_elastic(definition: Definition) -> Iterator[Problem]:
             message = f"`nodes.{name}` has to say `cpus` and `mem_gb`"
             hint = "where nodes come and go, SLURM is told what they will be: say what its (smallest) size has"
             yield Problem(location, message, hint)
+        elif definition.is_elastic and not (kind.max or kind.count):
+            message = f"`nodes.{name}` can never have a node: where nodes come and go, all that may be are declared"
+            yield Problem((*location, "count"), message, "say `min: 0` and `max`, or leave the kind out")
+    for key, value in definition.slurm.items() if definition.is_elastic else ():
+        if key.lower() == "privatedata" and "cloud" not in value.lower().split(","):
+            message = f"`slurm.{key}` without `cloud` hides nodes that are powered down from what makes them"
+            yield Problem(("slurm", key), message, f"{key}: {value},cloud")
     for name, partition in definition.partitions.items():
         others = sorted(set(definition.partitions) - {name})
         if partition.fallback is not None and partition.fallback not in others:

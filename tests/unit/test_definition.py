@@ -362,6 +362,8 @@ def test_nodes_that_come_and_go_are_counted_from_the_least(tmp_path: Path) -> No
         ("idle:", "slurm: {SuspendTime: soon}\nidle:", "`slurm.SuspendTime` has to be a number of seconds, got `soon`"),
         ("{min: 1, max: 8,", "{min: 1, max: 8, count: 3,", "has a count, which is for nodes that stay"),
         ("{count: 2, cpus: 4, mem_gb: 2}", "{count: 2, cpus: 4}", "`nodes.cpu` has to say `cpus` and `mem_gb`"),
+        ("{count: 2, cpus: 4, mem_gb: 2}", "{count: 0, cpus: 4, mem_gb: 2}", "`nodes.cpu` can never have a node"),
+        ("idle:", "slurm: {PrivateData: 'jobs,usage'}\nidle:", "`slurm.PrivateData` without `cloud`"),
         ("fallback: safe", "fallback: save", "`partitions.spot.fallback` names no other partition: `save`"),
         ("fallback: safe", "fallback: spot", "names no other partition"),
         (
