@@ -29,7 +29,7 @@ class Pair:
         self.keys = Keys(folder)
         self.provider = connect(ContainerSection())
         name = f"deu{uuid.uuid4().hex[:6]}"
-        nodes = {"gpu": {"gpus": 2, "gpu_type": "t4", "cpus": 1}}
+        nodes = {"gpu": {"gpus": 2, "gpu_type": "t4", "cpus": 1, "mem_gb": 1, "max": 2}}
         self.definition = Definition.model_validate({"name": name, "provider": "container", "nodes": nodes})
         self.incarnation = uuid.uuid4().hex
         self.hosts: list[Host] = []
@@ -112,6 +112,7 @@ def test_a_compute_node_runs_its_boot_script_which_waits_for_the_controller(pair
     assert say(node, "systemctl", "is-active", userdata.BOOT_UNIT).strip() == "active"
     assert say(node, "stat", "-c", "%a", userdata.BOOT_SCRIPT).strip() == "755"
     assert json.loads(say(node, "cat", userdata.NODE_FILE))["name"] == node.host_key_alias
+    assert say(node, "systemctl", "is-active", "ems-node-late.timer").strip() == "active", "it does not wait for ever"
 
 
 def test_a_machine_that_shows_another_key_is_not_believed(pair: Pair, tmp_path: Path) -> None:
