@@ -64,6 +64,9 @@ class Node:
         self.bin.mkdir()
         for name in ("scontrol", "shutdown", "umount", "systemctl"):
             self.tool(name, f'echo "{name} $*" >>{self.asked}')
+        who = f"uid={os.getuid()}; [ $4 != 51 ] || uid=$((uid + 1))"  # job 51 is another user's
+        answer = 'echo "JobId=$4 JobName=x UserId=ada($uid) GroupId=lab(7) Priority=1"'
+        self.tool("scontrol", f'echo "scontrol $*" >>{self.asked}\n[ "$1" != -o ] || {{ {who}; {answer}; }}')
 
     def tool(self, name: str, text: str) -> None:
         path = self.bin / name
@@ -129,20 +132,21 @@ def read_line(process: subprocess.Popen[str]) -> str:
 def test_what_runs_is_saved_then_the_node_is_gone(node: Node) -> None:
     worker, other = node.task(WORKER, "43", "42_1"), node.task(OTHER, "50")
     elsewhere = node.task(OTHER, "60", node=f"{node.name}0")
+    forged = [node.task(OTHER, job) for job in ("51", "50,60")]  # as a user may say in an environment
     node.watch()
     node.notice.write_text("9\n")
     assert read_line(worker) == "first"
     notice = node.share / "state" / "notices" / f"{node.name}.json"
     wait_until(notice.exists)
     word = json.loads(notice.read_text())
-    assert (word["node"], word["jobs"]) == (node.name, ["42_1", "50"])
+    assert (word["node"], word["jobs"]) == (node.name, ["42_1", "50", "50,60", "51"])
     late = node.task(WORKER, "44", "42_2")  # SLURM had started it before it heard
     assert [read_line(each) for each in (late, late, worker)] == ["first", "second", "second"]  # after four seconds
     wait_until(lambda: len(node.states()) == 2)
     assert node.states() == [f"scontrol update nodename={node.name} state={word}" for word in ("drain", "down")]
     assert all(" reason=ems: preempted" in line for line in node.words() if "update" in line)
     assert [line for line in node.words() if "requeue" in line] == ["scontrol requeue 50"]
-    assert other.poll() is None
+    assert [each.poll() for each in (other, *forged)] == [None] * 3
     assert elsewhere.poll() is None
 
 
