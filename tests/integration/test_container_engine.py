@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tarfile
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -308,3 +310,22 @@ def test_a_machine_that_was_told_of_no_engine_says_so(tmp_path: Path, monkeypatc
     with pytest.raises(ProviderError, match="this machine cannot make containers") as caught:
         connect(ContainerSection(), as_instance=True)
     assert "elastic" in caught.value.hint
+
+
+def test_the_socket_lies_in_no_folder_that_somebody_else_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    own = os.geteuid()
+    for name in ("geteuid", "getuid"):
+        monkeypatch.setattr(os, name, lambda: own or 1234)
+    (tmp_path / f"ems-engine-{own or 1234}").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: own + 1)
+        patch.setattr(os, "getuid", lambda: own or 1234)
+        with pytest.raises(ProviderError, match="is somebody else's"):
+            enginesocket.Service("demo").make_folder()
+    monkeypatch.setattr(enginesocket, "_own_folder", lambda: tmp_path / "own")
+    monkeypatch.setattr(os, "geteuid", lambda: own)
+    assert enginesocket.Service("demo").make_folder().stat().st_mode & 0o777 == 0o700

@@ -124,8 +124,18 @@ class Service:
         self.log = _own_folder() / f"{cluster}.log"
 
     def make_folder(self) -> Path:
-        """Have the folder that is mounted into the controller, and return it."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Have the folder that is mounted into the controller, and return it.
+
+        Raises
+        ------
+        ProviderError
+            If somebody else has made the one around it, who could then take the socket's place.
+        """
+        around = self.folder.parent
+        around.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if around.is_symlink() or around.stat().st_uid != os.geteuid():
+            raise ProviderError(f"{around} is somebody else's", "set XDG_RUNTIME_DIR to a folder of yours")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         return self.folder
 
     def have(self, engine: Engine, image: str) -> None:
@@ -219,5 +229,5 @@ def _is_runtime(flag: str) -> bool:
 def _own_folder() -> Path:
     if os.geteuid() == 0:
         return Path(FOLDER)
-    own = os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/ems-{os.getuid()}"
-    return Path(own) / "ems-engine"
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(own, "ems-engine") if own else Path(tempfile.gettempdir(), f"ems-engine-{os.getuid()}")
