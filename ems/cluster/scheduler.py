@@ -14,6 +14,7 @@ from ems.ssh import Host
 Boot: TypeAlias = dict[str, Json]
 
 _ASK_S = 60  # a command of SLURM's that takes longer has not been answered by slurmctld
+_MOST_IN_RANGE = 65_536  # nodes in one pair of brackets: MAX_RANGE of SLURM's hostlist.c
 _SEPARATOR = "\x1f"
 _AWAY = tuple("*~#%!@^$")  # marks behind a state: does not answer, is off, comes, goes, boots, is kept for maintenance
 _IN_WORDS = {
@@ -244,7 +245,13 @@ def busy(jobs: Sequence[Job], node: str) -> list[Job]:
 
 
 def expand(hostlist: str) -> list[str]:
-    """Return the names in SLURM's short form of a list, e.g. ``a-[001-002,004],b``."""
+    """Return the names in SLURM's short form of a list, e.g. ``a-[001-002,004],b``.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or a range has more numbers than SLURM itself takes.
+    """
     names: list[str] = []
     for part in _split(hostlist):
         prefix, bracket, inside = part.partition("[")
@@ -254,6 +261,8 @@ def expand(hostlist: str) -> list[str]:
         for piece in inside.rstrip("]").split(","):
             first, dash, last = piece.partition("-")
             stop = int(last) if dash else int(first)
+            if stop - int(first) >= _MOST_IN_RANGE:
+                raise ValueError(f"{piece} says more than {_MOST_IN_RANGE} nodes")
             names += [f"{prefix}{number:0{len(first)}d}" for number in range(int(first), stop + 1)]
     return names
 

@@ -85,12 +85,15 @@ def test_what_is_no_request_is_deleted_and_harms_nobody(spool: Spool, tmp_path: 
     drop(spool.folder, "3-1.resume", "demo-cpu-[001-\n")
     drop(spool.folder, "4-1.resume", "controller\n")
     drop(spool.folder, "5-1.resume", "demo-cpu-001\n{torn")
+    drop(spool.folder, "6-1.resume", "demo-cpu-[1-99999999999]\n")  # more than there is memory
+    (spool.folder / "7-1.resume").mkdir()
     drop(spool.folder, ".XYZ", "written aside")
     drop(spool.folder, ".old", "by a writer that was killed")
     os.utime(spool.folder / ".old", (1, 1))
     [only] = spool.read()
     assert (only.nodes, dict(only.jobs)) == (("demo-cpu-001",), {})
-    assert sorted(os.listdir(spool.folder)) == [".XYZ", "5-1.resume"]
+    assert sorted(os.listdir(spool.folder)) == [".XYZ", "5-1.resume", "7-1.resume"]
+    assert spool.names() == ["5-1.resume"], "a folder stays, and nobody waits for it"
     assert secret.exists()
 
 

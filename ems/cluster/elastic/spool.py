@@ -90,10 +90,11 @@ class Spool:
     def names(self) -> list[str]:
         """Return the names of the files that wait, oldest first."""
         try:
-            found = [name for name in os.listdir(self.folder) if _NAME.fullmatch(name)]  # noqa: PTH208 - five a second
+            with os.scandir(self.folder) as entries:  # five times a second
+                files = [each.name for each in entries if not each.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
-        return sorted(found, key=lambda name: (int(name.partition("-")[0]), name))
+        return sorted(filter(_NAME.fullmatch, files), key=lambda name: (int(name.partition("-")[0]), name))
 
     def read(self) -> list[Request]:
         """Return the requests that wait, oldest first; what cannot be read, or was never renamed, is deleted."""
@@ -149,11 +150,13 @@ def _content(path: Path) -> str | None:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(handle, "rb") as file:
-        try:
+    try:
+        with open(handle, "rb", closefd=False) as file:
             content = file.read(_LONGEST + 1)
-        except OSError:  # a folder
-            return None
+    except OSError:  # a folder
+        return None
+    finally:
+        os.close(handle)
     return content.decode(errors="replace") if len(content) <= _LONGEST else None
 
 
