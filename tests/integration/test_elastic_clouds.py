@@ -20,6 +20,7 @@ from clouds.paper import Paper
 
 from ems.cluster import catalog, delegation, floor, forecast, gc, handover, lifecycle, provision
 from ems.cluster.definition import Definition, node_name
+from ems.cluster.elastic import service
 from ems.cluster.elastic.here import Paths, fleet_here
 from ems.cluster.elastic.reconcile import Pace
 from ems.cluster.elastic.service import Service
@@ -119,6 +120,7 @@ def lab(bench: Bench, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A definition in the project; waits are short, but longer than a listing is late here."""
     monkeypatch.setattr(lifecycle, "_LATE_S", 0.3)
     monkeypatch.setattr(floor, "_LATE_S", 0.3)
+    monkeypatch.setattr(service, "_LATE_S", 0.3)
     monkeypatch.setattr(gc, "_AGAIN_S", 0.3)
     monkeypatch.setattr(waiting, "_LOOK_S", 0.1)
     bench.become_machine(tmp_path, monkeypatch)

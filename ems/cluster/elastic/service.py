@@ -37,6 +37,7 @@ RECONCILE_S = 30.0
 _SOON_S = 5.0  # where one look is not enough
 _POLL_S = 0.2
 _BATCH_S = 1.0  # many nodes are woken by several calls: one bulk call to the cloud for all of them
+_LATE_S = 2.0  # until what an earlier process asked for is listed
 _TRIES = 3  # of a creation that the cloud did not even refuse
 _AGAIN = (RefusalCause.OTHER, RefusalCause.RATE)  # a second try may help
 
@@ -142,6 +143,8 @@ class Service:
         if not requests:
             return False
         wish = gather(requests)
+        if not self._unsure.isdisjoint(wish.resume):  # who was killed has asked for them; not all clouds say so at once
+            time.sleep(_LATE_S)
         self.fleet.look()
         self._clear(wish)
         self.spool.done(each for each in requests if each.verb is not Call.RESUME)
