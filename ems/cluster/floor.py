@@ -78,7 +78,7 @@ def refuse_removal(fleet: Fleet) -> None:
         raise ClusterError(
             f"the nodes of {fleet.name} come and go with its queue: none is removed for good",
             f"ems cluster resize {fleet.name} KIND=N says how many stay; a broken one: ems cluster ssh "
-            "-- sudo scontrol update nodename=NODE state=power_down_asap reason=broken",
+            f"--on {fleet.name} -- sudo scontrol update nodename=NODE state=power_down_force reason=broken",
         )
 
 

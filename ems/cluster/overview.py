@@ -164,7 +164,7 @@ def _view(
     fleet: Fleet, name: str, machine: Resource | None, state: NodeState | None, boot: Boot, jobs: Sequence[Job]
 ) -> NodeView:
     note = str(fleet.record.left_out.get(name) or boot.get("error") or (state.reason if state else ""))
-    if not note and (state is None or state.is_coming):
+    if not note and machine is not None and (state is None or state.is_coming):  # else it was of an earlier machine
         note = str(boot.get("stage") or "")
     return NodeView(
         name,

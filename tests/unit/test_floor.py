@@ -126,6 +126,11 @@ def test_slurms_marks_are_told_in_words(definition: Definition, word: str, said:
     assert (shown.machine, shown.slurm) == ("gone", said)
 
 
+def test_what_the_machine_before_said_of_its_boot_is_not_said_of_one_that_is_asked_for(definition: Definition) -> None:
+    asked = NodeState("mixed#", ("gpu",), "")
+    assert overview._view(fleet(definition), "demo-gpu-001", None, asked, {"stage": "ready"}, []).note == ""
+
+
 @pytest.mark.parametrize("line", ["ResumeProgram", "suspendexcnodes"])
 def test_how_nodes_come_and_go_is_for_ems_to_say(line: str) -> None:
     found = [each.message for each in problems(Definition.model_validate({**CONTENT, "slurm": {line: "x"}}))]
