@@ -174,7 +174,8 @@ def resize(
     with changing(name) as fleet, live(fleet):
         wanted = parse_counts(counts, list(fleet.definition.nodes))
         outcome = lifecycle.resize(fleet, wanted, now=now)
-    _say_ready(fleet, outcome, as_json=as_json, verb="has")
+    verb = "keeps" if fleet.definition.is_elastic else "has"
+    _say_ready(fleet, outcome, as_json=as_json, verb=verb)
 
 
 @command(LIFE, "ems cluster setup local")
