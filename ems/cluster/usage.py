@@ -26,7 +26,8 @@ SCRIPT = r"""
 echo "cpus|$(hostname -s)|$(nproc)"
 sinfo -a -h -N -o 'cpus|%N|%c' 2>/dev/null
 export SLURM_TIME_FORMAT=%s
-if said=$(sacct -a -D -X -n -P -S 2000-01-01 -o JobID,JobName,User,Start,End,NodeList,AllocTRES 2>/dev/null); then
+words=JobID,JobName,User,Start,End,NodeList,AllocTRES,ReqTRES
+if said=$(sacct -a -D -X -n -P -S 2000-01-01 -o "$words" 2>/dev/null); then
     printf '%s\n' "$said" | sed 's/^/job|/'
     echo asked
 fi
@@ -100,12 +101,13 @@ def parse(text: str, now: datetime) -> Usage:
 
 
 def _use(words: Sequence[str]) -> Use | None:
-    if len(words) < 7 or not words[-4].isdigit() or not int(words[-4]):
+    if len(words) < 8 or not words[-5].isdigit() or not int(words[-5]):
         return None
-    job, name, user = words[0], "|".join(words[1:-5]), words[-5]  # a job's name may have any letter
-    begin, end, hosts, tres = words[-4:]
+    job, name, user = words[0], "|".join(words[1:-6]), words[-6]  # a job's name may have any letter
+    begin, end, hosts, got, asked = words[-5:]
     nodes = tuple(expand(hosts)) if hosts not in {"", "None assigned"} else ()
-    found = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
+    # SLURM 22.05 writes down no GPUs of some jobs that have them (nor `node=`): then they have what they asked for
+    found = {**_amounts(asked if got else ""), **_amounts(got)}
     ended = datetime.fromtimestamp(int(end), UTC) if end.isdigit() and int(end) else None
     return Use(
         job,
@@ -117,6 +119,10 @@ def _use(words: Sequence[str]) -> Use | None:
         datetime.fromtimestamp(int(begin), UTC),
         ended,
     )
+
+
+def _amounts(tres: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
 
 
 def _count(word: str) -> int:

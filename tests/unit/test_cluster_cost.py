@@ -229,14 +229,16 @@ def test_energy_is_reckoned_by_factors_that_are_named_and_may_be_said() -> None:
 def test_what_slurm_says_is_read() -> None:
     text = """cpus|demo-controller|2
 cpus|demo-gpu-001|8
-job|12_3|ems-7f3a9c21.0|eve|1772366400|1772370000|demo-gpu-[001-002]|billing=4,cpu=4,gres/gpu:t4=2,gres/gpu=2,mem=2G,node=2
-job|13|odd|name|bob|1772366400|Unknown|demo-gpu-001|cpu=1,mem=1G,node=1
-job|14_[4-7]|waits|bob|Unknown|Unknown|None assigned|
+job|12_3|ems-7f3a9c21.0|eve|1772366400|1772370000|demo-gpu-[001-002]|billing=4,cpu=4,gres/gpu:t4=2,gres/gpu=2,mem=2G,node=2|cpu=2,gres/gpu=2
+job|13|odd|name|bob|1772366400|Unknown|demo-gpu-001|cpu=1,mem=1G,node=1|cpu=1,mem=1G
+job|14_[4-7]|waits|bob|Unknown|Unknown|None assigned||cpu=1
+job|15|left|bob|1772366400|1772366400|None assigned||cpu=1,gres/gpu=1
+job|16|wordless|bob|1772366400|1772370000|demo-gpu-001|billing=1,cpu=2,mem=1G|cpu=1,gres/gpu=4,node=1
 job|torn
 asked
 """
     found = usage.parse(text, NOON)
-    first, second = found.uses
+    first, second, left, wordless = found.uses
     assert (first.experiment, first.nodes, first.cpus, first.gpus) == (
         "7f3a9c21",
         ("demo-gpu-001", "demo-gpu-002"),
@@ -245,6 +247,10 @@ asked
     )
     assert (first.begin, first.end) == (NOON, at(1))
     assert (second.name, second.user, second.end, second.experiment) == ("odd|name", "bob", None, usage.OTHER)
+    assert (left.cpus, left.gpus) == (0, 0), "it never had anything"
+    assert (wordless.cpus, wordless.gpus) == (2, 4), (
+        "GPUs that SLURM forgot to write down are those that were asked for"
+    )
     assert found.cpus == {"demo-controller": 2, "demo-gpu-001": 8}
     assert found.asked == NOON
     assert usage.parse("cpus|a|2\n", NOON).asked is None, "no accounting there"
