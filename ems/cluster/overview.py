@@ -120,7 +120,8 @@ def look(fleet: Fleet) -> Overview:
             if fleet.definition.has_service:
                 service, stalled = floor.standing(fleet)
         except ConnectionFailedError as error:
-            trouble = error.message
+            is_begun = record.phase is Phase.MAKING  # what a SLURM that is not set up says helps nobody
+            trouble = f"it is not set up yet; `ems cluster start {fleet.name}` goes on" if is_begun else error.message
     else:
         trouble = _why_away(fleet, controller)
     on = [name for name, state in states.items() if fleet.definition.is_elastic and not state.is_off]

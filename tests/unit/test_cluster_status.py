@@ -13,7 +13,8 @@ from ems.cluster.definition import Definition
 from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource, Thing
-from ems.cluster.record import Files, new
+from ems.cluster.record import Files, Phase, new
+from ems.errors import ConnectionFailedError
 
 CONTENT: dict[str, Any] = {
     "name": "demo",
@@ -79,3 +80,16 @@ def test_why_a_kind_cannot_be_had_is_said_in_full(
     assert f"no cpu until 12:30 UTC: {why}\n" in said.out
     assert "`ems cluster setup demo` has it tried again at once" in said.err
     assert any(line.split() == ["cpu", "0", "0", "2", "not", "until", "12:30", "UTC"] for line in said.out.splitlines())
+
+
+def test_a_cluster_that_was_left_half_made_says_what_goes_on(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise ConnectionFailedError("on ems@192.0.2.1: squeue: error: resolve_ctls_from_dns_srv: Unknown host")
+
+    monkeypatch.setattr(fleet.scheduler, "jobs", refuse)
+    cluster_status.status("demo")
+    assert "queue: not known, it is not set up yet; `ems cluster start demo` goes on\n" in capsys.readouterr().out
+    fleet.record = replace(fleet.record, phase=Phase.READY)
+    assert "squeue" in overview.look(fleet).trouble
