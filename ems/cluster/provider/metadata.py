@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
@@ -18,5 +19,9 @@ def ask(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(url, method=method, headers=dict(headers))  # noqa: S310  # always http
-    with opener.open(request, timeout=_TIMEOUT_S) as answer:
-        return str(answer.read().decode())
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
