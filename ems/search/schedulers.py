@@ -92,8 +92,8 @@ def _promoted_async(problem: Problem, own: Sequence[Entry], *, closed: bool) -> 
 
     While new ones begin, no more than that share of the rung go on in all, beside the best of it. A search that learns
     makes most newcomers better than those before: all would go on, one by one, though the best third at the end is a
-    third only, and little would be left to begin new ones. It reaches a target in half the time so on
-    `benchmarks.tuning.curves`.
+    third only, and little would be left to begin new ones. Delayed promotion is from Hyper-Tune (Li et al. 2022, VLDB
+    15:6, D-ASHA); that the best of a rung does not wait is ours.
     """
     found = []
     for rung in reversed(range(problem.n_rungs - 1)):
