@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from ems.plan import Plan
     from ems.target import Target
 
+_HINT = "e.g. --budget 50usd, 200gpuh or 400cpuh; several are joined by commas"
+
 
 def read(typed: Sequence[str] | None) -> dict[str, float]:
     """Read ``50usd,200gpuh``: amounts by unit; empty where nothing was said."""
     from ems.study import words
 
-    return words.parse_budget(typed) if typed else {}
+    return words.parse_budget(typed, hint=_HINT) if typed else {}
 
 
 def price(plan: Plan) -> float | None:

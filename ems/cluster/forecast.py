@@ -115,7 +115,7 @@ def inspect(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
         provider.check(wanted)
     except ProviderError as error:
         return [Finding("machines", error.message, is_good=False, hint=error.hint)]
-    return [Finding("machines", f"{len(wanted)} can be had")]
+    return [Finding("machines", f"{', '.join(each.name for each in wanted)} can be had")]
 
 
 def requests(definition: Definition, counts: Mapping[str, int]) -> list[MachineRequest]:

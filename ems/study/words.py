@@ -67,13 +67,15 @@ def parse_fidelity(text: str, eta: float | None = None, *, is_named: bool = True
     return Fidelity(found["name"] if is_named else "", low, high, eta)
 
 
-def parse_budget(texts: Iterable[str], fidelity: str | None = None) -> dict[str, float]:
+def parse_budget(texts: Iterable[str], fidelity: str | None = None, *, hint: str = _BUDGET_HINT) -> dict[str, float]:
     """Read ``300epochs,6h``: amounts by unit, one of :data:`UNITS`.
 
     Parameters
     ----------
     fidelity
         Name of the fidelity param, which may stand for ``epochs``: ``3000steps``.
+    hint
+        What a budget may look like.
 
     Raises
     ------
@@ -84,25 +86,25 @@ def parse_budget(texts: Iterable[str], fidelity: str | None = None) -> dict[str,
     for text in (part.strip() for whole in texts for part in whole.split(",")):
         found = _AMOUNT.fullmatch(text)
         if found is None:
-            raise UsageError(f"`{text}` is no budget", _BUDGET_HINT)
-        unit, factor = _unit(text, found["unit"] or ("usd" if text.startswith("$") else ""), fidelity)
+            raise UsageError(f"`{text}` is no budget", hint)
+        unit, factor = _unit(text, found["unit"] or ("usd" if text.startswith("$") else ""), fidelity, hint)
         amount = float(found["number"]) * factor
         if amount <= 0:
-            raise UsageError(f"a budget of {text} lets nothing run", _BUDGET_HINT)
+            raise UsageError(f"a budget of {text} lets nothing run", hint)
         if unit in budget:
             raise UsageError(f"the budget says twice how many {unit}", "keep one of them")
         budget[unit] = amount
     return budget
 
 
-def _unit(text: str, written: str, fidelity: str | None) -> tuple[str, float]:
+def _unit(text: str, written: str, fidelity: str | None, hint: str) -> tuple[str, float]:
     if not written:
-        raise UsageError(f"a budget of `{text}` has no unit", _BUDGET_HINT)
+        raise UsageError(f"a budget of `{text}` has no unit", hint)
     if fidelity is not None and written in (fidelity, f"{fidelity}s"):
         return EPOCHS, 1.0
     if written.lower() not in _UNITS:
         near = suggest(written.lower(), list(_UNITS))
-        raise UsageError(f"there is no unit `{written}` of a budget", near or _BUDGET_HINT)
+        raise UsageError(f"there is no unit `{written}` of a budget", near or hint)
     return _UNITS[written.lower()]
 
 

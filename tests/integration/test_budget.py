@@ -163,7 +163,7 @@ def test_an_experiment_stops_at_its_budget_and_says_so_everywhere(project: Path,
         (("--budget", "2gpuh"), "the runs ask for no GPU"),
         (("--budget", "50usd"), "what a run on here costs is not known"),
         (("--budget", "1cpuh", "--time", "2:00:00"), "a budget of 1 cpuh pays for no run"),
-        (("--budget", "50"), "a budget of `50` has no unit"),
+        (("--budget", "50"), "a budget of `50` has no unit\n\nhint: e.g. --budget 50usd, 200gpuh or 400cpuh"),
     ],
 )
 def test_budgets_that_cannot_be_kept_are_refused(project: Path, ems: Ems, words: tuple[str, ...], said: str) -> None:
