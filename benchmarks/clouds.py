@@ -36,6 +36,7 @@ def thousand(_: object) -> Iterator[Figure]:
     yield _machines("gce", "GCE", "n1-standard-4", NODES)
     yield _machines("openstack", "OpenStack", "g1.large", NODES)
     yield _machines("aws", "EC2", "g4dn.xlarge", NODES)
+    yield _reconciled()
 
 
 def _machines(kind: str, name: str, size: str, count: int) -> Figure:
