@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the slurm tests start by themselves: SLURM, munge, MariaDB, sshd, rclone, and a container engine where
-# none works.
+# Installs what the tests start by themselves: SLURM, munge, MariaDB, sshd, rclone, nft, and a container engine where none
+# works.
 # Root on Debian or Ubuntu; elsewhere it says so.
 set -eu
 
@@ -19,7 +19,13 @@ contained() {
     [ -e /usr/lib/podman/netavark ] && [ -e /usr/lib/podman/aardvark-dns ]
 }
 
-if complete && contained && command -v rclone >/dev/null; then
+other() {
+    for program in rclone nft ip; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || return 1
+    done
+}
+
+if complete && contained && other; then
     exit 0
 fi
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
@@ -40,5 +46,5 @@ complete || apt-get install -y -qq --no-install-recommends \
     slurmctld slurmd slurmdbd slurm-client slurm-wlm-basic-plugins slurm-wlm-mysql-plugin munge mariadb-server openssh-server
 contained || apt-get install -y -qq --no-install-recommends \
     podman crun netavark aardvark-dns debootstrap iptables nftables uidmap fuse-overlayfs rsync
-command -v rclone >/dev/null || apt-get install -y -qq --no-install-recommends rclone
+other || apt-get install -y -qq --no-install-recommends rclone nftables iproute2
 complete || { echo "error: the packages are installed, but SLURM's programs are still not all there" >&2; exit 1; }
