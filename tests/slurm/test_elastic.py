@@ -14,7 +14,7 @@ import pytest
 from ems.cluster import ledger
 from ems.cluster.provider.base import Thing
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 DEFINITION = """
 provider: {kind: container}

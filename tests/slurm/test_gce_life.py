@@ -70,7 +70,7 @@ def _images(cluster: str) -> dict[str, str]:
     return {each.labels[base.KIND]: each.id for each in found if each.thing is Thing.IMAGE}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_start_run_resize_pause_resume_adopt_and_stop(life: tuple[Any, Any], desks: ModuleType, tmp_path: Path) -> None:
     desk, cloud = life
     started = desk.cluster("start", "--yes", timeout=900)

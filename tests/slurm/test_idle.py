@@ -12,7 +12,7 @@ import pytest
 
 from ems.cluster.provider.base import MachineState, Thing
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 DEFINITION = """
 provider: {kind: container}
