@@ -141,7 +141,11 @@ def test_what_runs_is_saved_then_the_node_is_gone(node: Node) -> None:
     word = json.loads(notice.read_text())
     assert (word["node"], word["jobs"]) == (node.name, ["42_1", "50", "50,60", "51"])
     late = node.task(WORKER, "44", "42_2")  # SLURM had started it before it heard
-    assert [read_line(each) for each in (late, late, worker)] == ["first", "second", "second"]  # after twenty seconds: on a busy machine it takes some for a task to start
+    assert [read_line(each) for each in (late, late, worker)] == [
+        "first",
+        "second",
+        "second",
+    ]  # after 20 s: tasks start slowly
     wait_until(lambda: len(node.states()) == 2)
     assert node.states() == [f"scontrol update nodename={node.name} state={word}" for word in ("drain", "down")]
     assert all(" reason=ems: preempted" in line for line in node.words() if "update" in line)
