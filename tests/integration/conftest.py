@@ -89,6 +89,7 @@ def strike():
     for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         if Path(f"/proc/{child}/comm").read_text() == "ssh\\n":
             os.kill(int(child), signal.SIGKILL)
+    raise BrokenPipeError("broken")  # whatever had come before is lost, however quick the machine is
 
 def striking(function):
     def call(*args, **more):

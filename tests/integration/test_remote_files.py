@@ -178,7 +178,7 @@ def test_a_harvest_that_is_broken_off_anywhere_is_gone_on_with(
         words = broken_at(how, frame, "harvest", functions="wire.receive,mirror._Work._take")
         is_over = subprocess.run(words, cwd=train, capture_output=True, timeout=60).returncode == 0
         n_broken += not is_over
-    assert n_broken  # how many depends on how much comes at a time; the note of what was fetched may fail
+    assert n_broken > 2
     ems("harvest")
     harvested = results(train, swept)
     assert [row[1:] for row in harvested[0]] == [("COMPLETED", 1)] * 3
