@@ -15,7 +15,7 @@ _FIRST = (
     "tests/slurm/test_cluster.py",
     "tests/slurm/test_elastic.py",
     "tests/slurm/test_idle.py",
-    "tests/slurm/test_gce_life.py",
+    "tests/slurm/test_cloud_life.py",
     "tests/slurm/test_requeue.py",
     "tests/slurm/test_preemption.py",
     "tests/slurm/test_elastic_service.py",
@@ -33,7 +33,7 @@ _FIRST = (
 # Beside other tests this one can only be strict when they are done with their containers
 _LAST = ("tests/slurm/test_provider_contract.py::test_nothing_of_this_computer_stays_changed",)
 # The machines of a module serve all its tests, except here, where each test has its own
-_APART = ("tests/slurm/test_cluster_kill.py", "tests/slurm/test_provider_contract.py")
+_APART = ("tests/slurm/test_cluster_kill.py", "tests/slurm/test_cloud_life.py", "tests/slurm/test_provider_contract.py")
 
 
 def turn(test: str) -> int:

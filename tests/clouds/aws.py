@@ -320,8 +320,8 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def serve() -> Iterator[Cloud]:
-    """Give a fresh EC2 on loopback."""
+def serve(host: str = "127.0.0.1") -> Iterator[Cloud]:
+    """Give a fresh EC2."""
     ec2_backends[ACCOUNT][REGION].reset()
     cloud = Cloud()
     app = DomainDispatcherApplication(create_backend_app)
@@ -329,7 +329,7 @@ def serve() -> Iterator[Cloud]:
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
         return cloud.answer(app, environ, start)
 
-    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Quiet)
+    server = make_server(host, 0, answer, threaded=True, request_handler=_Quiet)
     for its_id, (owner, name, made) in _IMAGES.items():
         about = {"name": name, "owner_id": owner, "creation_date": datetime.fromisoformat(made)}
         cloud.backend.amis[its_id] = Ami(

@@ -133,9 +133,9 @@ _BENCHES: dict[str, Callable[..., Bench]] = {"gce": _gce, "aws": _aws, "openstac
 
 
 @contextmanager
-def serve(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def serve(kind: str, folder: Path, patch: pytest.MonkeyPatch, host: str = "127.0.0.1") -> Iterator[Bench]:
     """Have a cloud's stand-in until the end of the block; credentials lie where people have them."""
-    with importlib.import_module(f"clouds.{kind}").serve() as cloud:
+    with importlib.import_module(f"clouds.{kind}").serve(host) as cloud:
         bench = _BENCHES[kind](folder, patch, cloud)
         bench.said["ssh_from"] = "192.0.2.7/32"
         yield bench

@@ -1,8 +1,9 @@
-"""Containers behind the machines of the stand-in of Google Compute Engine, so that a cluster there has a life.
+"""Containers behind the machines of a cloud's stand-in, so that a cluster there has a life.
 
-What a container lacks of a machine of Google's: a kernel that serves NFS. Its place takes a unit that does nothing, and
+What a container lacks of a cloud's machine: a kernel that serves NFS. Its place takes a unit that does nothing, and
 /home and /opt/ems are volumes that all containers have, where a node finds them mounted already. A public address is
-one of loopback, at whose port 22 connections are handed on to the container's sshd.
+one of loopback, at whose port 22 connections are handed on to the container's sshd; those to where a cloud tells its
+machines who they are (169.254.169.254) are handed on to the stand-in, which knows the asking machine by its address.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import ipaddress
 import socket
 import threading
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email import message_from_string
 
 import yaml
 
@@ -26,7 +28,32 @@ _NFS = "[Unit]\nDescription=Stands in for NFS\n[Service]\nType=oneshot\nRemainAf
 _NFS += "[Install]\nWantedBy=multi-user.target\n"
 # an engine mounts its own /etc/hosts over the container's, which then cannot be replaced
 _OWN_HOSTS = "cat /etc/hosts >/etc/hosts.own && umount /etc/hosts && mv /etc/hosts.own /etc/hosts || true"
-_FAMILIES = {"debian-12": "debian:12", "debian-13": "debian:13", "ubuntu-2404-lts-amd64": "ubuntu:24.04"}
+METADATA = "169.254.169.254"
+_ASKED = (  # not waited for: cloud-init's own unit has to end before others start
+    f"ip address add {METADATA}/32 dev lo; systemd-run --no-block --unit=stand-in"
+    f" --socket-property=ListenStream={METADATA}:80 /lib/systemd/systemd-socket-proxyd {{there}}"
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a machine is to be.
+
+    Attributes
+    ----------
+    user_data
+        As its request has it, decoded.
+    kind
+        Its label ``ems-kind``.
+    image
+        Its distribution's, e.g. ``debian:12``.
+    """
+
+    name: str
+    user_data: str
+    kind: str
+    image: str
+    gpus: int = 0
 
 
 class Bodies:
@@ -41,9 +68,9 @@ class Bodies:
     outside
         The first of the loopback addresses, e.g. ``127.77.3.0``.
     images
-        Kind -> a container's image with SLURM on it, which Google's of the distribution then is.
+        Kind -> a container's image with SLURM on it, which the cloud's of the distribution then is.
     metadata
-        Where a controller is told who it is, ``HOST:PORT``: at Google's own address nobody is here.
+        The stand-in, ``HOST:PORT``, for machines that ask who they are; empty: nobody answers them.
     """
 
     def __init__(
@@ -71,37 +98,52 @@ class Bodies:
             threading.Thread(target=self._relay, args=(server, name), daemon=True).start()
         return self._public[name]
 
-    def make(self, names: list[str], properties: dict[str, Any]) -> dict[str, str]:
+    def make(self, wishes: Sequence[Wish]) -> dict[str, str]:
         """Make containers; returns their private addresses."""
-        made = side_by_side(lambda name: self._make(name, properties), names)
+        made = side_by_side(self._make, wishes)
         self._known |= {each.name: each for each in made}
         return {each.name: self._private[each.name] for each in made}
 
-    def _make(self, name: str, properties: dict[str, Any]) -> Resource:
-        self._private[name] = self._private.get(name) or str(self._addresses.pop(0))
-        provider = connect(ContainerSection(subnet=self._subnet, options=(f"--ip={self._private[name]}",)))
-        items = {each["key"]: each["value"] for each in properties["metadata"]["items"]}
-        config = yaml.safe_load(items["user-data"])
-        config["bootcmd"] = [["sh", "-c", _OWN_HOSTS]]
-        config["write_files"].append({"path": "/etc/systemd/system/nfs-server.service", "content": _NFS})
-        if "serviceAccounts" in properties and self._metadata:
-            told = f"[Service]\nEnvironment=GCE_METADATA_HOST={self._metadata}\n"
-            config["write_files"].append({"path": "/etc/systemd/system/emsd.service.d/host.conf", "content": told})
-        image = properties["disks"][0]["initializeParams"]["sourceImage"].rsplit("/", 1)[1]
-        gpus = sum(each["acceleratorCount"] for each in properties.get("guestAccelerators", ()))
-        wish = MachineRequest(
-            name,
-            self._images.get(properties["labels"].get(base.KIND, "")) or _FAMILIES[image],
-            "#cloud-config\n" + yaml.safe_dump(config),
-            {**self._labels, base.NODE: name},
+    def _make(self, wish: Wish) -> Resource:
+        address = self._private[wish.name] = self._private.get(wish.name) or str(self._addresses.pop(0))
+        provider = connect(ContainerSection(subnet=self._subnet, options=(f"--ip={address}",)))
+        request = MachineRequest(
+            wish.name,
+            self._images.get(wish.kind) or wish.image,
+            self._told(wish.user_data),
+            {**self._labels, base.NODE: wish.name},
             2,
             2,
-            gpus=gpus,
+            gpus=wish.gpus,
             is_public=True,
         )
-        [found] = provider.create([wish])
+        [found] = provider.create([request])
         assert not isinstance(found, Refusal), found
         return found
+
+    def _told(self, user_data: str) -> str:
+        """Return what the container is told: what the machine would be, and what it needs in a machine's place."""
+        if user_data.startswith("#cloud-config"):
+            return self._configured(user_data)
+        parts = message_from_string(user_data)
+        [config] = [each for each in parts.walk() if each.get_content_type() == "text/cloud-config"]
+        text = config.get_payload(decode=True)
+        assert isinstance(text, bytes)
+        del config["Content-Transfer-Encoding"]
+        config.set_payload(self._configured(text.decode()), "utf-8")
+        return parts.as_string()
+
+    def _configured(self, text: str) -> str:
+        config = yaml.safe_load(text)
+        config["bootcmd"] = [["sh", "-c", _OWN_HOSTS]]
+        if self._metadata:
+            config["bootcmd"].append(["sh", "-c", _ASKED.format(there=self._metadata)])
+        config["write_files"].append({"path": "/etc/systemd/system/nfs-server.service", "content": _NFS})
+        return "#cloud-config\n" + yaml.safe_dump(config)
+
+    def who(self, address: str) -> str:
+        """Return the name of the machine at a private address; empty: there is none."""
+        return next((name for name, each in self._private.items() if each == address and name in self._known), "")
 
     def switch(self, name: str, verb: str) -> None:
         """Start or stop a container."""

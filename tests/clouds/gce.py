@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from clouds import gceshapes as shapes
 from clouds import serving
+from clouds.bodies import Wish
 from clouds.serving import Asked, StandIn, Told, answering
 
 PROJECT, REGION, ZONES = "lab", "us-central1", ("us-central1-a", "us-central1-b", "us-central1-c")
@@ -34,6 +35,7 @@ _TOKENS = {"Bearer good": "user", "Bearer own": "machine"}
 _BASE = f"/compute/v1/projects/{PROJECT}"
 _URL = "https://www.googleapis.com/compute/v1/projects"
 SIZES = {"e2-standard-2": 2, "e2-standard-4": 4, "n1-standard-4": 4, "n1-standard-8": 8, "n2-standard-8": 8}
+_FAMILIES = {"debian-12": "debian:12", "debian-13": "debian:13", "ubuntu-2404-lts-amd64": "ubuntu:24.04"}
 QUOTAS = {"CPUS": 5000, "N2_CPUS": 64, "INSTANCES": 5000, "IN_USE_ADDRESSES": 5000, "NVIDIA_T4_GPUS": 16}
 SPOT_QUOTAS = {"PREEMPTIBLE_CPUS": 0, "PREEMPTIBLE_NVIDIA_T4_GPUS": 16, "GPUS_ALL_REGIONS": 16}
 
@@ -46,15 +48,12 @@ class Cloud(StandIn):
     ----------
     public_ip
         Gives a machine its address.
-    bodies
-        Makes real machines for those that are here on paper (see bodies.py); None: nothing stands behind them.
     """
 
     lacking: set[str] = field(default_factory=set)  # permissions that nobody has
     roles: dict[str, list[str]] = field(default_factory=lambda: {OWN_ACCOUNT: ["roles/editor"]})
     quotas: dict[str, float] = field(default_factory=lambda: {**QUOTAS, **SPOT_QUOTAS})
     public_ip: Callable[[str], str] = lambda name: f"203.0.113.{sum(map(ord, name)) % 250 + 1}"
-    bodies: Any = None
     things: dict[str, dict[str, Any]] = field(default_factory=dict)  # path -> resource
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
     key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
@@ -73,6 +72,8 @@ class Cloud(StandIn):
         with self.lock:
             for path in [path for path in self.things if path.endswith((f"/instances/{name}", f"/disks/{name}"))]:
                 del self.things[path]
+            if self.bodies:
+                self.bodies.end(name)
 
     def credentials(self, folder: Path, *, is_good: bool = True) -> Path:
         """Write a service account's key file; its tokens come from here."""
@@ -117,6 +118,8 @@ class Cloud(StandIn):
         path = asked.path.removeprefix("/computeMetadata/v1/")
         if path == "project/project-id":
             return Told(PROJECT)
+        if path == "instance/preempted":
+            return Told(str(self.is_noticed(asked.client)).upper())
         if path == "instance/service-accounts/default/token" and any(
             each.get("serviceAccounts") for each in self.machines().values()
         ):
@@ -285,7 +288,7 @@ class Cloud(StandIn):
             message = f"The zone 'projects/{PROJECT}/zones/{zone}' does not have enough resources available."
             failed[name] = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": message}
         new = new[: len(new) - n_out]
-        addresses = self.bodies.make(new, body["instanceProperties"]) if self.bodies else {}
+        addresses = self.bodies.make(_wishes(new, body["instanceProperties"])) if self.bodies else {}
         for name in new:
             self._insert(zone, name, body["instanceProperties"], addresses.get(name, ""))
         for name, error in failed.items() if not self.take("mute") else ():
@@ -381,6 +384,15 @@ def _born(place: str) -> dict[str, Any]:
         "creationTimestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "_made": time.monotonic(),
     }
+
+
+def _wishes(names: list[str], properties: dict[str, Any]) -> list[Wish]:
+    """Return what the machines of a request are to be."""
+    items = {each["key"]: each["value"] for each in properties["metadata"]["items"]}
+    image = properties["disks"][0]["initializeParams"]["sourceImage"].rsplit("/", 1)[1]
+    gpus = sum(each["acceleratorCount"] for each in properties.get("guestAccelerators", ()))
+    kind = properties["labels"].get("ems-kind", "")
+    return [Wish(name, items["user-data"], kind, _FAMILIES[image], gpus) for name in names]
 
 
 def _passes(thing: dict[str, Any], text: str) -> bool:

@@ -472,8 +472,8 @@ def _checked(key: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def serve() -> Iterator[Cloud]:
-    """Give an OpenStack on loopback."""
+def serve(host: str = "127.0.0.1") -> Iterator[Cloud]:
+    """Give an OpenStack."""
     cloud = Cloud()
-    with answering(cloud.told) as cloud.url:
+    with answering(cloud.told, host) as cloud.url:
         yield cloud

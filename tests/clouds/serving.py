@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,10 @@ class StandIn:
         Whose calls they were: how many by a user, and how many by a machine's own rights.
     born
         Machine's name -> how many lived at the same time, at most.
+    bodies
+        Makes real machines for those that are here on paper (see bodies.py); None: nothing stands behind them.
+    noticed
+        Machine's name -> when (seconds since 1970) it is to be taken back; it is told so, and :meth:`lose` takes it.
     """
 
     url: str = ""
@@ -44,6 +49,8 @@ class StandIn:
     late_s: float = 0.0
     callers: Counter[str] = field(default_factory=Counter)
     born: Counter[str] = field(default_factory=Counter)
+    bodies: Any = None
+    noticed: dict[str, float] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.RLock)
 
     def take(self, fault: str) -> bool:
@@ -58,6 +65,14 @@ class StandIn:
         """Whether a zone has no machines of a size."""
         return self.faults[f"exhausted:{zone}"] > 0 or self.faults[f"exhausted:{zone}/{size}"] > 0
 
+    def preempt(self, name: str, left_s: float = 30) -> None:
+        """Tell a machine that it is taken back soon."""
+        self.noticed[name] = time.time() + left_s
+
+    def is_noticed(self, address: str) -> bool:
+        """Whether the machine at a private address is to be taken back."""
+        return self.bodies is not None and self.bodies.who(address) in self.noticed
+
 
 @dataclass
 class Asked:
@@ -68,6 +83,7 @@ class Asked:
     query: Mapping[str, str]
     headers: Message
     raw: bytes
+    client: str = ""  # whose address it comes from
 
     @property
     def body(self) -> dict[str, Any]:
@@ -127,7 +143,16 @@ def answering(answer: Callable[[Asked], Told], host: str = "127.0.0.1") -> Itera
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             where = urlsplit(self.path)
             try:
-                told = answer(Asked(self.command, where.path, dict(parse_qsl(where.query)), self.headers, raw))
+                told = answer(
+                    Asked(
+                        self.command,
+                        where.path,
+                        dict(parse_qsl(where.query)),
+                        self.headers,
+                        raw,
+                        self.client_address[0],
+                    )
+                )
             except RefusedError as error:
                 told = error.told
             is_text = isinstance(told.content, str)

@@ -211,13 +211,8 @@ class Lab:
         def started() -> bool:
             return all(log.exists() and log.stat().st_size for log in logs)
 
-        try:
+        with self._explained(experiment):
             self.wait_until(started, limit_s, f"start of runs {indices}")
-        except TimeoutError as error:
-            error.add_note(f"queue: {self.slurm.queue()}\n{self.slurm.run('sinfo', '-N', '-l')}")
-            for path in sorted(path for log in logs for path in log.parent.rglob("*") if path.is_file()):
-                error.add_note(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}")
-            raise
 
     def wait_for_states(self, experiment: str, state: str, limit_s: float = 120) -> None:
         """Harvest until all runs are in ``state``."""
@@ -226,7 +221,23 @@ class Lab:
             self.harvest()
             return set(self.states(experiment).values()) == {state}
 
-        self.wait_until(reached, limit_s, f"all runs of {experiment} {state}")
+        with self._explained(experiment):
+            self.wait_until(reached, limit_s, f"all runs of {experiment} {state}")
+
+    @contextmanager
+    def _explained(self, experiment: str) -> Iterator[None]:
+        """Add to a TimeoutError how ems, SLURM and the files of the runs stand."""
+        try:
+            yield
+        except TimeoutError as error:
+            folder = self.project / ".ems" / "experiments" / experiment
+            for words in (("sinfo", "-N", "-l"), ("scontrol", "show", "job"), ("sacct", "-X", "-S", "now-1hour")):
+                error.add_note(f"--- {' '.join(words)}\n{self.slurm.run(*words, check=False)[-8000:]}")
+            error.add_note(f"--- ems status\n{self.ems('status', code=None)}")
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            for path in sorted([*files, *(self.slurm.dir / "log").glob("slurm*")]):
+                error.add_note(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}")
+            raise
 
 
 @pytest.fixture

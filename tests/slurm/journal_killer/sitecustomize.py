@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 
 class _Killer:
@@ -18,17 +19,16 @@ class _Killer:
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if log else -1
         self.seen = 0
         self.is_armed = False
-        self.is_busy = False
+        self.own = threading.local()  # what a step does itself is no step; another thread's step is one
+        self.lock = threading.Lock()
 
     def hook(self, event: str, args: tuple) -> None:
-        if self.is_busy or event not in ("open", "subprocess.Popen", "os.posix_spawn"):
+        if getattr(self.own, "is_busy", False) or event not in ("open", "subprocess.Popen", "os.posix_spawn"):
             return
-        self.is_busy = True
-        if event == "open":
-            self.opened(args)
-        else:
-            self.started(args)
-        self.is_busy = False
+        self.own.is_busy = True
+        with self.lock:
+            (self.opened if event == "open" else self.started)(args)
+        self.own.is_busy = False
 
     def opened(self, args: tuple) -> None:
         path, _, flags = args

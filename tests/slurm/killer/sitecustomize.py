@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections import Counter
 
 
@@ -23,11 +24,12 @@ class _Killer:
         self.signal = signal.Signals[kill.get("signal", "SIGKILL")]
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if log else -1
         self.seen: Counter = Counter()
-        self.is_busy = False
+        self.own = threading.local()  # what a step does itself is no step; another thread's step is one
+        self.lock = threading.Lock()
         self.untraced: list = []
 
     def hook(self, event: str, args: tuple) -> None:
-        if self.is_busy:
+        if getattr(self.own, "is_busy", False):
             return
         if event == "sqlite3.connect/handle":
             self.untraced.append(args[0])
@@ -40,12 +42,12 @@ class _Killer:
 
     def trace(self) -> None:
         """Trace the new connections: the event comes before they are usable, the first event after it does not."""
-        self.is_busy = True
+        self.own.is_busy = True
         for connection in self.untraced:
             with contextlib.suppress(Exception):  # closed already
                 connection.set_trace_callback(self.statement)
         self.untraced.clear()
-        self.is_busy = False
+        self.own.is_busy = False
 
     def statement(self, sql: str) -> None:
         words = sql.split()
@@ -53,7 +55,12 @@ class _Killer:
             self.step("sql " + " ".join(words[:3]))
 
     def step(self, did: str) -> None:
-        self.is_busy = True
+        self.own.is_busy = True
+        with self.lock:
+            self.count(did)
+        self.own.is_busy = False
+
+    def count(self, did: str) -> None:
         kind = " ".join(re.sub(r"[0-9a-f]{8,}|\d+|/\S+?/project/", "#", did).split())
         self.seen[kind] += 1
         if self.log >= 0:
@@ -64,7 +71,6 @@ class _Killer:
                 signal.setitimer(signal.ITIMER_REAL, self.delay_s)
             else:
                 os.kill(os.getpid(), self.signal)
-        self.is_busy = False
 
 
 def _describe(event: str, args: tuple) -> str:
