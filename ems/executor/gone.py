@@ -43,8 +43,8 @@ class GoneExecutor:
     def hint(self) -> str:
         """What can still be done."""
         return (
-            f"what was harvested is kept: ems report; it is had again by `ems cluster start {self.target}` or "
-            f"`ems cluster connect {self.target} user@login`"
+            f"what was harvested is kept: ems report; `ems cluster start {self.target}` makes the cluster anew, empty; "
+            f"one that was only forgotten: `ems cluster connect {self.target} user@login`"
         )
 
     def check(self, resources: Resources) -> None:  # noqa: ARG002  # the Protocol's

@@ -468,6 +468,7 @@ def test_of_a_cluster_that_is_gone_everything_that_came_back_can_be_seen(far: An
     ):
         done = ems(*words, code=1)
         assert "the cluster far is gone" in done.stderr, words
+        assert "`ems cluster start far` makes the cluster anew, empty" in done.stderr
         assert "`ems cluster connect far user@login`" in done.stderr
     assert "removed train" in ems("rm", "last", "--yes").stdout
     registry.save(far.target)
