@@ -29,9 +29,10 @@ _NFS += "[Install]\nWantedBy=multi-user.target\n"
 # an engine mounts its own /etc/hosts over the container's, which then cannot be replaced
 _OWN_HOSTS = "cat /etc/hosts >/etc/hosts.own && umount /etc/hosts && mv /etc/hosts.own /etc/hosts || true"
 METADATA = "169.254.169.254"
+_ITS_NETWORK = ("--cap-add=NET_ADMIN",)
 _ASKED = (  # not waited for: cloud-init's own unit has to end before others start
-    f"ip address add {METADATA}/32 dev lo; systemd-run --no-block --unit=stand-in"
-    f" --socket-property=ListenStream={METADATA}:80 /lib/systemd/systemd-socket-proxyd {{there}}"
+    f"ip address add {METADATA}/32 dev lo; systemd-run --unit=stand-in"
+    f" --socket-property=ListenStream={METADATA}:80 /lib/systemd/systemd-socket-proxyd {{there}} &"
 )
 
 
@@ -85,18 +86,30 @@ class Bodies:
         self._known: dict[str, Resource] = {}
         self._private: dict[str, str] = {}
         self._public: dict[str, str] = {}
-        self._relays: list[socket.socket] = []
+        self._n_outside = 0
+        self._relays: dict[str, socket.socket] = {}
+        self._leads: dict[str, str] = {}  # address -> machine
         self._provider = connect(ContainerSection(subnet=subnet))
         self._provider.prepare(self._labels)
 
     def public_ip(self, name: str) -> str:
         """Return the loopback address that leads to a machine; it is the same as long as the stand-in lives."""
         if name not in self._public:
-            self._public[name] = str(self._outside + len(self._public) + 1)
-            server = socket.create_server((self._public[name], 22))
-            self._relays.append(server)
-            threading.Thread(target=self._relay, args=(server, name), daemon=True).start()
+            self._public[name] = self.free_ip()
+            self.lead(self._public[name], name)
         return self._public[name]
+
+    def free_ip(self) -> str:
+        """Return a loopback address that leads nowhere yet."""
+        self._n_outside += 1
+        return str(self._outside + self._n_outside)
+
+    def lead(self, address: str, name: str) -> None:
+        """Have an address of :meth:`free_ip` lead to a machine from now on."""
+        self._leads[address] = name
+        if address not in self._relays:
+            server = self._relays[address] = socket.create_server((address, 22))
+            threading.Thread(target=self._relay, args=(server, address), daemon=True).start()
 
     def make(self, wishes: Sequence[Wish]) -> dict[str, str]:
         """Make containers; returns their private addresses."""
@@ -106,7 +119,7 @@ class Bodies:
 
     def _make(self, wish: Wish) -> Resource:
         address = self._private[wish.name] = self._private.get(wish.name) or str(self._addresses.pop(0))
-        provider = connect(ContainerSection(subnet=self._subnet, options=(f"--ip={address}",)))
+        provider = connect(ContainerSection(subnet=self._subnet, options=(f"--ip={address}", *_ITS_NETWORK)))
         request = MachineRequest(
             wish.name,
             self._images.get(wish.kind) or wish.image,
@@ -158,22 +171,22 @@ class Bodies:
 
     def clear(self) -> None:
         """Delete everything."""
-        for server in self._relays:
+        for server in self._relays.values():
             server.close()
         self._provider.destroy(self._provider.list(self._labels))
         assert self._provider.list(self._labels) == []
 
-    def _relay(self, server: socket.socket, name: str) -> None:
+    def _relay(self, server: socket.socket, address: str) -> None:
         while True:
             try:
                 client, _ = server.accept()
             except OSError:
                 return
-            threading.Thread(target=self._hand_on, args=(client, name), daemon=True).start()
+            threading.Thread(target=self._hand_on, args=(client, address), daemon=True).start()
 
-    def _hand_on(self, client: socket.socket, name: str) -> None:
+    def _hand_on(self, client: socket.socket, address: str) -> None:
         with client, contextlib.suppress(OSError, KeyError):
-            found = self._known[name]
+            found = self._known[self._leads[address]]
             with socket.create_connection((found.ssh_address, found.ssh_port), timeout=10) as far:
                 far.settimeout(None)
                 back = threading.Thread(target=_copy, args=(far, client), daemon=True)

@@ -18,24 +18,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from clouds import serving
+from clouds.bodies import Wish
 from clouds.serving import Asked, StandIn, Told, answering
 
 USER, PASSWORD, PROJECT = "me", "secret", "lab"
 _LOGIN, ROLES = (USER, PASSWORD), ("admin", "member")
 EXTERNAL = "00000000-0000-4000-8000-00000000e47e"
-FLAVORS = {"m1.small": (1, 2048, 20, 0), "m1.medium": (2, 4096, 40, 0), "g1.large": (8, 32768, 80, 1)}
+# CPUs, MB of memory, GB of disk, and GPUs, of which no answer tells
+FLAVORS = {"m1.small": (1, 2048, 20, 0), "m1.medium": (2, 4096, 40, 0), "g1.large": (8, 32768, 80, 2)}
+IMAGES = {"Debian 12 (bookworm)": "debian:12", "debian-13-generic": "debian:13", "Ubuntu 24.04 LTS": "ubuntu:24.04"}
 ZONES = ("nova", "east")
 _PAGE = 250
 _FIELDS = {  # what each request may hold
     "server": {"name", "flavorRef", "imageRef", "networks", "security_groups", "user_data", "metadata", "min_count"}
-    | {
-        "max_count",
-        "availability_zone",
-        "block_device_mapping_v2",
-        "config_drive",
-        "key_name",
-        "return_reservation_id",
-    },
+    | {"max_count", "availability_zone", "block_device_mapping_v2", "config_drive", "key_name"}
+    | {"return_reservation_id"},
     "security_group": {"name", "description"},
     "security_group_rule": {"security_group_id", "direction", "ethertype", "protocol", "port_range_min"}
     | {"port_range_max", "remote_ip_prefix", "remote_group_id", "description"},
@@ -80,7 +77,7 @@ class Cloud(StandIn):
     def __post_init__(self) -> None:
         self.neutron = {key: {} for key in _KEYS.values()}
         self.neutron["network"][EXTERNAL] = _thing(EXTERNAL, "public", {"router:external": True})
-        for number, name in enumerate(("Debian 12 (bookworm)", "debian-13-generic", "Ubuntu 24.04 LTS")):
+        for number, name in enumerate(IMAGES):
             its_id = f"00000000-0000-4000-8000-{number:012d}"
             self.images[its_id] = {"id": its_id, "name": name, "status": "active", "visibility": "public"}
             self.images[its_id]["created_at"] = "2026-11-01T00:00:00Z"
@@ -113,13 +110,6 @@ class Cloud(StandIn):
         with self.lock:
             for key in [key for key, each in self.servers.items() if each["_name"] == name]:
                 self._drop_server(key)
-
-    def name_of(self, server: dict[str, Any]) -> str:
-        """Return what the machine calls itself: the name at its launch index in what it is told."""
-        stem, *runs = server["metadata"].get("ems-nodes", server["name"]).split()
-        ends = [(int(run.split("-")[0]), int(run.split("-")[-1])) for run in runs]
-        names = [f"{stem}{number:03d}" for first, last in ends for number in range(first, last + 1)] or [stem]
-        return str(names[server["_index"]])
 
     # -- requests
 
@@ -220,14 +210,25 @@ class Cloud(StandIn):
         self._check_wish(wish)
         zone = wish.get("availability_zone", ZONES[0])
         is_out = self.is_out(zone, wish["flavorRef"]) or self.take("stockout")
-        ids = [self._insert(wish, index, count, zone, is_out=is_out) for index in range(count)]
+        every = _names(wish)
+        names = [every[index] for index in range(count)]
+        addresses = self.bodies.make(self._wishes(wish, names)) if self.bodies and not is_out else {}
+        ids = [
+            self._insert(wish, index, zone, addresses.get(name, ""), is_out=is_out) for index, name in enumerate(names)
+        ]
         return {"server": {"id": ids[0], "links": [], "security_groups": wish["security_groups"]}}
+
+    def _wishes(self, wish: dict[str, Any], names: list[str]) -> list[Wish]:
+        """Return what the machines of a request are to be."""
+        user_data = base64.b64decode(wish["user_data"]).decode()
+        image = IMAGES[self.images[_image_of(wish)]["name"]]
+        gpus = FLAVORS[wish["flavorRef"]][3]
+        return [Wish(name, user_data, wish["metadata"].get("ems-kind", ""), image, gpus) for name in names]
 
     def _check_wish(self, wish: dict[str, Any]) -> None:
         base64.b64decode(wish["user_data"], validate=True)
         long = [key for key, value in wish["metadata"].items() if len(key) > 255 or len(value) > 255]
-        disks = wish.get("block_device_mapping_v2", [])
-        image = wish.get("imageRef") or (disks[0]["uuid"] if disks else None)
+        image = _image_of(wish)
         networks = [each["uuid"] for each in wish["networks"]]
         missing = [each for each in networks if each not in self.neutron["network"]]
         groups = [
@@ -238,15 +239,15 @@ class Cloud(StandIn):
                 400, "badRequest", f"Invalid request: {image} {wish['flavorRef']} {long} {missing} {groups}"
             )
 
-    def _insert(self, wish: dict[str, Any], index: int, count: int, zone: str, *, is_out: bool) -> str:
+    def _insert(self, wish: dict[str, Any], index: int, zone: str, address: str, *, is_out: bool) -> str:
         its_id = str(uuid.uuid4())
-        name = wish["name"] if count == 1 else f"{wish['name']}-{index + 1}"
-        fixed = {"version": 4, "addr": self._next_address("10.89"), "OS-EXT-IPS:type": "fixed"}
+        name = wish["name"] if wish.get("max_count", 1) == 1 else f"{wish['name']}-{index + 1}"
+        fixed = {"version": 4, "addr": address or self._next_address("10.89"), "OS-EXT-IPS:type": "fixed"}
         server = {"id": its_id, "name": name, "status": "BUILD", "metadata": dict(wish["metadata"])}
         server |= {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "flavor": _flavor(wish["flavorRef"])}
         server |= {"addresses": {"net": [fixed]}, "OS-EXT-AZ:availability_zone": zone, "OS-EXT-STS:task_state": None}
         server |= {
-            "_index": index,
+            "_name": (mine := _names(wish)[index]),
             "_born": time.monotonic(),
             "_groups": [each["name"] for each in wish["security_groups"]],
         }
@@ -256,14 +257,15 @@ class Cloud(StandIn):
         port = {"device_id": its_id, "device_owner": "compute:nova", "network_id": wish["networks"][0]["uuid"]}
         port |= {"fixed_ips": [{"subnet_id": "", "ip_address": fixed["addr"]}]}
         self._keep("port", port)
-        server["_name"] = mine = self.name_of(server)
         if not is_out:
             alive = sum(each["_name"] == mine for each in self.servers.values() if "fault" not in each)
             self.born[mine] = max(self.born[mine], alive)
         return its_id
 
     def _drop_server(self, its_id: str) -> None:
-        self.servers.pop(its_id)
+        server = self.servers.pop(its_id)
+        if self.bodies and "fault" not in server:
+            self.bodies.end(server["_name"])
         gone = [key for key, each in self.neutron["port"].items() if each["device_id"] == its_id]
         for key in gone:
             del self.neutron["port"][key]
@@ -277,6 +279,8 @@ class Cloud(StandIn):
         if wanted:
             if server["status"] != wanted[0]:
                 raise RefusedError(409, "conflictingRequest", f"Cannot '{action}' while it is {server['status']}")
+            if self.bodies:
+                self.bodies.switch(server["_name"], action.removeprefix("os-"))
             server["status"] = wanted[1]
             return 202, None
         if action != "createImage":
@@ -333,7 +337,8 @@ class Cloud(StandIn):
         if key == "subnet" and wish["network_id"] not in self.neutron["network"]:
             raise RefusedError(404, "NetworkNotFound", "Network could not be found")
         if key == "floatingip":
-            wish = {**wish, "floating_ip_address": self._next_address("127.77")}
+            free = self.bodies.free_ip() if self.bodies else self._next_address("127.77")
+            wish = {**wish, "floating_ip_address": free}
         made = self._keep(key, wish)
         if key == "floatingip":
             self._bind(made)
@@ -350,6 +355,8 @@ class Cloud(StandIn):
         if server:
             address = {"version": 4, "addr": floating["floating_ip_address"], "OS-EXT-IPS:type": "floating"}
             server["addresses"]["net"].append(address)
+            if self.bodies:
+                self.bodies.lead(address["addr"], server["_name"])
 
     def _interface(self, router: str, verb: str, subnet: str) -> dict[str, Any]:
         mine = [
@@ -455,6 +462,19 @@ def _thing(its_id: str, name: str, more: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _names(wish: dict[str, Any]) -> list[str]:
+    """Return what the servers of a request call themselves: the names by launch index in what they are told."""
+    stem, *runs = wish["metadata"].get("ems-nodes", wish["name"]).split()
+    ends = [(int(run.split("-")[0]), int(run.split("-")[-1])) for run in runs]
+    return [f"{stem}{number:03d}" for first, last in ends for number in range(first, last + 1)] or [stem]
+
+
+def _image_of(wish: dict[str, Any]) -> str:
+    """Return the id of the image that servers boot from, be it on a volume."""
+    disks = wish.get("block_device_mapping_v2", [])
+    return str(wish.get("imageRef") or (disks[0]["uuid"] if disks else ""))
 
 
 def _flavor(name: str) -> dict[str, Any]:
