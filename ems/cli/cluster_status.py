@@ -152,7 +152,13 @@ def _chosen(name: str | None) -> str:
     return chosen
 
 
-@command(REACH, "ems cluster ssh", "ems cluster ssh gpu-001", "ems cluster ssh -- squeue --me")
+@command(
+    REACH,
+    "ems cluster ssh",
+    "ems cluster ssh gpu-001",
+    "ems cluster ssh -- squeue --me",
+    "ems cluster ssh -- sh -c 'cd data; ls | wc -l'",
+)
 def ssh(
     ctx: typer.Context,
     node: Annotated[
@@ -160,7 +166,10 @@ def ssh(
     ] = None,
     on: On = None,
 ) -> None:
-    """Log in, or run the command that follows `--`."""
+    """Log in, or run the command that follows `--`.
+
+    Each of its words arrives there as it is; `;`, `|`, `*` and `$` mean something only in a line for `sh -c`.
+    """
     host = _host(on) if node is None else _fleet(on).node_host(node)
     words = list(ctx.obj["script_args"])
     argv = host.argv(words, tty=bool(words) and os.isatty(0) and os.isatty(1))

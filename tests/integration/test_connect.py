@@ -252,6 +252,9 @@ def test_one_logs_in_to_a_connected_cluster_and_copies_files_but_its_machines_ar
     name = "a b $(touch pwned).csv"
     (project / name).write_text("1,2\n")
     assert ems("cluster", "ssh", "--on", "far", "--", "printf", "%s", "a  b").stdout == "a  b"
+    assert "-- sh -c 'cd data; ls | wc -l'" in ems("cluster", "ssh", "--help").stdout
+    assert ems("cluster", "ssh", "--on", "far", "--", "sh", "-c", "cd /; pwd").stdout == "/\n", "as the help says"
+    assert ems("cluster", "ssh", "--on", "far", "--", "cd /; pwd", code=127).stdout == "", "a word is no line"
     ems("cluster", "put", name, f"{login.home}/", "--on", "far")
     (project / name).unlink()
     ems("cluster", "get", f"{login.home}/{name}", ".", "--on", "far")
