@@ -43,7 +43,7 @@ def plan(name: Name, nodes: Nodes = None, as_json: o.AsJson = False) -> None:
         render.print_json({**dataclasses.asdict(found), "findings": listed})
         return
     for each in findings:
-        if not each.is_good or each.subject == "quota":
+        if not each.is_good or each.subject in {"quota", forecast.LIMITS}:
             render.note(f"{each.subject}: {each.said}")
     if not all(each.is_good for each in findings):
         render.note(f"it cannot be made so: ems cluster check {name} says what helps")
@@ -66,7 +66,7 @@ def check(name: Name, nodes: Nodes = None, as_json: o.AsJson = False) -> None:
     if as_json:
         render.print_json([dataclasses.asdict(each) for each in findings])
     else:
-        columns = [render.Column(title) for title in ("", "what", "found")]
+        columns = [render.Column(title, keep=True) for title in ("", "what", "found")]  # a long one wraps
         render.print_table(columns, [_cells(each) for each in findings], paged=False)
     bad = [each for each in findings if not each.is_good]
     if bad:

@@ -11,6 +11,9 @@ from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import Finding, Inspector, MachineRequest
 from ems.errors import ProviderError, UsageError
 
+#: The subject of what the definition's own limits say.
+LIMITS = "limits"
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -104,7 +107,14 @@ def forecast(definition: Definition, counts: Mapping[str, int]) -> Forecast:
 
 
 def inspect(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
-    """Return what the cloud says to it: credentials, permissions, quota, image, sizes, zones. Nothing is made."""
+    """Return what the cloud says to it: credentials, permissions, quota, image, sizes, zones. Nothing is made.
+
+    What the definition's own limits say comes last.
+    """
+    return [*_of_cloud(definition, counts), *_of_limits(definition, counts)]
+
+
+def _of_cloud(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
     provider = connect(definition.provider)
     wanted = requests(definition, counts)
     if isinstance(provider, Inspector):
@@ -116,6 +126,20 @@ def inspect(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
     except ProviderError as error:
         return [Finding("machines", error.message, is_good=False, hint=error.hint)]
     return [Finding("machines", f"{', '.join(each.name for each in wanted)} can be had")]
+
+
+def _of_limits(definition: Definition, counts: Mapping[str, int]) -> list[Finding]:
+    """Compare the numbers of nodes with ``limits.max_nodes``; that more may be than may be at once is no error."""
+    limit = definition.limits.max_nodes
+    lines = [_line(definition, kind, counts.get(kind, spec.count)) for kind, spec in definition.nodes.items()]
+    stay, most = sum(each.count for each in lines), sum(each.most for each in lines)
+    if limit is None or most <= limit:
+        return []
+    if stay > limit:
+        said = f"{stay} nodes are to stay, and `limits.max_nodes` is {limit}"
+        return [Finding(LIMITS, said, is_good=False, hint="ask for fewer, or raise `limits.max_nodes`")]
+    said = f"the kinds may have {most} nodes, and `limits.max_nodes` is {limit}: no more than {limit} are there at once"
+    return [Finding(LIMITS, said)]
 
 
 def requests(definition: Definition, counts: Mapping[str, int]) -> list[MachineRequest]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ems.cli import cluster_life, cluster_plan
 from ems.cluster import floor, forecast, images, ledger, lifecycle, overview, userdata
 from ems.cluster.definition import Definition
 from ems.cluster.elastic.standing import Shut, Status
@@ -14,7 +15,7 @@ from ems.cluster.fleet import Fleet
 from ems.cluster.problems import problems
 from ems.cluster.record import Files, new
 from ems.cluster.scheduler import NodeState
-from ems.errors import UsageError
+from ems.errors import ClusterError, UsageError
 
 CONTENT: dict[str, Any] = {
     "name": "demo",
@@ -69,6 +70,33 @@ def test_a_forecast_says_what_it_costs_at_least_and_at_most(definition: Definiti
     assert found.price_per_gpu_hour == pytest.approx(27 / 16)
     with pytest.raises(UsageError, match="its `max` is 8"):
         forecast.forecast(definition, {"gpu": 9})
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_good", "said"),
+    [
+        (10, True, None),
+        (9, True, "limits: the kinds may have 10 nodes, and `limits.max_nodes` is 9: no more than 9 are there at once"),
+        (2, False, "limits: 3 nodes are to stay, and `limits.max_nodes` is 2"),
+    ],
+)
+def test_a_plan_says_when_more_nodes_may_be_than_the_limit_lets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: int, is_good: bool, said: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    limited = Definition.model_validate({**CONTENT, "limits": {"max_nodes": limit}})
+    monkeypatch.setattr(cluster_life, "definition_of", lambda _name: limited)
+    monkeypatch.setattr(forecast, "connect", lambda _section: SimpleNamespace(check=lambda _wanted: None))
+    cluster_plan.plan("demo")
+    lines = capsys.readouterr().err.splitlines()
+    assert [each for each in lines if each.startswith("limits")] == ([said] if said else [])
+    assert (lines[-1] == "next: ems cluster start demo") is is_good
+    if is_good:
+        cluster_plan.check("demo")
+        assert (f"`limits.max_nodes` is {limit}" in capsys.readouterr().out) is (said is not None)
+    else:
+        with pytest.raises(ClusterError, match="3 nodes are to stay"):
+            cluster_plan.check("demo")
 
 
 def test_kinds_are_shown_with_what_shuts_them(definition: Definition) -> None:
