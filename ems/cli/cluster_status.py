@@ -74,6 +74,10 @@ def status(
     if found.stalled:
         render.note(f"{found.stalled}: ems cluster setup {found.name}")
     remind(fleet.definition)
+    late = [each.name for each in found.nodes if each.is_late]
+    if late:
+        others = f" (and of {len(late) - 1} more)" if len(late) > 1 else ""
+        render.note(f"`ems cluster logs {found.name} {late[0]}` tells why {late[0]} does not come{others}")
     lost = [] if found.kinds else [each.name for each in found.nodes if each.machine == "gone"]
     if lost:
         render.note(f"next: `ems cluster start {found.name}` makes {', '.join(lost)} anew")

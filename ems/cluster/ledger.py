@@ -291,23 +291,23 @@ def _of(fleet: Fleet) -> Ledger:
 def observe(fleet: Fleet) -> None:
     """Have the ledger say what is there."""
     there = {name: each for name, each in fleet.machines().items() if each.state not in _COSTS_NOTHING}
-    seen, steps = {name: _seen(fleet, each) for name, each in there.items()}, _steps(fleet)
+    seen, done = {name: _seen(fleet, each) for name, each in there.items()}, steps(fleet)
 
     def missing(events: list[Event]) -> list[Event]:
         own = [each for each in events if each.id == fleet.record.incarnation]
-        return difference(own, seen, steps, datetime.now(UTC), _lease(fleet))
+        return difference(own, seen, done, datetime.now(UTC), _lease(fleet))
 
     _of(fleet).add(missing)
 
 
 def ended(fleet: Fleet, machines: Sequence[Resource]) -> None:
     """Write down machines that were there a moment ago and are gone, whether the ledger knew of them or not."""
-    seen, steps, now = {each.name: _seen(fleet, each) for each in machines}, _steps(fleet), datetime.now(UTC)
+    seen, done, now = {each.name: _seen(fleet, each) for each in machines}, steps(fleet), datetime.now(UTC)
 
     def missing(events: list[Event]) -> list[Event]:
         own = [each for each in events if each.id == fleet.record.incarnation and each.node in seen]
         there = {each.name: seen[each.name] for each in machines if each.state not in _COSTS_NOTHING}
-        starts = difference(own, there, steps, now, _lease(fleet))
+        starts = difference(own, there, done, now, _lease(fleet))
         return [*starts, *difference([*own, *starts], {}, (), now, _lease(fleet))]
 
     _of(fleet).add(missing)
@@ -425,7 +425,8 @@ def _seen(fleet: Fleet, machine: Resource) -> Seen:
     return Seen(event, machine.created_at)
 
 
-def _steps(fleet: Fleet) -> list[Step]:
+def steps(fleet: Fleet) -> list[Step]:
+    """Return what the journal of this machine says was done to machines, or was about to be."""
     found = []
     for line in fleet.journal.lines():
         with suppress(ValueError, TypeError, KeyError):

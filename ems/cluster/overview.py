@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from ems.cluster import floor, price
+from ems.cluster import floor, ledger, price
 from ems.cluster.elastic.standing import Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource
 from ems.cluster.record import Phase
 from ems.cluster.scheduler import Boot, Job, NodeState
 from ems.errors import ConnectionFailedError
+
+#: How long a node may boot before SLURM or its own first word is missed; SLURM itself waits for ten minutes.
+LATE = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class NodeView:
         SLURM's word, e.g. ``idle``, ``powering down``; empty where it knows no such node, or cannot be asked.
     note
         Why it is not at work.
+    is_late
+        Whether its boot has failed, or has said nothing for longer than :data:`LATE`: its logs tell why.
     """
 
     name: str
@@ -38,6 +43,7 @@ class NodeView:
     gres: str = ""
     note: str = ""
     jobs: int = 0
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,11 @@ def look(fleet: Fleet) -> Overview:
         trouble = _why_away(fleet, controller)
     on = [name for name, state in states.items() if fleet.definition.is_elastic and not state.is_off]
     names = sorted({*machines, *record.wanted, *on} - {record.controller})
-    views = [_view(fleet, name, machines.get(name), states.get(name), boots.get(name, {}), jobs) for name in names]
+    since = {} if trouble else _booted(fleet, machines.values())  # else nobody knows which have registered
+    views = [
+        _view(fleet, name, machines.get(name), states.get(name), boots.get(name, {}), jobs, since.get(name))
+        for name in names
+    ]
     first = NodeView(record.controller, "controller", str(controller.state) if controller else "gone")
     running = [each for each in machines.values() if each.state is MachineState.RUNNING]
     return Overview(
@@ -161,12 +171,31 @@ def _why_away(fleet: Fleet, controller: Resource | None) -> str:
     return said
 
 
+def _booted(fleet: Fleet, machines: Iterable[Resource]) -> dict[str, datetime]:
+    """Return since when machines that run have been there, or were last woken, where that is known."""
+    found = {each.name: each.created_at for each in machines if each.state is MachineState.RUNNING and each.created_at}
+    for step in ledger.steps(fleet):
+        if step.verb == "wake":
+            found |= {name: max(step.at, found[name]) for name in step.nodes & found.keys()}
+    return found
+
+
 def _view(
-    fleet: Fleet, name: str, machine: Resource | None, state: NodeState | None, boot: Boot, jobs: Sequence[Job]
+    fleet: Fleet,
+    name: str,
+    machine: Resource | None,
+    state: NodeState | None,
+    boot: Boot,
+    jobs: Sequence[Job],
+    since: datetime | None = None,
 ) -> NodeView:
-    note = str(fleet.record.left_out.get(name) or boot.get("error") or (state.reason if state else ""))
-    if not note and machine is not None and (state is None or state.is_coming):  # else it was of an earlier machine
-        note = str(boot.get("stage") or "")
+    is_coming = machine is not None and (state is None or state.is_coming)
+    stage = str(boot.get("stage") or "") if is_coming else ""  # else it was of an earlier machine
+    note = str(fleet.record.left_out.get(name) or boot.get("error") or (state.reason if state else "") or stage)
+    waited = datetime.now(UTC) - since if since and is_coming else timedelta()
+    is_silent = waited > LATE and stage in {"", "ready"}
+    if is_silent and not boot.get("error"):
+        note = f"not registered after {waited // timedelta(minutes=1)} min{f': {note}' if note else ''}"
     return NodeView(
         name,
         fleet.kind(name),
@@ -176,6 +205,7 @@ def _view(
         state.gres if state else "",
         note,
         sum(name in job.hosts for job in jobs),
+        is_silent or (is_coming and bool(boot.get("error"))),
     )
 
 

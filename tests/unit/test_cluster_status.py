@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource, Thing
 from ems.cluster.record import Files, Phase, new
+from ems.cluster.scheduler import NodeState
 from ems.errors import ConnectionFailedError
 
 CONTENT: dict[str, Any] = {
@@ -93,3 +95,44 @@ def test_a_cluster_that_was_left_half_made_says_what_goes_on(
     assert "queue: not known, it is not set up yet; `ems cluster start demo` goes on\n" in capsys.readouterr().out
     fleet.record = replace(fleet.record, phase=Phase.READY)
     assert "squeue" in overview.look(fleet).trouble
+
+
+def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now(UTC)
+    ages = {1: 60, 2: 200, 3: 3600, 4: 200, 5: 200, 6: 200, 7: 3600, 8: 10}  # seconds since the machine was made
+    made = {f"demo-cpu-{number:03d}": now - timedelta(seconds=age) for number, age in ages.items()}
+    machines = {
+        name: Resource(Thing.MACHINE, name, name, {}, MachineState.RUNNING, created_at=at) for name, at in made.items()
+    }
+    controller = fleet.machines()
+    monkeypatch.setattr(fleet, "machines", lambda: controller | machines)
+    states = {name: NodeState("idle#", ("cpu",), "") for name in machines}
+    states["demo-cpu-004"] = NodeState("idle", ("cpu",), "")
+    del states["demo-cpu-002"]  # SLURM knows it once it has registered
+    boots = {
+        "demo-cpu-004": {"stage": "ready"},
+        "demo-cpu-005": {"stage": "installs SLURM"},
+        "demo-cpu-006": {"stage": "ready"},
+        "demo-cpu-008": {"stage": "failed", "error": "mount: wrong fs type"},
+    }
+    monkeypatch.setattr(fleet.scheduler, "look", lambda: (states, boots))
+    monkeypatch.setattr(floor, "standing", lambda _fleet: (None, ""))
+    with fleet.journal.step("wake", ["demo-cpu-007"]):  # it was stopped since it was made
+        pass
+    found = {int(each.name[-3:]): each for each in overview.look(fleet).nodes[1:]}
+    assert [number for number, each in found.items() if each.is_late] == [2, 3, 6, 8]
+    assert (found[1].note, found[4].note, found[5].note, found[7].note) == ("", "", "installs SLURM", "")
+    assert (found[2].note, found[3].note) == ("not registered after 3 min", "not registered after 60 min")
+    assert (found[6].note, found[8].note) == ("not registered after 3 min: ready", "mount: wrong fs type")
+    cluster_status.status("demo")
+    said = "`ems cluster logs demo demo-cpu-002` tells why demo-cpu-002 does not come (and of 3 more)"
+    assert said in capsys.readouterr().err
+
+    def refuse() -> None:
+        raise ConnectionFailedError("slurmctld does not answer")
+
+    monkeypatch.setattr(fleet.scheduler, "jobs", refuse)
+    late = [each.name for each in overview.look(fleet).nodes if each.is_late]
+    assert late == ["demo-cpu-008"], "of a SLURM that is away nobody knows whether a node has registered"
