@@ -57,7 +57,7 @@ _CAUSES = {
     "invalid": RefusalCause.INVALID,
     "badRequest": RefusalCause.INVALID,
 }
-_METADATA = "metadata.google.internal"
+_METADATA = "169.254.169.254"  # metadata.google.internal, whatever DNS and /etc/hosts say
 _RENEWAL_S = 225.0  # before a token ends; the server gives another one from five minutes before
 #: What helps where a controller may not make machines.
 OWN_HINT = "say `service_account: default` under `provider:` in the definition, and start the cluster anew"
