@@ -40,8 +40,9 @@ class CannotStartError(Exception):
 def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Optional[Record]:
     """Claim the next attempt at run ``index`` for this job and return its record; None if it is not ours to run.
 
-    A chunk gives each of its runs one attempt, and a further one whenever the job that had it was requeued: so a chunk
-    may be submitted twice, or a worker started twice, and nothing runs twice.
+    A chunk gives each of its runs one attempt, and a further one whenever the job that had it was requeued before the
+    run was done: so a chunk may be submitted twice, or a worker started twice, and nothing runs twice. Of a job that
+    runs share (``--pack``) only those go on that it interrupted.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Option
         If the record cannot be written.
     """
     last = records.last_attempt(files, index)
-    if last is not None and not _is_next(last, chunk["chunk"], job):
+    if last is not None and not _is_next(last, chunk, job):
         return None
     number = 1 if last is None else last["attempt"] + 1
     is_fresh = last is None or (bool(chunk.get("fresh")) and last["chunk"] < chunk["chunk"])
@@ -75,7 +76,7 @@ def claim(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> Option
 def is_claimable(files: ExperimentFiles, chunk: Record, index: int, job: Job) -> bool:
     """Whether the next attempt at a run is this job's, if nobody is faster."""
     last = records.last_attempt(files, index)
-    return last is None or _is_next(last, chunk["chunk"], job)
+    return last is None or _is_next(last, chunk, job)
 
 
 def link_datasets(files: ExperimentFiles, spec: Record) -> List[str]:
@@ -112,12 +113,15 @@ def end_orphans(files: ExperimentFiles, record: Record, job: Job) -> None:
                     os.kill(int(name), signal.SIGKILL)
 
 
-def _is_next(last: Record, chunk: int, job: Job) -> bool:
-    if last["chunk"] != chunk:
-        return bool(last["chunk"] < chunk)
+def _is_next(last: Record, chunk: Record, job: Job) -> bool:
+    if last["chunk"] != chunk["chunk"]:
+        return bool(last["chunk"] < chunk["chunk"])
     if last["job"] != job.name:
         return False
-    return bool(last["restart"] < job.restart or last["state"] == "PENDING")
+    if last["state"] == "PENDING":
+        return True
+    is_over = last["state"] == "COMPLETED" or (bool(chunk.get("pack")) and last["state"] != "RUNNING")
+    return bool(last["restart"] < job.restart) and not is_over
 
 
 class Attempt:

@@ -98,7 +98,9 @@ class Worker:
         self.status = 0
         self.why = ""  # why the worker ends before its runs are done, if it does
         self._claimed_any = False
-        self._queue = _order(chunk, options.task, self.is_pool)
+        # a controller of SLURM's that has lost its last seconds brings back what was cancelled in them
+        is_cancelled = (records.read_json(self.files.chunk(options.chunk, "job")) or {}).get("job") == CANCELLED
+        self._queue = iter(()) if is_cancelled else _order(chunk, options.task, self.is_pool)
         self._next: List[int] = []  # seen in the queue, or to be resumed
         self._runs_in: Optional[_Place] = None
         self._oom_kills = jobs.oom_kills()

@@ -18,7 +18,7 @@ import pytest
 
 from ems import snapshot
 from ems.model import Experiment
-from ems.node import checkout, install, records
+from ems.node import checkout, feed, install, records
 
 PYTHONS = [
     sys.executable,
@@ -556,6 +556,19 @@ def test_one_run_is_cancelled(lab: Lab) -> None:
     assert lab.states(2) == ["CANCELLED", "COMPLETED"]
 
 
+def test_a_cancelled_chunk_that_slurm_brings_back_starts_nothing(lab: Lab) -> None:
+    """A slurmctld that was killed knows of its last seconds nothing: neither of jobs that ended, nor of a scancel."""
+    lab.write(train_py="print('up')")
+    lab.submit(2)
+    lab.work("--task", "0", **lab.slurm(0))
+    cancelled = {"job": feed.CANCELLED, "was": "1842", "tasks": 2}
+    records.write_atomic(lab.files.chunk(1, "job"), records.dump(cancelled))
+    for task, restart in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        lab.work("--task", str(task), **lab.slurm(task, restart))
+    assert lab.states(2) == ["COMPLETED", None]
+    assert (lab.out(0), lab.out(1)) == ("up\n", "")
+
+
 def test_a_run_that_does_not_hear_is_killed_after_the_grace(lab: Lab) -> None:
     lab.write(train_py=STUBBORN)
     lab.submit(grace_s=1)
@@ -654,6 +667,18 @@ def test_what_a_packed_task_has_no_time_for_goes_on_after_a_requeue(lab: Lab) ->
     assert worker.wait(20) == 0
     assert [lab.last(i)["state"] for i in range(3)] == ["FAILED", "COMPLETED", "COMPLETED"]
     assert asked.read_text().splitlines()[-1] == "requeue 1842_0"
+
+
+@pytest.mark.parametrize(("pack", "again"), [(None, [1]), (2, [])])
+def test_a_requeue_repeats_nothing_that_is_done(lab: Lab, pack: int | None, again: list[int]) -> None:
+    """A job of its own that failed is tried again as SLURM was told to; one that runs share says nothing of each."""
+    lab.write(train_py="import os, sys\nprint('ran')\nsys.exit(int(os.environ['EMS_INDEX']))")
+    lab.submit(2, pack=pack)
+    for restart in range(2):
+        for task in (0, 1):
+            lab.work("--task", str(task), code=0 if pack else task, **lab.slurm(task if not pack else 0, restart))
+    assert lab.states(2) == ["COMPLETED", "FAILED"]
+    assert [lab.out(i).count("ran") for i in range(2)] == [1 + (i in again) for i in range(2)]
 
 
 def test_a_requeue_that_slurm_refuses_is_a_failure(lab: Lab) -> None:
