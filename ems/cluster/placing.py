@@ -6,13 +6,14 @@ there first, where the cloud answers that the machine exists. So no machine is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ems.cluster.failover import Place
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, Refusal, RefusalCause, Resource
+from ems.cluster.record import texts
 
 #: The first word of the journal's steps by which machines are made.
 STEP = "create"
@@ -21,10 +22,10 @@ _NO_ZONE = "-"
 
 @dataclass
 class _Search:
-    """Where one machine was asked for already."""
+    """Where one machine was asked for already, by this command and by those that were cut off."""
 
     request: MachineRequest
-    first: Place | None
+    begun: Collection[Place]
     tried: set[Place] = field(default_factory=set)
     refusal: Refusal | None = None
 
@@ -35,7 +36,7 @@ def place(fleet: Fleet, wanted: Sequence[MachineRequest]) -> list[Resource | Ref
     Only what is sold out is tried elsewhere; any other refusal is final.
     """
     begun = _begun(fleet)
-    left = [_Search(each, begun.get(each.name)) for each in wanted]
+    left = [_Search(each, begun.get(each.name, ())) for each in wanted]
     results: dict[str, Resource | Refusal] = {}
     while left:
         groups: dict[Place, list[_Search]] = {}
@@ -75,10 +76,8 @@ def _try(fleet: Fleet, where: Place, group: Sequence[_Search], results: dict[str
 
 def _next(fleet: Fleet, search: _Search) -> Place | None:
     """Return where to ask next; None: everywhere it is sold out."""
-    if search.first is not None and search.first not in search.tried:
-        return search.first
-    zones, sizes = _choice(fleet, search.request)
-    return next((each for each in fleet.failover.places(zones, sizes) if each not in search.tried), None)
+    places = (*search.begun, *fleet.failover.places(*_choice(fleet, search.request)))
+    return next((each for each in places if each not in search.tried), None)
 
 
 def _choice(fleet: Fleet, request: MachineRequest) -> tuple[Sequence[str], Sequence[str]]:
@@ -96,12 +95,20 @@ def _step(where: Place) -> str:
     return " ".join([STEP, zone or _NO_ZONE, *([size] if size else [])]) if any(where) else STEP
 
 
-def _begun(fleet: Fleet) -> Mapping[str, Place]:
-    """Return where a command that was cut off had asked for machines: the machine's name -> the place."""
-    found: dict[str, Place] = {}
-    for step, names in fleet.journal.begun().items():
-        verb, *words = step.split(" ")
-        if verb == STEP and words:
-            zone, size = None if words[0] == _NO_ZONE else words[0], next(iter(words[1:]), None)
-            found |= dict.fromkeys(names, (zone, size))
+def _begun(fleet: Fleet) -> Mapping[str, Collection[Place]]:
+    """Return where machines were asked for without an answer: the machine's name -> the places.
+
+    Each for itself: what was asked for at the same place since, and was answered, may have been other machines.
+    """
+    found: dict[str, dict[Place, None]] = {}
+    for line in fleet.journal.lines():
+        verb, *words = str(line["step"]).split(" ")
+        if verb != STEP or not words:
+            continue
+        where = (None if words[0] == _NO_ZONE else words[0], next(iter(words[1:]), None))
+        for name in texts(line.get("things")):
+            places = found.setdefault(name, {})
+            places |= {where: None}
+            if line["is"] == "done":
+                del places[where]
     return found

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clouds.benches import LABELS, Client, hurried, made, refused
 
 from ems.cluster import ledger, lifecycle, price
 from ems.cluster.definition import Definition, GceSection
-from ems.cluster.fleet import Fleet
+from ems.cluster.fleet import Fleet, known
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineRequest, Refusal, RefusalCause, Resource
 from ems.cluster.provider.gce import GceProvider
@@ -334,7 +335,6 @@ def test_plan_and_check_show_price_and_quota_and_make_nothing(
 def test_a_killed_start_asks_where_it_had_asked_though_another_zone_is_better_again(
     cloud: Any, cluster: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cloud.late_s = 1.5  # the machines that it had made are not even listed yet
     cloud.faults[f"exhausted:{_A}/n1-standard-4"] = 1
     change, running = cloud._change, list[Client]()
 
@@ -347,8 +347,21 @@ def test_a_killed_start_asks_where_it_had_asked_though_another_zone_is_better_ag
     monkeypatch.setattr(cloud, "_change", deadly)
     running.append(Client(lambda: locked(project)))
     assert running[0].wait() == -signal.SIGKILL
-    monkeypatch.setattr(cloud, "_change", change)
+    unlisted = [each for path, each in cloud.machines().items() if _B in path]
+    for each in unlisted:
+        each["_made"] = inf
+
+    def lists(method: str, path: str, body: Any) -> Any:
+        answer = change(method, path, body)
+        for each in unlisted if "bulkInsert" in path else ():  # only once they are asked for
+            each["_made"] = 0
+        return answer
+
+    monkeypatch.setattr(cloud, "_change", lists)
     cloud.faults.clear()
+    [begun] = known("lab").journal.unfinished()
+    with known("lab").journal.step(begun, ["lab-gpu-003"]):  # of another machine the answer from there has come since
+        pass
     fleet = started(project)
     assert {name: place[0] for name, place in where(cloud).items() if "gpu" in name} == {
         "lab-gpu-001": "b",
