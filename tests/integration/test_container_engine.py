@@ -239,6 +239,19 @@ def test_an_image_that_runs_elsewhere_stays(docker: Docker) -> None:
         provider.destroy([image])
 
 
+def test_what_goes_while_it_is_listed_is_left_out(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = 'Error: retrieving parent of image "91": locating image with ID "91": image not known'  # podman's own words
+    docker.answer("images", 125, err=said)
+    monkeypatch.setattr("ems.cluster.provider.engine.sleep", lambda _: docker.answer("images", 0))
+    provider = connect(ContainerSection())
+    assert provider.list(_LABELS) == []
+    docker.answer("images", 125, err=said)
+    monkeypatch.setattr("ems.cluster.provider.engine.sleep", lambda _: None)
+    with pytest.raises(ProviderError, match="image not known"):
+        provider.list(_LABELS)
+    assert len(docker.calls("images")) == 2 + 10
+
+
 _SEES_ENGINE = "--volume=/var/run/docker.sock:/run/ems-engine/docker.sock"
 
 

@@ -110,7 +110,7 @@ class ContainerNodeDriver(NodeDriver):
 
     def list_nodes(self, ex_labels: Mapping[str, str] | None = None) -> list[Node]:
         """Return the containers that carry labels."""
-        return self._nodes(self.engine.call("ps", "-aq", *_filters(ex_labels or {})).split())
+        return self._nodes(self.engine.ids("ps", "-aq", *_filters(ex_labels or {})))
 
     def ex_get_node(self, name: str) -> Node | None:
         """Return the container of that name, whoever made it."""
@@ -136,7 +136,7 @@ class ContainerNodeDriver(NodeDriver):
     def list_images(self, location: object = None, *, ex_labels: Mapping[str, str] | None = None) -> list[NodeImage]:
         """Return the images that were made of nodes; one whose name another took has its id for a name."""
         del location
-        ids = self.engine.call("images", "-q", *_filters(ex_labels or {})).split()
+        ids = self.engine.ids("images", "-q", *_filters(ex_labels or {}))
         found = self._inspect("image", sorted(set(ids)))
         tags = [(tag, each) for each in found for tag in each.get("RepoTags") or [each["Id"]]]
         return [NodeImage(tag, tag, self, _own(_labels(each))) for tag, each in tags]
@@ -215,7 +215,7 @@ class ContainerNodeDriver(NodeDriver):
         return StorageVolume(name, name, 0, self, extra={"labels": labels})
 
     def _listed(self, thing: str, filters: Sequence[str]) -> list[Any]:
-        return self._inspect(thing, self.engine.call(thing, "ls", "-q", *filters).split())
+        return self._inspect(thing, self.engine.ids(thing, "ls", "-q", *filters))
 
     def _inspect(self, thing: str, ids: Sequence[str]) -> list[Any]:
         """Return what the engine says of each that is there; what was deleted in the meantime is left out."""

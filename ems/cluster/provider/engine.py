@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from ems.cluster.provider import namespace
 from ems.errors import ProviderError
 
 TIMEOUT_S = 600
+_LOOKS, _BETWEEN_LOOKS_S = 10, 0.5
 _SOME_LIMITS = ("--memory=256m", "--cpus=0.5")
 # A refusal of the runtime, which other flags may cure; not of the image, the disk or the network
 _LACKING = re.compile(r"OCI|crun|runc|cgroup|rlimit", re.IGNORECASE)
@@ -114,6 +116,24 @@ class Engine:
         if done.returncode:
             raise _error(self.name, done.stderr.decode(errors="replace"))
         return done.stdout.decode(errors="replace")
+
+    def ids(self, *words: str) -> list[str]:
+        """Run a command that prints ids: again where the engine fails as what it was about to list has just gone.
+
+        Raises
+        ------
+        ProviderError
+            If it fails for another reason, or each time.
+        """
+        left = _LOOKS
+        while True:
+            left -= 1
+            try:
+                return self.call(*words).split()
+            except ProviderError as error:
+                if not left or not _GONE.search(error.message):
+                    raise
+            sleep(_BETWEEN_LOOKS_S)
 
     def ask(self, *words: str) -> Any:
         """Run a command that prints JSON; what is not there (any more) is left out, or an empty list."""
