@@ -172,6 +172,7 @@ class Bodies:
     def clear(self) -> None:
         """Delete everything."""
         for server in self._relays.values():
+            server.shutdown(socket.SHUT_RDWR)  # else who waits there keeps the address
             server.close()
         self._provider.destroy(self._provider.list(self._labels))
         assert self._provider.list(self._labels) == []
