@@ -15,12 +15,12 @@ from ems.ssh import Host
 
 
 def test_who_cannot_reach_a_paused_cluster_is_told_to_resume_it(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    host = Host("ems@127.0.0.1", port, None, tmp_path / "known_hosts", "mine-controller")
-    agent = Agent(RemoteTarget("mine", host, root="/r", ems=("python3", "-m", "ems"), facts={"paused": True}))
-    with pytest.raises(ConnectionFailedError, match="the cluster mine is paused") as caught:
-        agent.call("hello")
+    with socket.socket() as held:  # nobody listens at that port, nor ever will while this has it
+        held.bind(("127.0.0.1", 0))
+        host = Host("ems@127.0.0.1", held.getsockname()[1], None, tmp_path / "known_hosts", "mine-controller")
+        agent = Agent(RemoteTarget("mine", host, root="/r", ems=("python3", "-m", "ems"), facts={"paused": True}))
+        with pytest.raises(ConnectionFailedError, match="the cluster mine is paused") as caught:
+            agent.call("hello")
     assert caught.value.hint == "ems cluster resume mine"
 
 

@@ -25,9 +25,10 @@ PYTHONS = [
     *(str(p) for v in ("3.8", "3.13") for p in Path("/root/.pyenv/versions").glob(f"{v}.*/bin/python")),
 ]
 IS_ROOT = os.geteuid() == 0
+LIMIT_S = 120.0
 
 
-def wait_until(condition: Callable[[], Any], limit_s: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited too long"
@@ -60,7 +61,7 @@ class Lab:
         spec = Experiment(
             **{
                 "id": self.files.id, "name": "t", "created_at": records.now(), "script": "train.py",
-                "snapshot": frozen.id, "n_runs": n, "python": sys.executable, "pass_as": "none", "grace_s": 1,
+                "snapshot": frozen.id, "n_runs": n, "python": sys.executable, "pass_as": "none",
             } | changes
         )  # fmt: skip
         Path(self.files.chunks).mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ class Lab:
 
     def work(self, *args: str, code: int = 0, **options: Any) -> str:
         process = self.start(*(args or ("--here",)), **options)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == code, out
         return out
 
@@ -106,8 +107,10 @@ class Lab:
         asked = self.project.parent / "asked"
         tool = self.project.parent / "bin" / "scontrol"
         tool.parent.mkdir(exist_ok=True)
-        tool.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ $1 = show ] && echo "{job}" && exit 0\nexit {requeue}\n')
-        tool.chmod(0o755)
+        aside = tool.with_suffix(".aside")  # workers may be asking the one that was there
+        aside.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ $1 = show ] && echo "{job}" && exit 0\nexit {requeue}\n')
+        aside.chmod(0o755)
+        aside.rename(tool)
         return asked
 
     def run(self, index: int, *parts: str) -> Path:
@@ -391,7 +394,7 @@ def test_two_workers_at_once_run_each_run_once(lab: Lab, tmp_path: Path) -> None
     lab.submit(24)
     first, second = (lab.start("--here", "--workers", "2") for _ in range(2))
     for worker in (first, second):
-        out, _ = worker.communicate(timeout=60)
+        out, _ = worker.communicate(timeout=LIMIT_S)
         assert worker.returncode == 0, out
     lab.work()  # and submitting it again runs nothing
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(24))
@@ -497,7 +500,7 @@ def test_ending_a_pool_cancels_its_runs(lab: Lab) -> None:
     lab.says("up", 0)
     lab.says("up", 1)
     worker.terminate()
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     assert lab.states(3) == ["CANCELLED", "CANCELLED", None]
     assert lab.last()["signal"] == "SIGTERM"
 
@@ -533,7 +536,7 @@ def test_a_run_that_waits_for_its_budget_is_cancelled_at_once(lab: Lab) -> None:
     worker = lab.start("--here")
     wait_until(lambda: Path(lab.files.dir, "budget-0.jsonl.lock").exists())
     records.cancel(lab.files, 1)
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     assert (lab.last(1)["state"], lab.last(1)["reason"], lab.out(1)) == ("CANCELLED", "cancelled", "")
 
 
@@ -544,7 +547,7 @@ def test_one_run_is_cancelled(lab: Lab) -> None:
     worker = lab.start("--here")
     lab.says("up", 0)
     records.cancel(lab.files, 0)
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     assert lab.states(3) == ["CANCELLED", "CANCELLED", "COMPLETED"]
     assert lab.out(1) == ""
     lab.chunk(2, 2)  # a rerun is another matter
@@ -552,7 +555,7 @@ def test_one_run_is_cancelled(lab: Lab) -> None:
     worker = lab.start("--here", chunk=2)
     wait_until(lambda: lab.last(0)["attempt"] == 2 and lab.out(0).count("up") == 2)
     records.cancel(lab.files, 0)
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     assert lab.states(2) == ["CANCELLED", "COMPLETED"]
 
 
@@ -576,8 +579,8 @@ def test_a_run_that_does_not_hear_is_killed_after_the_grace(lab: Lab) -> None:
     lab.says("up")
     began = time.monotonic()
     worker.terminate()
-    assert worker.wait(20) == 0
-    assert 1 <= time.monotonic() - began < 10
+    assert worker.wait(50) == 0, "long before the minute that it would have if nobody said"
+    assert time.monotonic() - began >= 1
     assert "heard" in lab.out()
     assert (lab.last()["state"], lab.last()["signal"]) == ("CANCELLED", "SIGKILL")
 
@@ -596,7 +599,7 @@ time.sleep(600)
     lab.says("up")
     worker.send_signal(signal.SIGHUP)  # the terminal has closed: nobody's business
     worker.send_signal(signal.SIGUSR2)
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     assert lab.states(1) == ["COMPLETED"]
 
 
@@ -628,7 +631,7 @@ def test_slurm_requeues_at_the_time_limit_and_the_run_goes_on(lab: Lab) -> None:
         worker = lab.start(**lab.slurm(restart=restart))
         lab.says(f"epoch {restart}")
         worker.send_signal(signal.SIGUSR1)
-        assert worker.wait(20) == 0
+        assert worker.wait(LIMIT_S) == 0
         record = lab.last()
         assert (record["state"], record["reason"]) == ("PENDING", "time limit")
         assert (record["job"], record["restart"]) == ("1842_0", restart)
@@ -648,7 +651,7 @@ def test_requeues_after_the_time_limit_are_bounded(lab: Lab) -> None:
         worker = lab.start(**lab.slurm(restart=restart))
         wait_until(lambda n=restart + 1: lab.out().count("up") == n)
         worker.send_signal(signal.SIGUSR1)
-        worker.wait(20)
+        worker.wait(LIMIT_S)
     assert (lab.last()["state"], lab.last()["reason"]) == ("FAILED", "time limit")
     assert asked.read_text().count("requeue") == 1
 
@@ -664,7 +667,7 @@ def test_what_a_packed_task_has_no_time_for_goes_on_after_a_requeue(lab: Lab) ->
     worker = lab.start(chunk=2, **lab.slurm())
     lab.says("up")
     worker.send_signal(signal.SIGUSR1)
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     assert [lab.last(i)["state"] for i in range(3)] == ["FAILED", "COMPLETED", "COMPLETED"]
     assert asked.read_text().splitlines()[-1] == "requeue 1842_0"
 
@@ -688,7 +691,7 @@ def test_a_requeue_that_slurm_refuses_is_a_failure(lab: Lab) -> None:
     worker = lab.start(**lab.slurm())
     lab.says("up")
     worker.send_signal(signal.SIGUSR1)
-    worker.wait(20)
+    worker.wait(LIMIT_S)
     assert (lab.last()["state"], lab.last()["reason"]) == ("FAILED", "time limit")
 
 
@@ -720,7 +723,7 @@ def test_a_run_whose_node_is_taken_back_saves_itself_and_goes_on_elsewhere(lab: 
     assert worker.poll() is None, "a job that ends well is not started again"
     assert (lab.last()["state"], lab.last()["reason"], lab.last()["signal"]) == ("PENDING", "preempted", "SIGKILL")
     lab.scontrol()
-    assert worker.wait(20) == 0
+    assert worker.wait(LIMIT_S) == 0
     lab.work("--task", "0", **lab.slurm(restart=1))
     assert lab.out().splitlines()[-1] == "went on from here"
     assert (lab.last()["state"], lab.last()["attempt"]) == ("COMPLETED", 2)
@@ -741,7 +744,7 @@ def test_why_slurm_ends_a_job_is_asked(lab: Lab, job: str, state: str, reason: s
     worker = lab.start(**lab.slurm())
     lab.says("up")
     worker.terminate()
-    worker.wait(20)
+    worker.wait(LIMIT_S)
     assert (lab.last()["state"], lab.last()["reason"]) == (state, reason)
     assert ("requeue" in asked.read_text()) == requeued
 
@@ -750,13 +753,16 @@ def test_a_run_that_hears_of_the_end_before_its_worker_does_not_fail(lab: Lab) -
     lab.scontrol("JobState=RUNNING PreemptTime=2026-11-21T10:00:00")
     lab.write(train_py="import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     lab.submit()
+    code = Path(lab.lib, "ems", "node", "worker.py")  # which waits, however slow the machine is
+    assert "_SIGTERM_LAG_S = 1.0" in code.read_text()
+    code.write_text(code.read_text().replace("_SIGTERM_LAG_S = 1.0", f"_SIGTERM_LAG_S = {LIMIT_S}"))
     worker = lab.start(**lab.slurm())
     log = Path(lab.files.run(0, "stdout.log"))
     pid = int(wait_until(lambda: log.exists() and log.read_text().strip()))
     os.kill(pid, signal.SIGTERM)  # SLURM signals all processes of a job, in no order
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     worker.terminate()
-    worker.wait(20)
+    worker.wait(LIMIT_S)
     assert (lab.last()["state"], lab.last()["reason"]) == ("PENDING", "preempted")
 
 
@@ -768,11 +774,14 @@ def test_the_exit_code_of_an_array_task_is_that_of_its_run(lab: Lab) -> None:
 
 def test_a_time_limit_without_slurm_requeues_too(lab: Lab) -> None:
     lab.write(train_py=EPOCHS)
-    lab.submit(resources={"time": "0:03"}, grace_s=0.2)  # Python starts within it on a busy machine
+    lab.submit(resources={"time": "0:03"}, grace_s=0.2, max_requeues=99)
     lab.work()
-    assert lab.out().splitlines() == ["epoch 0 attempt 1", "epoch 1 attempt 2", "epoch 2 attempt 3"]
-    assert (lab.last()["state"], lab.last()["attempt"]) == ("COMPLETED", 3)
-    assert records.read_json(lab.files.attempt(0, 1))["reason"] == "time limit"
+    *earlier, last = [records.read_json(lab.files.attempt(0, n)) for n in lab.files.attempt_numbers(0)]
+    assert len(earlier) >= 2, "an epoch each; on a machine that is very busy some do not even start within it"
+    assert {(each["state"], each["reason"]) for each in earlier} == {("PENDING", "time limit")}
+    assert [each["resumed_from"] for each in (*earlier, last)] == [None, *(each["attempt"] for each in earlier)]
+    assert last["state"] == "COMPLETED"
+    assert lab.out().splitlines()[-1] == f"epoch 2 attempt {last['attempt']}"
 
 
 # ------------------------------------------------------------------------------------------ sharing a machine
@@ -800,7 +809,7 @@ def test_two_pools_never_share_a_gpu(lab: Lab, tmp_path: Path) -> None:
     lab.write(train_py=INTERVAL)
     lab.submit(8, args=(str(tmp_path / "spans"),), resources={"gres": "gpu:1"})
     pools = [lab.start("--here", "--workers", "2", "--gpus", "0,1") for _ in range(2)]
-    assert [pool.wait(60) for pool in pools] == [0, 0]
+    assert [pool.wait(LIMIT_S) for pool in pools] == [0, 0]
     spans = intervals(tmp_path / "spans")
     assert len(spans) == 8
     assert {gpu for gpu, _, _ in spans} == {"0", "1"}
@@ -813,7 +822,7 @@ def test_two_pools_never_use_more_cores_than_there_are(lab: Lab, tmp_path: Path)
     lab.write(train_py=INTERVAL)
     lab.submit(4 * cores, args=(str(tmp_path / "spans"),))
     pools = [lab.start("--here", "--workers", str(cores)) for _ in range(2)]
-    assert [pool.wait(60) for pool in pools] == [0, 0]
+    assert [pool.wait(LIMIT_S) for pool in pools] == [0, 0]
     spans = intervals(tmp_path / "spans")
     assert len(spans) == 4 * cores
     assert most_at_once(spans) <= cores
@@ -825,7 +834,7 @@ def test_two_pools_of_an_experiment_keep_to_max_parallel(lab: Lab, tmp_path: Pat
     lab.chunk(1, 3)
     lab.chunk(2, 6, start=3)
     pools = [lab.start("--here", "--workers", "1", chunk=chunk) for chunk in (1, 2)]
-    assert [pool.wait(60) for pool in pools] == [0, 0]
+    assert [pool.wait(LIMIT_S) for pool in pools] == [0, 0]
     spans = intervals(tmp_path / "spans")
     assert len(spans) == 6
     assert most_at_once(spans) == 1
@@ -842,7 +851,7 @@ def test_a_gpu_stays_taken_while_the_run_of_a_killed_worker_lives(lab: Lab) -> N
     with pytest.raises(subprocess.TimeoutExpired):
         other.wait(0.5)
     os.kill(int(lab.out().split()[1]), signal.SIGKILL)
-    assert other.wait(20) == 0
+    assert other.wait(LIMIT_S) == 0
     assert lab.last(1)["state"] == "COMPLETED"
 
 
