@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,22 @@ def broken_at() -> Any:
         return [sys.executable, "-c", _BROKEN_AT, how, str(frame), functions, *args]
 
     return words
+
+
+@pytest.fixture
+def tick(tmp_path: Path) -> Callable[[], None]:
+    """Wait until what is written now gets a later time than all before: file systems count in ticks, some of 10 ms."""
+    probe = tmp_path / "tick"
+
+    def wait() -> None:
+        probe.touch()
+        before = probe.stat().st_ctime_ns
+        while probe.stat().st_ctime_ns == before:
+            time.sleep(0.001)
+            probe.touch()
+        probe.unlink()
+
+    return wait
 
 
 @pytest.fixture

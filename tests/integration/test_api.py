@@ -29,7 +29,7 @@ def run(tmp_path: Path, code: str, python: str = sys.executable, **env: str) -> 
         env={**os.environ, "PYTHONPATH": lib, "EMS_RUN_DIR": str(tmp_path), **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,6 +51,7 @@ try:
 except ImportError:
     print("no store in a run")
 """
+    began = time.time()
     out = run(tmp_path, code, python, EMS_PARAMS='{"lr": 0.1}', EMS_SEED="7", EMS_ATTEMPT="2", EMS_RESUME="1")
     assert out.startswith("{'lr': 0.1} 7 2 True checkpoint 0.")
     assert out.endswith("no store in a run\n")
@@ -60,7 +61,7 @@ except ImportError:
         "step": 0, "acc": 1, "ok": True, "note": "ü", "nested.a.b": 2, "_a": 2,
     }  # fmt: skip
     assert (second["step"], second["loss"]) == (1, float("inf"))
-    assert abs(second["_t"] - time.time()) < 60
+    assert began - 0.001 <= first["_t"] <= second["_t"] <= time.time() + 0.001
 
 
 def test_forked_processes_write_whole_lines(tmp_path: Path) -> None:
@@ -115,18 +116,30 @@ def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == list(range(1000))
 
 
-def test_a_line_costs_about_ten_microseconds(tmp_path: Path) -> None:
+def test_a_line_costs_little_more_than_to_encode_and_write_it(tmp_path: Path) -> None:
+    """About ten microseconds; a machine that is slow or loaded is so for both."""
     code = """
-import ems, time
-best = 1.0
-for _ in range(20):
-    began = time.process_time()
-    for step in range(1000):
-        ems.log(step=step, loss=0.123, acc=0.99)
-    best = min(best, time.process_time() - began)
-print(best * 1000)
+import ems, json, os, time
+file = os.open("bare", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+encode = json.JSONEncoder(separators=(",", ":")).encode
+
+def bare(step):
+    record = {"step": step, "loss": 0.123, "acc": 0.99, "_t": round(time.time(), 3), "_a": 1}
+    os.write(file, (encode(record) + "\\n").encode())
+
+def logged(step):
+    ems.log(step=step, loss=0.123, acc=0.99)
+
+best = {bare: 1e9, logged: 1e9}
+for turn in range(60):
+    for write in best:
+        began = time.process_time()
+        for step in range(300):
+            write(step)
+        best[write] = min(best[write], time.process_time() - began)
+print(best[logged] / best[bare])
 """
-    assert float(run(tmp_path, code)) < 30  # µs; a loaded machine has its share of the difference
+    assert float(run(tmp_path, code)) < 3
 
 
 def test_importing_it_is_cheap(tmp_path: Path) -> None:

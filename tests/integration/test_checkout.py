@@ -41,8 +41,11 @@ def taken(project: Path, root: Path) -> str:
 
 
 @pytest.fixture
-def made(root: Path, taken: str) -> Path:
-    return Path(checkout.ensure(root, taken))
+def made(root: Path, taken: str, tick: Callable[[], None]) -> Path:
+    """The checkout; whoever changes it does so at a later time."""
+    path = Path(checkout.ensure(root, taken))
+    tick()
+    return path
 
 
 def test_holds_the_files_and_nobody_may_write(made: Path) -> None:
@@ -246,7 +249,7 @@ def test_four_processes_at_once_make_one_checkout(project: Path, root: Path) -> 
     taken = _big(project, root)
     command = [sys.executable, "-c", ENSURE, str(root), taken]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 4
+    assert [process.communicate(timeout=200)[1] for process in processes] == [""] * 4
     assert [process.returncode for process in processes] == [0] * 4
     assert sorted(path.name for path in (root / "code").iterdir()) == [taken, taken + ".json"]
     assert len(checkout.manifest(root, taken)) == 1500

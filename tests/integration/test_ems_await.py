@@ -23,7 +23,7 @@ def _await(folder: Path, *states: str) -> list[str]:
     (folder / "said").write_text("".join(f"NodeName=c-gpu-001 State={state} ThreadsPerCore=1\n" for state in states))
     (folder / "asked").write_text("")
     env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "c-gpu-[001-002]"}
-    assert subprocess.run([SCRIPT], env=env, timeout=30, check=False).returncode == 0
+    assert subprocess.run([SCRIPT], env=env, timeout=120, check=False).returncode == 0
     return (folder / "asked").read_text().splitlines()
 
 

@@ -96,7 +96,7 @@ def test_two_at_once_build_one(project: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(project)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lines = [line for process in both for line in process.communicate(timeout=120)[0].splitlines()]
+    lines = [line for process in both for line in process.communicate(timeout=240)[0].splitlines()]
     assert [process.returncode for process in both] == [0, 0]
     assert sum(line.startswith("building") for line in lines) == 1
     (python,) = {line for line in lines if not line.startswith("building")}

@@ -56,6 +56,7 @@ feed.feed(ExperimentFiles(sys.argv[2], sys.argv[3]))
 os._exit(0)
 """
 SOURCE = str(Path(__file__).parents[2])
+LIMIT_S = 120.0
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def feed_killed_at(files: ExperimentFiles, step: int) -> subprocess.Popen[bytes]
     return subprocess.Popen(argv, stderr=subprocess.DEVNULL)
 
 
-def settle(files: ExperimentFiles, limit_s: float = 20) -> None:
+def settle(files: ExperimentFiles, limit_s: float = LIMIT_S) -> None:
     """Feed as later commands do, until nothing waits."""
     deadline = time.monotonic() + limit_s
     while feed.waiting(files):
@@ -106,7 +107,7 @@ def test_killed_at_every_step_each_chunk_is_handed_over_once(tmp_path: Path, boo
     steps = 0
     while True:
         files = make_experiment(tmp_path / "root", f"e{steps}", 2)
-        status = feed_killed_at(files, steps).wait(30)
+        status = feed_killed_at(files, steps).wait(LIMIT_S)
         settle(files)
         taken = [Path(line).name for line in book.read_text().splitlines() if f"/e{steps}/" in line]
         assert sorted(taken) == ["1.sh", "2.sh"], f"killed at step {steps}"
@@ -136,7 +137,7 @@ def test_killed_while_sbatch_asks(files: ExperimentFiles, book: Path) -> None:
 
 def test_many_at_once(files: ExperimentFiles, book: Path) -> None:
     feeders = [feed_killed_at(files, 10**6) for _ in range(6)]
-    assert [feeder.wait(30) for feeder in feeders] == [0] * 6
+    assert [feeder.wait(LIMIT_S) for feeder in feeders] == [0] * 6
     settle(files)
     assert len(book.read_text().splitlines()) == 2
 
@@ -196,7 +197,7 @@ def test_the_last_run_feeds_the_next_chunk(files: ExperimentFiles, book: Path) -
     assert len(book.read_text().splitlines()) == 2
 
 
-def wait_for(condition: object, limit_s: float = 20) -> None:
+def wait_for(condition: object, limit_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():  # type: ignore[operator]  # a callable
         assert time.monotonic() < deadline

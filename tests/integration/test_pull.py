@@ -189,7 +189,7 @@ class World:
 
 
 @given(actions)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_happened_a_whole_pull_ends_in_the_same_content(farm: Any, history: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(type(farm)(Path(folder) / "root", n_runs=N_RUNS))

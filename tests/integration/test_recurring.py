@@ -56,7 +56,7 @@ def begin(job: Recurring, number: str, queue: Path) -> int:
     """Let a job of the queue run to its end."""
     (queue / number).unlink(missing_ok=True)
     env = {**os.environ, "SLURM_JOB_ID": number}
-    return subprocess.run(["bash", job.path("sh")], env=env, check=False, timeout=30).returncode
+    return subprocess.run(["bash", job.path("sh")], env=env, check=False, timeout=120).returncode
 
 
 def test_one_successor_waits_whatever_becomes_of_the_job(queue: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +104,8 @@ def test_an_edit_of_the_same_size_in_the_same_instant_is_seen(committed: Path) -
     assert len(seen) == 8
 
 
-def test_a_file_changed_just_now_is_read_again_next_time(committed: Path) -> None:
+def test_a_file_changed_just_now_is_read_again_next_time(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_RACY_NS", 3600 * 10**9)  # however slow the machine is
     os.utime(committed / "readme", ns=(10**18, 10**18))  # its ctime is of now all the same
     take(committed)
     (cache,) = (repository(committed) / "ems").glob("*.json")
@@ -441,7 +442,7 @@ def test_two_processes_at_once_make_one_snapshot(committed: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code, str(committed)], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    answers = [process.communicate(timeout=60)[0].split() for process in both]
+    answers = [process.communicate(timeout=200)[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0, 0]
     assert len({tuple(answer[:2]) for answer in answers}) == 1
     assert sorted(answer[2] for answer in answers) == ["False", "False", "True"]
@@ -549,15 +550,15 @@ def test_ignored_top_level_folders_are_the_default_data(committed: Path, tmp_pat
     assert snapshot.ignored_top_level(committed) == ["build", "data", "link", "raw/mnist"]
 
 
-def test_a_snapshot_of_many_files_is_quick(project: Path) -> None:
+def test_a_snapshot_of_many_files_takes_few_processes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(2000):
         path = project / f"p{number % 40}" / f"m{number}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"x = {number}\n" * 20)
-    started = time.perf_counter()
+    started: list[Any] = []
+    popen = subprocess.Popen.__init__
+    monkeypatch.setattr(subprocess.Popen, "__init__", lambda *a, **kw: started.append(a[1]) or popen(*a, **kw))
     assert take(project).n_files == 2000
-    assert (
-        time.perf_counter() - started < 10
-    )  # 0.3 s on an idle core; no timing test, but no accident of a process a file
+    assert 0 < len(started) < 20, "0.3 s on an idle core, and not by the accident of a process a file"
     packs = list((repository(project) / "objects" / "pack").glob("*.pack"))
     assert len(packs) == 1

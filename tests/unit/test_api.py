@@ -80,7 +80,7 @@ def test_steps_count_themselves(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {k: json.loads(line)[k] for k in ("step", "a", "_a")} == {"step": 12, "a": 5, "_a": 2}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.text(min_size=1).filter(lambda name: name not in ("step", "all_ranks") and not name.startswith("_")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,26 @@ def test_the_heart_beats_while_a_cloud_takes_its_time_but_not_for_ever(tmp_path:
     heart, path = Heart(tmp_path, lambda: now[0]), tmp_path / "heartbeat"
     asked = threading.Event()  # nobody sets it: a wait between looks
 
+    def comes(condition: Callable[[], bool]) -> bool:
+        return any(condition() or asked.wait(0.01) for _ in range(12_000))
+
     def beats(second: float) -> bool:
         before, now[0] = path.read_text(), second
-        return any(asked.wait(0.01) or path.read_text() != before for _ in range(100 if second < TURN_S else 10))
+        return comes(lambda: path.read_text() != before)
+
+    def lives() -> bool:
+        return "heart" in [each.name for each in threading.enumerate()]
 
     heart.beat()
     with heart.beating(every_s=0.001):
         assert beats(700.0)
         assert beats(1400.0)
-        assert not beats(TURN_S + 1)
-    assert [each.name for each in threading.enumerate() if each.name == "heart"] == []
+        assert lives()
+        now[0] = TURN_S + 1
+        assert comes(lambda: not lives()), "who could beat no more is gone"
+    with heart.beating(every_s=0.001):
+        assert lives()
+    assert not lives()
 
 
 def test_the_status_is_written_when_it_changes_and_every_half_minute(tmp_path: Path) -> None:
@@ -228,7 +239,7 @@ def test_kinds_that_are_shut_stay_so_over_a_restart_and_open_again(here: Any) ->
 
 def test_a_ledger_on_the_share_is_locked_as_the_shell_does(here: Any) -> None:
     fleet = here()
-    ledger.Ledger("demo", fleet.ledger_path).add(lambda events: events)
+    ledger.Ledger("demo", fleet.ledger_path).add(fleet.record.incarnation, lambda events: events)
     assert fleet.ledger_path.with_name("ledger.jsonl.lock").exists()
 
 

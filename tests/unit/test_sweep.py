@@ -113,7 +113,7 @@ _scalars = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z_][a-z0-9_]{0,6}", fullmatch=True),
@@ -281,7 +281,7 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
         sweep.load(tmp_path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200)
 @given(st.text(st.sampled_from("abmethodgridparameters:{}[]&*!<,-\"'#|>? \n0.1e~"), max_size=60))
 def test_garbage_is_an_error_of_ours(tmp_path: Path, text: str) -> None:
     for whole in (text, f"method: grid\nparameters:\n  {text}"):
