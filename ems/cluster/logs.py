@@ -5,8 +5,8 @@ from __future__ import annotations
 from ems.cluster.fleet import Fleet
 
 _UNITS = {
-    "controller": ("slurmctld", "slurmdbd", "mariadb", "munge"),
-    "compute": ("slurmd", "ems-node-boot", "munge"),
+    "controller": ("slurmctld", "emsd", "slurmdbd", "mariadb", "munge"),
+    "compute": ("slurmd", "ems-node-boot", "ems-watch", "munge"),
 }
 _FILES = {
     "controller": ("/var/log/slurm/slurmctld.log", "/var/log/slurm/slurmdbd.log"),
