@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
@@ -27,73 +27,30 @@ from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineState, Resource
 from ems.cluster.record import Phase, owner
+from ems.cluster.spans import START, STOP, Event, Gist, Span, dump, is_alike, iso, parse, spans
 from ems.errors import ClusterError, EmsError
 from ems.model import Json
+from ems.node import records
 from ems.registry import check_name, state_dir
+
+__all__ = ["START", "STOP", "Event", "Span", "dump", "iso", "parse", "spans"]  # what others read a ledger with
 
 #: The ledger on the cluster's share.
 SHARED = "/opt/ems/state/ledger.jsonl"
-START, STOP = "start", "stop"
 _COSTS_NOTHING = (MachineState.STOPPED, MachineState.FAILED)
 _ENDING = ("destroy", "pause", "stop")  # steps of the journal that end machines
 _BEGINNING = ("create", "wake")
 _SAME = timedelta(seconds=5)  # clocks of a cloud and a client differ
 _ASK_S = 60
-_APPEND = f"flock {SHARED}.lock sh -c 'cat >>{SHARED}'"
+_FAR = 64 * 1024  # bytes; what is read besides the gist at each change
+# Prints from which byte on it goes on, then that; from the first where the file has not as many as it had
+_SINCE = f"""size=$(wc -c <{SHARED}) || size=0
+[ "$1" -le "$size" ] || set -- 0
+echo "$1"; tail -c "+$(($1 + 1))" {SHARED} 2>/dev/null; exit 0"""
+_APPEND = f"flock {SHARED}.lock sh -c '(wc -c <{SHARED}) 2>/dev/null || echo 0; cat >>{SHARED}'"
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A machine that began (``start``) or ceased (``stop``) to cost something.
-
-    Attributes
-    ----------
-    id
-        The cluster's incarnation.
-    usd_per_hour
-        Without disks, addresses and traffic; None: unknown.
-    cpus
-        None where only its size says it.
-    at
-        UTC, ISO-8601.
-    by
-        Who wrote it.
-    """
-
-    id: str
-    node: str
-    kind: str
-    size: str
-    zone: str
-    spot: bool
-    usd_per_hour: float | None
-    gpus: int
-    gpu_type: str
-    cpus: int | None
-    event: str
-    at: str
-    by: str
-
-    @property
-    def moment(self) -> datetime:
-        """When it was."""
-        return datetime.fromisoformat(self.at)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A time in which a machine cost something; ``end`` is None while it does."""
-
-    start: Event
-    end: datetime | None = None
-
-    @property
-    def begin(self) -> datetime:
-        """When it began."""
-        return self.start.moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,60 +68,6 @@ class Step:
     at: datetime
     verb: str
     nodes: frozenset[str] = field(default_factory=frozenset)
-
-
-def iso(moment: datetime) -> str:
-    """Return a moment as it is written."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
-
-
-def parse(text: str) -> list[Event]:
-    """Return every event once, in the order of the lines; what is no event (a torn line) is passed over."""
-    return list(dict.fromkeys(found for line in text.splitlines() if (found := _event(line)) is not None))
-
-
-def dump(events: Iterable[Event]) -> str:
-    """Return the lines of events."""
-    return "".join(json.dumps(asdict(each)) + "\n" for each in events)
-
-
-_KEYS = [each.name for each in fields(Event)]
-
-
-def _event(line: str) -> Event | None:
-    try:
-        found = json.loads(line)
-        event = Event(**{key: found[key] for key in _KEYS})
-        is_whole = event.event in {START, STOP} and event.moment.tzinfo is not None
-    except (ValueError, TypeError, KeyError):
-        return None
-    return event if is_whole else None
-
-
-def spans(events: Iterable[Event]) -> list[Span]:
-    """Return the times that machines cost something, in order of their beginning.
-
-    A start of what runs already is the same machine, unless it is of another size or in another zone.
-    """
-    running: dict[tuple[str, str], Event] = {}
-    found: list[Span] = []
-    for event in sorted(dict.fromkeys(events), key=lambda each: each.moment):
-        key = (event.id, event.node)
-        before = running.get(key)
-        if event.event == STOP:
-            if before is not None:
-                found.append(Span(running.pop(key), event.moment))
-        elif before is None:
-            running[key] = event
-        elif not _is_alike(before, event):
-            found.append(Span(before, event.moment))
-            running[key] = event
-    found += [Span(each) for each in running.values()]
-    return sorted(found, key=lambda each: (each.begin, each.start.node))
-
-
-def _is_alike(one: Event, other: Event) -> bool:
-    return all(not a or not b or a == b for a, b in ((one.size, other.size), (one.zone, other.zone)))
 
 
 def difference(
@@ -209,7 +112,7 @@ def difference(
 
 def _is_same(span: Span, machine: Seen) -> bool:
     is_newer = machine.created is not None and machine.created > span.begin + _SAME
-    return _is_alike(span.start, machine.start) and not is_newer
+    return is_alike(span.start, machine.start) and not is_newer
 
 
 def _begin(node: str, machine: Seen, last: datetime | None, steps: Sequence[Step], now: datetime) -> datetime:
@@ -232,6 +135,9 @@ def _end(span: Span, steps: Sequence[Step], now: datetime, lease: timedelta | No
 class Ledger:
     """The ledger of the clusters of one name; several commands may write it at once.
 
+    Beside it lies the gist of its beginning, so that a change reads only what was added since; whoever is killed leaves
+    the one of before, or none.
+
     Parameters
     ----------
     path
@@ -241,30 +147,83 @@ class Ledger:
     def __init__(self, name: str, path: Path | None = None) -> None:
         self.path = path or state_dir() / "ledgers" / f"{check_name(name)}.jsonl"
         self._lock = None if path is None else path.with_name(f"{path.name}.lock")
+        self._gist, self._marks = self.path.with_suffix(".gist"), self.path.with_suffix(".shared")
 
     def events(self) -> list[Event]:
         """Return all events; none where there is no ledger."""
-        try:
-            return parse(self.path.read_text(errors="replace"))
-        except FileNotFoundError:
-            return []
+        return parse((self._read() or b"").decode(errors="replace"))
 
-    def add(self, missing: Callable[[list[Event]], Iterable[Event]]) -> None:
-        """Append what is missing; whoever else writes waits meanwhile.
+    def gist(self, incarnation: str) -> Gist:
+        """Return what it comes to for an incarnation."""
+        return self._look(incarnation)[0]
+
+    def add(self, incarnation: str, missing: Callable[[list[Event]], Iterable[Event]]) -> None:
+        """Append what is missing of an incarnation; whoever else writes waits meanwhile.
 
         Parameters
         ----------
         missing
-            Is given what is there.
+            Is given what is there of it, as far as that matters: the events of :class:`Gist`.
         """
         with self._locked() as handle:
-            text = self.path.read_bytes().decode(errors="replace")
-            there = parse(text)
-            new = [each for each in missing(there) if each not in set(there)]
-            if new:
-                torn = "\n" if text and not text.endswith("\n") else ""
-                os.write(handle, (torn + dump(new)).encode())
-                os.fsync(handle)
+            there, is_far = self._look(incarnation)
+            known = set(there.events)
+            _append(handle, [each for each in missing([*there.events]) if each not in known])
+            if is_far:
+                records.write_atomic(self._gist, there.dump())
+
+    def merge(self, start: int, theirs: Iterable[Event]) -> tuple[list[Event], int]:
+        """Append events from elsewhere, but for those that are in the file from the byte ``start`` on.
+
+        Returns
+        -------
+        list of Event, int
+            What is in the file from there on, and its size after this.
+        """
+        with self._locked() as handle:
+            text = self._read(start)
+            own = parse((self._read() or b"" if text is None else text).decode(errors="replace"))
+            known = set(own)
+            _append(handle, [each for each in theirs if each not in known])
+            return own, os.fstat(handle).st_size
+
+    def shared(self, incarnation: str) -> tuple[int, int]:
+        """Return of how much of this ledger, and of that on the share, the other one has all, in bytes."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            said = json.loads(self._marks.read_text())
+            if said["id"] == incarnation:
+                return int(said["here"]), int(said["there"])
+        return 0, 0
+
+    def mark_shared(self, incarnation: str, here: int, there: int) -> None:
+        """Remember what :meth:`shared` returns."""
+        records.write_atomic(self._marks, json.dumps({"id": incarnation, "here": here, "there": there}) + "\n")
+
+    def _look(self, incarnation: str) -> tuple[Gist, bool]:
+        """Return the gist, and whether so much had to be read for it that it is to be kept."""
+        try:
+            kept = Gist.parse(self._gist.read_text(errors="replace"), incarnation)
+        except FileNotFoundError:
+            kept = Gist(incarnation)
+        found = self._follow(kept)
+        is_near = found is not None and found.size - kept.size <= _FAR
+        return found or self._follow(Gist(incarnation)) or kept, not is_near
+
+    def _follow(self, before: Gist) -> Gist | None:
+        """Return the gist of all where that of a beginning is known; None: it is not, of this file."""
+        text = self._read(before.size)
+        if text is None:
+            return None if before.size else before
+        return before.then(parse(text.decode(errors="replace")), before.size + text.rfind(b"\n") + 1)
+
+    def _read(self, start: int = 0) -> bytes | None:
+        """Return what is there from the byte at which a line begins; None: there is no such line, or no file."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, start - 1))
+                return file.read() if not start or file.read(1) == b"\n" else None
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -277,6 +236,16 @@ class Ledger:
                 yield handle
         finally:
             os.close(handle)
+
+
+def _append(handle: int, events: Sequence[Event]) -> None:
+    """Add whole lines to a ledger, and see them on the disk."""
+    if not events:
+        return
+    size = os.fstat(handle).st_size
+    is_torn = size and os.pread(handle, 1, size - 1) != b"\n"
+    os.write(handle, (("\n" if is_torn else "") + dump(events)).encode())
+    os.fsync(handle)
 
 
 def names() -> list[str]:
@@ -294,10 +263,9 @@ def observe(fleet: Fleet) -> None:
     seen, done = {name: _seen(fleet, each) for name, each in there.items()}, steps(fleet)
 
     def missing(events: list[Event]) -> list[Event]:
-        own = [each for each in events if each.id == fleet.record.incarnation]
-        return difference(own, seen, done, datetime.now(UTC), _lease(fleet))
+        return difference(events, seen, done, datetime.now(UTC), _lease(fleet))
 
-    _of(fleet).add(missing)
+    _of(fleet).add(fleet.record.incarnation, missing)
 
 
 def ended(fleet: Fleet, machines: Sequence[Resource]) -> None:
@@ -305,34 +273,38 @@ def ended(fleet: Fleet, machines: Sequence[Resource]) -> None:
     seen, done, now = {each.name: _seen(fleet, each) for each in machines}, steps(fleet), datetime.now(UTC)
 
     def missing(events: list[Event]) -> list[Event]:
-        own = [each for each in events if each.id == fleet.record.incarnation and each.node in seen]
+        own = [each for each in events if each.node in seen]
         there = {each.name: seen[each.name] for each in machines if each.state not in _COSTS_NOTHING}
         starts = difference(own, there, done, now, _lease(fleet))
         return [*starts, *difference([*own, *starts], {}, (), now, _lease(fleet))]
 
-    _of(fleet).add(missing)
+    _of(fleet).add(fleet.record.incarnation, missing)
 
 
 def share(fleet: Fleet) -> None:
     """Exchange events with the cluster's share; where it does not answer, the next command does.
 
-    What is there was written by whoever makes machines from within the cluster, or from another laptop.
+    What is there was written by whoever makes machines from within the cluster, or from another laptop. Of both ledgers
+    only what was added since the last exchange is read; where another one wrote meanwhile, or this is killed, some of
+    it is read again.
     """
     if fleet.record.phase is not Phase.READY:
         return
-    own = Ledger(fleet.name)
-    with suppress(EmsError):
-        host = fleet.host()
-        said = host.run(["sh", "-c", f"cat {SHARED} 2>/dev/null; exit 0"], timeout_s=_ASK_S).stdout
-        text = said.decode(errors="replace")
-        theirs = [each for each in parse(text) if each.id == fleet.record.incarnation]
-        if theirs:
-            own.add(lambda _: theirs)
+    own, incarnation = Ledger(fleet.name), fleet.record.incarnation
+    with suppress(EmsError, ValueError):
+        here, there = own.shared(incarnation)
+        said = fleet.host().run(["sh", "-c", _SINCE, "sh", str(there)], timeout_s=_ASK_S).stdout
+        start, _, text = said.partition(b"\n")
+        size, end = int(start) + len(text), int(start) + text.rfind(b"\n") + 1
+        theirs = [each for each in parse(text.decode(errors="replace")) if each.id == incarnation]
+        mine, here = own.merge(here, theirs)
         known = set(theirs)
-        more = [each for each in own.events() if each.id == fleet.record.incarnation and each not in known]
+        more = [each for each in mine if each.id == incarnation and each not in known]
         if more:
-            torn = "\n" if text and not text.endswith("\n") else ""
-            host.run(["sudo", "sh", "-c", _APPEND], data=(torn + dump(more)).encode(), timeout_s=_ASK_S)
+            data = (("\n" if end < size else "") + dump(more)).encode()
+            done = fleet.host().run(["sudo", "sh", "-c", _APPEND], data=data, timeout_s=_ASK_S)
+            end = size + len(data) if int(done.stdout) == size else end  # else another one wrote before
+        own.mark_shared(incarnation, here, end)
 
 
 def kept(change: Callable[Concatenate[Fleet, P], T]) -> Callable[Concatenate[Fleet, P], T]:
@@ -371,9 +343,8 @@ def check_limit(fleet: Fleet, wanted: Sequence[str] | None = None) -> None:
     limits = fleet.definition.limits
     if limits.max_cost is None:
         return
-    now = datetime.now(UTC)
-    own = [each for each in spans(_of(fleet).events()) if each.start.id == fleet.record.incarnation]
-    spent = price.total(_usd(each, now) for each in own)
+    now, book = datetime.now(UTC), _of(fleet).gist(fleet.record.incarnation)
+    spent = price.total([book.usd, *(each.usd(now) for each in spans(book.events))])
     kinds = ["controller", *(fleet.kind(node) for node in (fleet.record.wanted if wanted is None else wanted))]
     rate = price.total(price.of_kind(fleet.definition, kind) for kind in kinds)
     if spent is None or rate is None:
@@ -388,11 +359,6 @@ def check_limit(fleet: Fleet, wanted: Sequence[str] | None = None) -> None:
             f"cost ${rate * hours:.2f} in {hours:g} h",
             "ask for fewer nodes, or raise `limits.max_cost` in the definition before the cluster is made",
         )
-
-
-def _usd(span: Span, now: datetime) -> float | None:
-    hours = ((span.end or now) - span.begin).total_seconds() / 3600
-    return None if span.start.usd_per_hour is None else span.start.usd_per_hour * hours
 
 
 def _lease(fleet: Fleet) -> timedelta | None:

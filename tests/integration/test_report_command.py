@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from ems import cli
+from ems.cli import report
 from ems.cluster.ledger import Event, Ledger
 from ems.model import Experiment, State
 from ems.node.records import ExperimentFiles, dump, write_runs
@@ -200,6 +202,18 @@ def test_runs_that_ended_since_the_last_harvest_are_announced(project: Path, ems
     assert f"1 run ended since the last harvest: ems harvest {EXP}" in said
     ems("harvest")
     assert "since the last harvest" not in ems("report").stderr
+
+
+def test_a_machine_that_is_slow_announces_them_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = record(project, [0.1], 3)
+    Path(files.attempt(2, 1)).unlink()
+    assert cli.main(["harvest"]) == 0
+    end(files, 2, [0.99])
+    monkeypatch.setattr(report, "_LOOK_S", -1.0)  # all the time that it has for it went to importing
+    assert cli.main(["report"]) == 0
+    assert f"1 run ended since the last harvest: ems harvest {EXP}" in capsys.readouterr().err
 
 
 def test_a_terminal_shows_colour_and_cuts_nothing_off_at_80_columns(harvested: Path, project: Path) -> None:

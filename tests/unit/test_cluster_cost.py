@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -14,6 +15,7 @@ from ems.cluster import cost, energy, ledger, usage
 from ems.cluster.cost import IDLE, Amount, By, costs, grouped, total
 from ems.cluster.definition import Definition
 from ems.cluster.ledger import START, STOP, Event, Ledger, Seen, Span, Step, difference, iso, spans
+from ems.cluster.spans import Gist
 from ems.cluster.usage import Usage, Use
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -115,13 +117,64 @@ def test_a_machine_that_was_made_anew_is_another_one() -> None:
 def test_the_file_takes_each_line_once_and_goes_on_after_a_torn_one() -> None:
     book = Ledger("demo")
     assert (book.events(), ledger.names()) == ([], [])
-    book.add(lambda _: [event()])
+    book.add("i" * 32, lambda _: [event()])
     with book.path.open("a") as file:
         file.write('{"id": "torn')
-    book.add(lambda there: [*there, event(STOP, 2)])
+    book.add("i" * 32, lambda there: [*there, event(STOP, 2)])
     assert book.events() == [event(), event(STOP, 2)]
     assert len(book.path.read_text().splitlines()) == 3
     assert ledger.names() == ["demo"]
+
+
+@settings(max_examples=100)
+@given(_EVENTS, st.integers(1, 8), st.booleans())
+def test_the_gist_of_a_ledger_says_what_runs_when_the_others_ended_and_what_they_cost(
+    events: list[Event], step: int, in_order: bool
+) -> None:
+    """However the ledger was read part by part; what is older than the gist remembers has it read anew."""
+    events = sorted(events, key=lambda each: each.at) if in_order else events
+    gist = Gist("i" * 32)
+    for end in range(step, len(events) + step, step):
+        part = [*events[end - step : end], event(node="demo-gpu-009", id="another incarnation")]
+        found = gist.then(part, end)
+        assert found is not None or not in_order
+        gist = found or Gist("i" * 32).then(events[:end], end) or gist
+        gist = Gist.parse(gist.dump(), "i" * 32)
+        whole, short = spans(events[:end]), spans(gist.events)
+        assert [each for each in short if each.end is None] == [each for each in whole if each.end is None]
+        ends, known = ({each.start.node: each.end for each in part if each.end} for part in (whole, short))
+        assert known == ends
+        paid = sum(each.usd(at(99)) or 0 for each in short) + (gist.usd or 0)
+        assert paid == pytest.approx(sum(each.usd(at(99)) or 0 for each in whole))
+    if in_order:
+        assert len([each for each in spans(gist.events) if each.end]) <= 3, "one for each machine"
+    assert Gist.parse(gist.dump()[:-9], "i" * 32) == Gist("i" * 32), "one that is torn is none"
+
+
+def test_a_change_of_a_long_ledger_reads_only_what_was_added_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_FAR", 2000)
+    book, many = Ledger("demo"), [event([START, STOP][hour % 2], hour / 2) for hour in range(100)]
+    for each in [*many, event(START, 51, node="demo-gpu-002")]:
+        book.add("i" * 32, lambda _, each=each: [each])
+    book.add("i" * 32, lambda _: [event(START, 52)])
+    whole = book.path.read_text()
+    assert book.events() == [*many, event(START, 51, node="demo-gpu-002"), event(START, 52)]
+    there: list[Event] = []
+    book.path.write_text(re.sub("[^\n]", " ", whole[:-4000]) + whole[-4000:])  # who reads this sees no more of it
+    book.add("i" * 32, lambda known: there.extend(known) or [])
+    assert len(there) < 20
+    assert [(each.start.node[-1], each.end) for each in spans(there)][-2:] == [("2", None), ("1", None)]
+    known = book.gist("i" * 32)
+    assert sum(each.usd(at(52)) or 0 for each in spans(known.events)) + (known.usd or 0) == 50 * 1.0 + 2 * 1.0
+    book.path.write_text(whole)
+    late = event(START, 0.25, node="demo-gpu-003")
+    for each in (late, event(STOP, 0.1)):  # what comes late is put where it belongs
+        book.add("i" * 32, lambda _, each=each: [each])
+        assert book.gist("i" * 32).then([], 0) is not None
+    assert {each.start.node[-1] for each in spans(book.gist("i" * 32).events)} == {"1", "2", "3"}
+    book.path.write_text(ledger.dump([late]))  # another file, shorter than the gist knows it
+    assert book.gist("i" * 32).events == (late,)
+    assert book.gist("j" * 32).events == ()
 
 
 # -- costs ------------------------------------------------------------------------------------------------------
