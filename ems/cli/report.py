@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WHAT, SHOW, WRITE = "What to show", "Statistics", "Where to"
 _LOOK_S = 0.3  # how long a report may look for runs that have ended since the last harvest
+_LOOK_AT = 100  # so many of them it looks at however slow the machine is
 
 Names = list[str] | None
 
@@ -289,7 +290,7 @@ def _ended_since_harvest(session: Session, experiments: Sequence[Experiment]) ->
     """Count the runs with an end on file that the store has not harvested; whether time allowed to look at all."""
     from ems.node.records import ExperimentFiles, last_attempt
 
-    deadline, ended = time.monotonic() + _LOOK_S, 0
+    deadline, looks, ended = time.monotonic() + _LOOK_S, 0, 0
     removed = session.store.removed()
     for experiment in experiments:
         waiting = session.store.query("SELECT idx FROM runs WHERE experiment_id = ? AND NOT settled", [experiment.id])
@@ -297,8 +298,9 @@ def _ended_since_harvest(session: Session, experiments: Sequence[Experiment]) ->
             continue
         files = ExperimentFiles(session.target(experiment.target).root, experiment.id)
         for (index,) in waiting:
-            if time.monotonic() > deadline:
+            if looks >= _LOOK_AT and time.monotonic() > deadline:
                 return ended, False
+            looks += 1
             record = last_attempt(files, index)
             ended += record is not None and record.get("state") in ("COMPLETED", "FAILED", "CANCELLED")
     return ended, True
