@@ -7,6 +7,7 @@ left is counted in its own state instead of by the API that is under test.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -14,10 +15,10 @@ import re
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -28,10 +29,12 @@ import botocore.session
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami
 from moto.ec2.models.core import TaggedEC2Resource
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, get_prefix
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from clouds.bodies import Wish
 from clouds.serving import StandIn, running
 
 
@@ -48,6 +51,7 @@ TaggedEC2Resource.get_tags = _tags  # type: ignore[method-assign]  # else a thou
 ACCOUNT, REGION = "123456789012", "us-east-1"
 PROFILE = "ems-controller"  # an instance profile that is there
 KEY, OWN_KEY = "AKIATESTING", "ASIAMACHINE"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 _IMAGES = {
     "ami-0deb1200000000001": ("136693071363", "debian-12-amd64-20261101-100", "2026-11-01T00:00:00.000Z"),
@@ -59,6 +63,7 @@ _IMAGES = {
         "2026-11-01T00:00:00.000Z",
     ),
 }
+_DISTRIBUTIONS = {"debian-12": "debian:12", "debian-13": "debian:13", "ubuntu/im": "ubuntu:24.04"}  # as names begin
 
 
 @dataclass
@@ -110,6 +115,7 @@ class Cloud(StandIn):
         with self.lock:
             found = [its_id for its_id, each in self.machines().items() if self._name_of(each) == name]
             self.backend.terminate_instances(found)
+            self.gone(name)
 
     def forget(self) -> None:
         """List no more what is gone, as EC2 after an hour."""
@@ -139,12 +145,15 @@ class Cloud(StandIn):
 
     def _metadata(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
         """Tell a machine who it is, in a session (IMDSv2)."""
-        path = environ["PATH_INFO"].removeprefix("/latest/")
+        path, whose = environ["PATH_INFO"].removeprefix("/latest/"), environ.get("REMOTE_ADDR", "")
         roles = "meta-data/iam/security-credentials/"
         keys = {"AccessKeyId": OWN_KEY, "SecretAccessKey": "own", "Token": "session"}
         keys["Expiration"] = "2099-01-01T00:00:00Z"
         answers = {"meta-data/placement/region": REGION}
         answers |= {roles: PROFILE, roles + PROFILE: json.dumps(keys)} if self.has_role else {}
+        if self.is_noticed(whose):
+            at = datetime.fromtimestamp(self.noticed[self.bodies.who(whose)], UTC)
+            answers["meta-data/spot/instance-action"] = json.dumps({"action": "terminate", "time": f"{at:{_TIME}}"})
         is_token = (environ["REQUEST_METHOD"], path) == ("PUT", "api/token")
         is_in = is_token or environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN") == "in"
         said = "in" if is_token else answers.get(path, "")
@@ -228,6 +237,8 @@ class Cloud(StandIn):
         if status == 200 and token:
             self._tokens[token] = (fields, answer)
             self._count()
+        if status == 200 and self.bodies:
+            self._embody(answer, asked)
         if status == 200 and fields["Action"] == "CreateImage":
             self._tag_snapshot(answer, fields)
         return status, answer
@@ -240,6 +251,32 @@ class Cloud(StandIn):
             for name, count in Counter(map(self._name_of, alive.values())).items():
                 self.born[name] = max(self.born[name], count)
 
+    def _embody(self, answer: bytes, fields: dict[str, str]) -> None:
+        """Have what stands behind machines follow what was done to them."""
+        action, ids = fields["Action"], [value for key, value in fields.items() if key.startswith("InstanceId.")]
+        if action == "RunInstances":
+            ids = re.findall("<instanceId>(.*?)</", answer.decode())
+        named = {self._name_of(each): each for each in map(self.backend.get_instance, ids)}
+        if action == "RunInstances":
+            addresses = self.bodies.make(self._wishes(named, fields))
+            for name, each in named.items():
+                each.nics[0].private_ip_address = addresses[name]
+        for name, each in named.items():
+            if action == "TerminateInstances":
+                self.gone(name)
+            elif action in {"StartInstances", "StopInstances"}:
+                self.bodies.switch(name, action.removesuffix("Instances").lower())
+            if each.nics[0].public_ip:
+                each.nics[0].public_ip = self.bodies.public_ip(name)
+
+    def _wishes(self, named: Mapping[str, Any], fields: dict[str, str]) -> list[Wish]:
+        """Return what the machines of a request are to be."""
+        user_data = base64.b64decode(fields["UserData"]).decode()
+        image = _DISTRIBUTIONS[self.backend.amis[fields["ImageId"]].name[:9]]
+        gpus = sum(each["Count"] for each in INSTANCE_TYPES[fields["InstanceType"]].get("GpuInfo", {}).get("Gpus", ()))
+        kinds = {name: self.backend.tags[each.id].get("ems-kind", "") for name, each in named.items()}
+        return [Wish(name, user_data, kind, image, gpus) for name, kind in kinds.items()]
+
     def _tag_snapshot(self, answer: bytes, fields: dict[str, str]) -> None:
         image = self.backend.amis[re.search(rb"<imageId>(.*?)</imageId>", answer)[1].decode()]  # type: ignore[index]
         image.owner_id = ACCOUNT
@@ -249,7 +286,8 @@ class Cloud(StandIn):
 
     def _seen(self, answer: bytes) -> bytes:
         """Hide machines that are too new to be listed, show others as pending; nobody answers at their addresses."""
-        answer = re.sub(rb"<ipAddress>[^<]+<", b"<ipAddress>127.77.0.1<", answer)
+        if not self.bodies:
+            answer = re.sub(rb"<ipAddress>[^<]+<", b"<ipAddress>127.77.0.1<", answer)
         if not self.late_s and not self.operation_s:
             return answer
         root = ET.fromstring(answer)

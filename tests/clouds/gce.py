@@ -72,8 +72,7 @@ class Cloud(StandIn):
         with self.lock:
             for path in [path for path in self.things if path.endswith((f"/instances/{name}", f"/disks/{name}"))]:
                 del self.things[path]
-            if self.bodies:
-                self.bodies.end(name)
+            self.gone(name)
 
     def credentials(self, folder: Path, *, is_good: bool = True) -> Path:
         """Write a service account's key file; its tokens come from here."""
@@ -349,8 +348,7 @@ class Cloud(StandIn):
             raise RefusedError(400, "resourceNotReady", f"The resource '{place}' is not ready", "global")
         del self.things[place]
         if kind == "instances":
-            if self.bodies:
-                self.bodies.end(name)
+            self.gone(name)
             self.things.pop(place.replace("/instances/", "/disks/"), None)
         return self._begun("delete", place)
 

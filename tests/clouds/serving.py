@@ -69,6 +69,12 @@ class StandIn:
         """Tell a machine that it is taken back soon."""
         self.noticed[name] = time.time() + left_s
 
+    def gone(self, name: str) -> None:
+        """End what stands behind a machine that is not there any more."""
+        self.noticed.pop(name, None)  # the next one of this name stays
+        if self.bodies:
+            self.bodies.end(name)
+
     def is_noticed(self, address: str) -> bool:
         """Whether the machine at a private address is to be taken back."""
         return self.bodies is not None and self.bodies.who(address) in self.noticed
