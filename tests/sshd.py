@@ -22,6 +22,7 @@ from ems.remote import wire
 from ems.ssh import Host
 
 SSHD = "/usr/sbin/sshd"
+_LIMIT_S = 120.0
 
 
 def why_not() -> str:
@@ -92,7 +93,7 @@ class Far:
         with (self.folder / "sshd.log").open("ab") as log:
             command = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             self._sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + _LIMIT_S
         while not _listens(self.port):
             assert self._sshd.poll() is None, (self.folder / "sshd.log").read_text()
             assert time.monotonic() < deadline, "sshd does not listen"
@@ -102,6 +103,7 @@ class Far:
         """End sshd and every connection: the machine is gone from the network."""
         if self._sshd is None:
             return
+        os.kill(self._sshd.pid, signal.SIGSTOP)  # it lets nobody in whom the next line would not see
         below = _descendants(self._sshd.pid)  # of the sessions, only what sshd itself is: commands end by themselves
         self._sshd.kill()
         self._sshd.wait()
@@ -122,6 +124,7 @@ class Far:
             self.stop()
             _kill(below)
         _kill(pid for pid in _processes() if os.fsencode(self.folder) in _command_line(pid))
+        self._held.close()
 
     def _make_keys(self) -> None:
         (self.folder / "home").mkdir(parents=True)
@@ -130,9 +133,12 @@ class Far:
             subprocess.run(keygen, check=True)
         (self.folder / "authorized_keys").write_text((self.folder / "key.pub").read_text())
         (self.folder / "known_hosts").write_text(f"{self.name} {(self.folder / 'host_key.pub').read_text()}")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        # Bound as long as this lives, and never listening: nobody else gets the port, not even while sshd is stopped;
+        # sshd does, for both say SO_REUSEADDR
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port = int(self._held.getsockname()[1])
 
     def _configuration(self) -> str:
         environment = " ".join(f"{name}={value}" for name, value in self.environment.items())
@@ -185,7 +191,18 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        if pid != os.getpid():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    """End processes; what they had open is closed when this returns."""
+    ending = [pid for pid in pids if pid != os.getpid()]
+    for pid in ending:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _LIMIT_S
+    while any(map(_lives, ending)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -33,11 +33,11 @@ with open("out.csv", "w") as file:
 if args.lr > 0.5:
     raise ValueError("diverged at step %d" % args.seed)
 """
-# waits for a file that the test makes, a minute at most: nothing outlives a test that fails
+# waits for a file that the test makes, as long as a test may take: nothing outlives one that fails
 GATED = """
 import pathlib, time
 print("started", flush=True)
-for _ in range(600):
+for _ in range(3000):
     if pathlib.Path({gate!r}).exists():
         break
     time.sleep(0.1)
@@ -64,7 +64,7 @@ def parsed(result: subprocess.CompletedProcess[str]) -> object:
     return json.loads(result.stdout)
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -296,7 +296,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_experiment(ems: Ems, gate: Path, pr
             if "running" in line:
                 break
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=60)
+        _, said = waiting.communicate(timeout=200)
     assert waiting.returncode == 130
     assert "goes on running without you" in said
     assert "Traceback" not in said
@@ -312,7 +312,7 @@ def test_logs_follow_until_the_run_ends(ems: Ems, gate: Path, project: Path) -> 
         assert following.stdout is not None
         assert following.stdout.readline() == "started\n"
         gate.touch()
-        assert following.communicate(timeout=60)[0] == "acc: 0.5\n"
+        assert following.communicate(timeout=200)[0] == "acc: 0.5\n"
     assert following.returncode == 0
 
 
@@ -384,7 +384,7 @@ def test_settings_reach_the_run(ems: Ems, project: Path) -> None:
 
 def test_a_reader_that_has_seen_enough_is_no_error(ems: Ems, swept: str, project: Path) -> None:
     command = f"{sys.executable} -m ems ls {swept} --json | head -1"
-    done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, timeout=200, check=True)
     assert (done.stdout, done.stderr) == ("[\n", "")
 
 

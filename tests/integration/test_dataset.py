@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -67,7 +68,7 @@ def test_runs_read_what_a_name_meant_when_they_were_submitted(
 
 def wait_for(root: Path, exp_id: str, attempt: int = 1) -> None:
     path = root / "experiments" / exp_id / "runs" / "0" / "attempts" / f"{attempt}.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (path.exists() and json.loads(path.read_text()).get("ended_at")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -82,11 +83,17 @@ def test_a_push_that_is_broken_off_goes_on_and_is_whole(far: Any, project: Path,
         (folder / f"{number}.bin").write_bytes(os.urandom(500_000))
     command = [sys.executable, "-m", "ems", "data", "push", str(folder), "big", "--on", "far"]
     part = dataset.arrival(far.root, dataset.digest(folder))
+
+    def has_begun() -> bool:
+        with suppress(FileNotFoundError):  # it is not there yet, or has got its name
+            return any(name.endswith(".bin") for name in os.listdir(part))
+        return False
+
     with subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any(part.glob("*.bin")):
+        while process.poll() is None and not has_begun():
             time.sleep(0.002)
         far.drop()
-        process.wait(60)
+        process.wait(120)
     assert dataset.names(far.root) == {} or process.returncode == 0
     ems("data", "push", str(folder), "big", "--on", "far")
     assert content(stored(far.root, "big")) == content(folder)
@@ -146,10 +153,11 @@ def test_a_file_that_may_change_again_within_the_tick_is_read_again(
 
 
 def test_the_hash_tells_names_contents_and_programs(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tick: Callable[[], None]
 ) -> None:
     monkeypatch.setattr(dataset, "_RACY_NS", 0)
     cache = tmp_path / "cache.json"
+    tick()
     seen = {dataset.digest(folder, cache)}
     read: list[int] = []
     assert dataset.digest(folder, cache, read.append) in seen
@@ -160,7 +168,9 @@ def test_the_hash_tells_names_contents_and_programs(
         lambda: (folder / "a.txt").rename(folder / "b.txt"),
         lambda: (folder / "b.txt").chmod(0o755),
     ):
+        tick()
         change()
+        tick()
         found = dataset.digest(folder, cache)
         assert found == dataset.digest(folder)
         assert found not in seen

@@ -110,7 +110,7 @@ class Lab:
 
     def submit_killed_at(self, files: ExperimentFiles, step: int) -> int:
         argv = [sys.executable, "-c", KILLED_AT, self.executor.name, str(self.root), files.id, str(step)]
-        return subprocess.run(argv, cwd=Path(__file__).parents[2], check=False, timeout=60).returncode
+        return subprocess.run(argv, cwd=Path(__file__).parents[2], check=False, timeout=200).returncode
 
     def states(self, files: ExperimentFiles, n: int) -> list[str]:
         """State of the last attempt of each run; empty where there is none."""
@@ -137,7 +137,7 @@ class Lab:
         found = self.executor.refresh([job])
         return all(info.state not in (State.PENDING, State.RUNNING) for info in found.values())
 
-    def wait(self, condition: Callable[[], object], limit_s: float = 60) -> None:
+    def wait(self, condition: Callable[[], object], limit_s: float = 200) -> None:
         """Wait for a condition; show what there is when it does not come."""
         deadline = time.monotonic() + limit_s
         while not condition():
@@ -323,7 +323,14 @@ def _descendants(pid: int) -> list[int]:
         words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-    return [int(word) for word in words if Path(f"/proc/{word}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]
+    return [int(word) for word in words if _lives(word)]
+
+
+def _lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _environment(pid: int) -> dict[str, str]:

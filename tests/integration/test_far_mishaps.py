@@ -27,7 +27,7 @@ def train(project: Path) -> Path:
 
 
 def ended(ems: Ems) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while True:
         found: list[dict[str, Any]] = json.loads(ems("status", "--json").stdout)
         if not any(each["pending"] or each["running"] for each in found):

@@ -116,7 +116,7 @@ def test_the_code_of_somebody_who_does_not_have_it_is_an_error(train: Path, exec
 
 # ------------------------------------------------------------------------------------- what breaks in the middle
 
-_LIMIT_S = 60
+_LIMIT_S = 120
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -140,7 +140,8 @@ def test_a_submission_that_breaks_at_any_frame_is_neither_lost_nor_doubled(
     frames, n_known, is_over = 0, 0, False
     while not is_over:
         shutil.rmtree(train / ".ems", ignore_errors=True)
-        shutil.rmtree(far.root, ignore_errors=True)
+        far.root = far.folder / "home" / f"ems-{how}-{frames}"  # workers of the one before may still be about to end
+        registry.save(replace(far.target, root=str(far.root)))
         words = ["parrun", "train.py", "--set", "lr=0.1,0.2", "--on", "far", "--again"]
         done = subprocess.run(broken_at(how, frames, *words), cwd=train, capture_output=True, text=True)
         is_over = done.returncode == 0

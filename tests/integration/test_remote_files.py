@@ -69,7 +69,7 @@ def ended(far: Any, exp_id: str) -> int:
     return sum(bool(json.loads(path.read_text()).get("ended_at")) for path in paths)
 
 
-def wait_until(condition: Callable[[], object], limit_s: float = 60) -> None:
+def wait_until(condition: Callable[[], object], limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline
@@ -176,7 +176,7 @@ def test_a_harvest_that_is_broken_off_anywhere_is_gone_on_with(
     while not is_over:
         frame = 1 + n_broken * (5 if how == "killed" else 1)
         words = broken_at(how, frame, "harvest", functions="wire.receive,mirror._Work._take")
-        is_over = subprocess.run(words, cwd=train, capture_output=True, timeout=60).returncode == 0
+        is_over = subprocess.run(words, cwd=train, capture_output=True, timeout=200).returncode == 0
         n_broken += not is_over
     assert n_broken > 2
     ems("harvest")
@@ -217,7 +217,7 @@ def test_a_log_is_followed_through_a_broken_connection(far: Any, train: Path, em
         far.start()
         assert process.stdout.readline() == "line 2\n"
         (gate / "2").touch()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def test_a_log_is_followed_from_what_was_pulled_once_its_machine_is_back(far: Any, train: Path, ems: Ems) -> None:
@@ -237,7 +237,7 @@ def test_a_log_is_followed_from_what_was_pulled_once_its_machine_is_back(far: An
         far.start()
         gate.touch()
         assert process.stdout.readline() == "line 1\n"
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 def test_files_that_are_gone_there_are_said_and_what_came_before_is_kept(far: Any, train: Path, ems: Ems) -> None:

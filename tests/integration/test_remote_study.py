@@ -34,7 +34,7 @@ def standing(ems: Ems) -> dict[str, Any]:
     return shown[0] if isinstance(shown, list) else shown
 
 
-def wait_for(ems: Ems, state: str, limit_s: float = 90.0) -> dict[str, Any]:
+def wait_for(ems: Ems, state: str, limit_s: float = 200.0) -> dict[str, Any]:
     deadline = time.monotonic() + limit_s
     while (shown := standing(ems))["state"] != state:
         assert time.monotonic() < deadline, shown

@@ -734,7 +734,7 @@ def test_each_group_gets_its_trials_and_its_name_as_a_param(lab: Callable[..., L
 ENDS = ("ok", "ok", "ok", "crash", "nan", "node", "late", "cancel")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     ends=st.lists(st.sampled_from(ENDS), min_size=5, max_size=40),
     sampler=st.sampled_from(["random", "sobol", "gp"]),

@@ -65,7 +65,7 @@ def status(ems: Ems, *study: str) -> dict[str, Any]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float = 200) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -131,9 +131,16 @@ def test_a_sweep_file_runs_as_it_is_by_rungs_and_is_steered(ems: Ems, scripts: P
     assert {row["first"] for row in store} <= {1, 2, 4}
 
 
+def gated(scripts: Path) -> Path:
+    """Write slow.py, whose runs wait for the file that is returned, as long as a test may take."""
+    gate = scripts.parent / "gate"
+    wait = f"for _ in range(6000):\n    if os.path.exists({str(gate)!r}):\n        break\n    time.sleep(0.05)"
+    (scripts / "slow.py").write_text(VALLEY.replace("import math, sys", f"import math, os, sys, time\n{wait}"))
+    return gate
+
+
 def test_stop_and_resume(ems: Ems, scripts: Path) -> None:
-    slow = VALLEY.replace("import math, sys", "import math, sys, time\ntime.sleep(1)")
-    (scripts / "slow.py").write_text(slow)
+    gate = gated(scripts)
     ems("tune", "slow.py", "--set", LR, "--metric", "loss", "--trials", "5", "--parallel", "1", "--on", "here",
         "--name", "slow")  # fmt: skip
     twice = ems(
@@ -144,6 +151,7 @@ def test_stop_and_resume(ems: Ems, scripts: Path) -> None:
     wait_for(lambda: status(ems, "slow")["state"] == "STOPPED")
     other = ems("tune", "resume", "slow", "--set", "lr=uniform(0,1)", code=2)
     assert "cannot go on with another space" in other.stderr
+    gate.touch()
     ems("tune", "resume", "slow", "--parallel", "2")
     wait_for(lambda: status(ems, "slow")["state"] == "FINISHED")
     counted = status(ems, "slow")
@@ -161,15 +169,17 @@ def test_a_metric_that_never_appears_and_one_that_is_text_end_the_study_and_say_
 
 
 def test_ctrl_c_ends_the_waiting_not_the_study(ems: Ems, scripts: Path) -> None:
-    words = ["tune", "valley.py", "--set", LR, "--metric", "loss", "--trials", "4", "--on", "here", "--wait"]
+    gate = gated(scripts)
+    words = ["tune", "slow.py", "--set", LR, "--metric", "loss", "--trials", "4", "--on", "here", "--wait"]
     waiting = subprocess.Popen([sys.executable, "-m", "ems", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, env=os.environ, start_new_session=True)  # fmt: skip
     assert waiting.stdout is not None
     assert waiting.stdout.readline().startswith("study ")
     assert "started" in waiting.stdout.readline()
     waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=60)
+    _, err = waiting.communicate(timeout=200)
     assert (waiting.returncode, "goes on without you" in err, "Traceback" in err) == (130, True, False)
+    gate.touch()
     wait_for(lambda: status(ems)["state"] == "FINISHED")
 
 
@@ -232,7 +242,7 @@ print(search.best.number, search.best.params["opt"], search.is_over, dict(search
 
 def test_a_program_asks_and_tells_and_goes_on_where_it_was_killed(ems: Ems, scripts: Path) -> None:
     def program(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=200)
 
     assert "gone in the middle of trial 4" in program("4").stderr
     # the trial that nobody told is waited for; nothing else is asked for with one at a time
@@ -240,7 +250,7 @@ def test_a_program_asks_and_tells_and_goes_on_where_it_was_killed(ems: Ems, scri
     assert stuck.returncode == 0, stuck.stderr
     assert "False" in stuck.stdout
     tell = "import ems; ems.study('by-hand').tell(4, 0.5)"
-    subprocess.run([sys.executable, "-c", tell], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", tell], check=True, timeout=200)
     done = program()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(" ", 1)[1] == "a True {'ok': 8, 'crashed': 1}\n"
@@ -249,6 +259,6 @@ def test_a_program_asks_and_tells_and_goes_on_where_it_was_killed(ems: Ems, scri
     rows = json.loads(ems("report", "by-hand", "--metric", "loss", "--json").stdout)
     assert len([row for row in rows if row["loss"] is not None]) == 8
     other = PROGRAM.replace("1e-1", "1")
-    refused = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=60)
+    refused = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, timeout=200)
     assert "has another space: its trials would mean something else" in refused.stderr
     assert "has no driver: a program asks and tells it" in ems("tune", "stop", "by-hand", code=2).stderr
