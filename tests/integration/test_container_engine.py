@@ -9,9 +9,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -342,3 +346,71 @@ def test_the_socket_lies_in_no_folder_that_somebody_else_has_made(
     monkeypatch.setattr(enginesocket, "_own_folder", lambda: tmp_path / "own")
     monkeypatch.setattr(os, "geteuid", lambda: own)
     assert enginesocket.Service("demo").make_folder().stat().st_mode & 0o777 == 0o700
+
+
+_LISTENS = """
+import pathlib, socket, sys, time
+path = pathlib.Path(sys.argv[-1].removeprefix("unix://"))
+(path.parent / "begun").open("a").write("x")
+if (path.parent / "broken").exists():
+    sys.exit("it cannot run")
+path.unlink(missing_ok=True)
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(str(path))
+    server.listen()
+    time.sleep(600)
+"""
+
+
+class Listening:
+    """An engine called podman, whose service is a process that listens."""
+
+    name = "podman"
+
+    def __init__(self, script: Path) -> None:
+        script.write_text(_LISTENS)
+        self.words = (sys.executable, "-W", "ignore", str(script))
+
+    def adapt(self, _image: str) -> tuple[str, ...]:
+        return ()
+
+    def is_home_of(self, _process: int) -> bool:
+        return True
+
+    @contextmanager
+    def entered(self) -> Iterator[tuple[str, ...]]:
+        yield ()
+
+
+def _wait(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def test_a_service_that_dies_is_begun_again_until_it_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enginesocket, "_own_folder", lambda: tmp_path / "own")
+    monkeypatch.setattr(enginesocket, "_LIVES_S", 0)
+    service, engine = enginesocket.Service("demo"), Listening(tmp_path / "listens.py")
+    begun = service.folder / "begun"
+    service.have(engine, "image")  # type: ignore[arg-type]  # no more of an engine is asked for
+    try:
+        status = Path(f"/proc/{(first := service.process())}/status").read_text()
+        [keeper] = [int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid")]
+        os.kill(first, signal.SIGKILL)
+        _wait(lambda: service.process() not in {0, first} and service._answers(), "it comes again")
+        second = service.process()
+        service.have(engine, "image")  # type: ignore[arg-type]
+        assert service.process() == second, "what answers stays"
+        assert begun.read_text() == "xx"
+        service.end()
+        _wait(lambda: not Path(f"/proc/{keeper}").exists(), "nobody begins it any more")
+        assert (service.process(), service.socket.exists(), begun.read_text()) == (0, False, "xx")
+        monkeypatch.setattr(enginesocket, "_LIVES_S", 600)
+        (service.folder / "broken").touch()
+        with pytest.raises(ProviderError, match="does not answer: it cannot run"):
+            service.have(engine, "image")  # type: ignore[arg-type]
+        assert begun.read_text() == "xxx", "one that cannot run is not tried for ever"
+    finally:
+        service.forget()

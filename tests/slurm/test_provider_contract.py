@@ -396,7 +396,7 @@ def test_a_controller_makes_nodes_by_the_engine_around_it(
         bench.provider.start([gate])  # whatever is given again, what is there stays
         assert service.process() == process
         subprocess.run(["kill", "-9", str(process)], check=True)
-        bench.provider.start([gate])
+        bench.provider.start([gate])  # or it has begun again by itself before
         assert service.process() not in {0, process}
         bench.say(gate, f"test -S {told['socket']}")
         bench.provider.stop([gate])

@@ -31,8 +31,15 @@ _DOCKER = "/var/run/docker.sock"
 _ANSWERS_S = 60  # for a service that starts on a busy machine
 _ENDS_S = 10
 _AGAIN_S = 0.05
-# The process that is remembered becomes the service: `exec`, and nsenter as well, keep their process id
-_BEGIN = 'echo $$ >"$1"; shift; exec "$@"'
+_LIVES_S = 5  # one that ends sooner cannot run, and is not begun again
+# Has a service until the file is deleted, or names another one; nsenter keeps the process id that is written there
+_KEEP = """file=$1 least=$2; shift 2
+while began=$(date +%s); do
+    "$@" &
+    echo $! >"$file"
+    wait $!
+    [ "$(cat "$file")" = $! ] && [ $(($(date +%s) - began)) -ge "$least" ] || exit
+done"""
 
 
 class SocketEngine(Engine):
@@ -110,6 +117,8 @@ def is_mounted(paths: Sequence[str]) -> bool:
 class Service:
     """What answers on podman's socket for one cluster: a process of this computer, that outlives the command.
 
+    A shell beside it begins it again whenever it ends, unless :meth:`end` did that.
+
     Parameters
     ----------
     cluster
@@ -170,13 +179,14 @@ class Service:
     def end(self) -> None:
         """End it, if it is there."""
         process = self.process()
+        self.pid_file.unlink(missing_ok=True)  # first: else it is begun again
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + _ENDS_S
-            while process and self.process() == process and time.monotonic() < deadline:
+            while process and self._is_it(process) and time.monotonic() < deadline:
                 with suppress(ProcessLookupError):
                     os.kill(process, number)
                 time.sleep(_AGAIN_S)
-        for each in (self.pid_file, self.log, self.socket):
+        for each in (self.log, self.socket):
             each.unlink(missing_ok=True)
 
     def forget(self) -> None:
@@ -191,14 +201,20 @@ class Service:
         """Return its process; 0: there is none, whatever has its number now."""
         try:
             process = int(self.pid_file.read_text())
-            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
         except (OSError, ValueError):
             return 0
-        return process if f"unix://{self.socket}" in words else 0
+        return process if self._is_it(process) else 0
+
+    def _is_it(self, process: int) -> bool:
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return False
+        return f"unix://{self.socket}" in words
 
     def _begin(self, engine: Engine, flags: Sequence[str]) -> None:
         words = [*engine.words, *flags, "system", "service", "--time=0", f"unix://{self.socket}"]
-        begin = ["setsid", "--fork", "sh", "-c", _BEGIN, "sh", str(self.pid_file)]
+        begin = ["setsid", "--fork", "sh", "-c", _KEEP, "sh", str(self.pid_file), str(_LIVES_S)]
         with engine.entered() as entry, self.log.open("wb") as log:
             subprocess.run(
                 [*begin, *entry, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/"
