@@ -27,6 +27,7 @@ from ems.cluster.provider.base import Thing
 # Where a cloud lets one choose, the private addresses are those that the containers get
 _PROVIDERS: dict[str, dict[str, Any]] = {
     "gce": {"range": "{subnet}", "service_account": "default"},
+    "aws": {"instance_profile": "ems-controller"},
 }
 
 _JOB = 'hostname; [ -n "$SLURM_RESTART_COUNT" ] || sleep 600'
