@@ -57,7 +57,7 @@ class Login:
         }
         options = [f"--ssh-option={key}={value}" for key, value in said.items()]
         words = ["cluster", "connect", "uni", host.destination, *options, "--json", *args]
-        done = self._ems(*words, code=code, timeout=280)
+        done = self._ems(*words, code=code, timeout=600)
         return json.loads(done.stdout) if done.returncode == 0 else done.stderr
 
     def host(self) -> Host:
@@ -95,14 +95,14 @@ def test_a_machine_over_ssh_becomes_the_current_target_and_is_upgraded(login: Lo
     assert "uni has ems" in refused
     assert "hint: ems cluster upgrade uni" in refused
     inode = (root / "venv").stat().st_ino
-    assert "uni has ems" in ems("cluster", "upgrade", "uni", timeout=200).stdout
+    assert "uni has ems" in ems("cluster", "upgrade", "uni", timeout=600).stdout
     assert (root / "venv").stat().st_ino == inode, "what is whole stays"
     ems("parrun", "train.py", "--again", "--wait")
 
     code.unlink()
     (root / "venv" / ".ready").unlink()  # as an upgrade leaves it that is interrupted
     assert "hint: ems cluster upgrade uni" in ems("doctor", "--on", "uni", code=1).stderr
-    ems("cluster", "upgrade", "uni", timeout=280)
+    ems("cluster", "upgrade", "uni", timeout=600)
     ems("doctor", "--on", "uni")
 
     assert "stay on this machine" in ems("cluster", "use", "here").stdout
@@ -175,7 +175,7 @@ def test_the_share_of_a_cluster_that_ems_made_is_upgraded_by_its_own_script(logi
     made = replace(login.far.target, name="made", ems=(str(old), "-m", "ems"), cluster="an incarnation")
     registry.save(made)
     assert "hint: ems cluster upgrade made" in ems("doctor", "--on", "made", code=1).stderr
-    ems("cluster", "upgrade", "made", timeout=280)
+    ems("cluster", "upgrade", "made", timeout=600)
     ems("doctor", "--on", "made")
     (wheel,) = (share / "dist").iterdir()
     key = (share / "venv" / ".wheel").read_text().split()[0]
