@@ -25,7 +25,7 @@ USER, PASSWORD, PROJECT = "me", "secret", "lab"
 _LOGIN, ROLES = (USER, PASSWORD), ("admin", "member")
 EXTERNAL = "00000000-0000-4000-8000-00000000e47e"
 # CPUs, MB of memory, GB of disk, and GPUs, of which no answer tells
-FLAVORS = {"m1.small": (1, 2048, 20, 0), "m1.medium": (2, 4096, 40, 0), "g1.large": (8, 32768, 80, 2)}
+FLAVORS = {"m1.small": (1, 2048, 20, 0), "m1.medium": (2, 4096, 40, 0), "g1.large": (8, 32768, 80, 1)}
 IMAGES = {"Debian 12 (bookworm)": "debian:12", "debian-13-generic": "debian:13", "Ubuntu 24.04 LTS": "ubuntu:24.04"}
 ZONES = ("nova", "east")
 _PAGE = 250
@@ -264,8 +264,8 @@ class Cloud(StandIn):
 
     def _drop_server(self, its_id: str) -> None:
         server = self.servers.pop(its_id)
-        if self.bodies and "fault" not in server:
-            self.bodies.end(server["_name"])
+        if "fault" not in server:
+            self.gone(server["_name"])
         gone = [key for key, each in self.neutron["port"].items() if each["device_id"] == its_id]
         for key in gone:
             del self.neutron["port"][key]

@@ -20,13 +20,15 @@ from clouds import benches
 from clouds.benches import Bench
 from clouds.bodies import Bodies
 
-from ems.cluster.definition import ContainerSection
+from ems.cluster import catalog, provision
+from ems.cluster.definition import Definition
 from ems.cluster.provider import base, connect
 from ems.cluster.provider.base import Thing
 
 # Where a cloud lets one choose, the private addresses are those that the containers get
 _PROVIDERS: dict[str, dict[str, Any]] = {
     "gce": {"range": "{subnet}", "service_account": "default"},
+    "openstack": {"range": "{subnet}"},
     "aws": {"instance_profile": "ems-controller"},
 }
 
@@ -65,7 +67,6 @@ def life(
     request: pytest.FixtureRequest,
     desks: ModuleType,
     baked: None,
-    shared: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[Any, Bench]]:
@@ -78,7 +79,7 @@ def life(
     with benches.serve(request.param, tmp_path, monkeypatch, _own_address()) as bench:
         cloud = bench.cloud
         desk = desks.Desk(tmp_path)  # its guard ends the containers, which have its cluster's label
-        images = _images((shared / "baked").read_text())
+        images = _images(catalog.load(desk.name, desk.project))  # of containers, as those that were baked
         bodies = Bodies(desk.name, subnet, f"127.77.{number}.0", images, cloud.url.removeprefix("http://"))
         cloud.bodies, cloud.public_ip = bodies, bodies.public_ip
         desk.define(_definition(bench, subnet))
@@ -91,10 +92,13 @@ def life(
             desk.hand_over()
 
 
-def _images(cluster: str) -> dict[str, str]:
-    """Return the images that were baked for the session, by kind."""
-    found = connect(ContainerSection()).list({base.CLUSTER: cluster})
-    return {each.labels[base.KIND]: each.id for each in found if each.thing is Thing.IMAGE}
+def _images(definition: Definition) -> dict[str, str]:
+    """Return the images that were baked for a definition, by whichever cluster, by kind."""
+    kinds = {provision.image_key(definition, kind): kind for kind in ("controller", *definition.nodes)}
+    found = [each for each in connect(definition.provider).list() if each.thing is Thing.IMAGE]
+    images = {kinds[key]: each.id for each in found if (key := each.labels.get(base.IMAGE)) in kinds}
+    assert images.keys() == set(kinds.values())
+    return images
 
 
 def _goes_on_where_nobody_takes_it_back(desk: Any, bench: Bench, node: str) -> None:
