@@ -191,7 +191,7 @@ class Ledger:
         """Return of how much of this ledger, and of that on the share, the other one has all, in bytes."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             said = json.loads(self._marks.read_text())
-            if said["id"] == incarnation:
+            if said["id"] == incarnation and self._read(int(said["here"])) is not None:  # else another file is here now
                 return int(said["here"]), int(said["there"])
         return 0, 0
 
@@ -297,7 +297,7 @@ def share(fleet: Fleet) -> None:
         start, _, text = said.partition(b"\n")
         size, end = int(start) + len(text), int(start) + text.rfind(b"\n") + 1
         theirs = [each for each in parse(text.decode(errors="replace")) if each.id == incarnation]
-        mine, here = own.merge(here, theirs)
+        mine, here = own.merge(here if int(start) == there else 0, theirs)
         known = set(theirs)
         more = [each for each in mine if each.id == incarnation and each not in known]
         if more:
