@@ -26,7 +26,7 @@ _OPTIONS = {
     "SuspendRate": 0,
     "SuspendTime": 4,
     "SuspendTimeout": 3,
-    "ResumeTimeout": 60,
+    "ResumeTimeout": 180,
     "TreeWidth": 65533,
     "PrivateData": "cloud",
     "SlurmctldParameters": "idle_on_node_suspend,power_save_interval=1,power_save_min_interval=0",
@@ -117,7 +117,7 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
 
         def _boot(self, name: str) -> Any:
             argv = ["slurmd", "-D", "-b", "-N", name]
-            return testbed.Daemon(argv, self.environment(), self.dir / "log" / name, node=name)
+            return testbed.Daemon(argv, self.daemon_environment(), self.dir / "log" / name, node=name)
 
         @contextlib.contextmanager
         def serve(self, *, every_s: float = 1.0) -> Iterator[Any]:
@@ -125,11 +125,11 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
             before = self.heartbeat()
             process = self.launch(every_s=every_s)
             try:
-                testbed.wait_until(lambda: self.heartbeat() != before or process.poll() is not None, 60, "a heartbeat")
+                testbed.wait_until(lambda: self.heartbeat() != before or process.poll() is not None, 180, "a heartbeat")
                 yield process
             finally:
                 process.send_signal(signal.SIGTERM)
-                code = process.wait(60)
+                code = process.wait(180)
             assert code == 0, self.log("emsd")
 
         def launch(self, *kill: int, every_s: float = 1.0) -> Any:
@@ -183,7 +183,7 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
 
         def murder(self, *steps: int) -> None:
             """Run the service again and again; each is killed at another step of what it has to do (see emsd.py)."""
-            code = self.launch(*steps, every_s=60).wait(120)
+            code = self.launch(*steps, every_s=60).wait(400)
             assert code == 0, self.log("emsd")
 
         def sweep(self) -> None:
@@ -196,7 +196,7 @@ def bed(testbed: ModuleType, cloud: ModuleType, kinds: Mapping[str, Any], **more
             for folder in ("var/spool/ems", "opt/ems/state"):
                 for path in (self.root / folder).glob("*"):
                     path.unlink() if path.is_file() else None
-            testbed.wait_until(self._is_at_rest, 90, "rest")
+            testbed.wait_until(self._is_at_rest, 300, "rest")
             for path in (self.root / "var/spool/ems").glob("*"):
                 path.unlink()
 

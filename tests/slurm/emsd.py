@@ -72,7 +72,7 @@ def serve(root: Path, provider: Any, every_s: float, *, kill: int = 0) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     fleet = fleet_here(Paths(root))
     fleet.provider = provider
-    pace = Pace(young_s=3.0, again_s=2.0, boot_s=60.0, late_s=6.0)
+    pace = Pace(young_s=3.0, again_s=2.0, boot_s=240.0, late_s=6.0)
     service = Service(fleet, reconcile_s=every_s, pace=pace)
     signal.signal(signal.SIGHUP, lambda *_: service.afresh())
     if kill:

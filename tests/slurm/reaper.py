@@ -70,7 +70,7 @@ class Daemon:
         with contextlib.suppress(BrokenPipeError):
             self._reaper.stdin.write(request)
             self._reaper.stdin.flush()
-        self._reaper.wait(30)
+        self._reaper.wait(120)
         self._reaper.stdout.close()
         with contextlib.suppress(BrokenPipeError):
             self._reaper.stdin.close()
@@ -109,7 +109,7 @@ def _reap(remove: str, node: str, argv: list[str]) -> int:
     if request == b"T":
         daemon.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            daemon.wait(15)
+            daemon.wait(60)
     _kill_descendants()
     _remove_cgroups(node)
     if request == b"" and remove:

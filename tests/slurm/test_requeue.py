@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-# counts its epochs in a file of the checkpoint directory; knows nothing of time limits
+# counts its epochs in a file of the checkpoint directory; knows nothing of time limits; ends when the test lets it
 EPOCHS_SCRIPT = """
 import os, pathlib, sys, time
 import ems
+go = pathlib.Path(os.environ["EMS_ROOT"]) / "go"
 epochs = int(sys.argv[2])
 state = pathlib.Path(ems.checkpoint()) / "epoch"
 first = int(state.read_text()) if state.exists() else 0
@@ -16,8 +17,14 @@ for epoch in range(first, epochs):
     aside.write_text(str(epoch + 1))
     aside.rename(state)
     time.sleep(0.5)
+while not go.exists():
+    time.sleep(0.05)
 print("trained", epochs, flush=True)
 """
+
+
+def let_end(lab):
+    (lab.project / ".ems" / "go").touch()
 
 
 def curve(lab, experiment, index=0):
@@ -37,7 +44,8 @@ def test_time_limit_requeues_and_resumes_from_the_checkpoint(lab):
     lab.write("train.py", EPOCHS_SCRIPT)
     words = ("--time", "1", "--grace", "5", "--max-requeues", "9")
     experiment = lab.parrun("train.py", "--set", "epochs=110", *words)
-    lab.slurm.wait_for_empty_queue(200)
+    let_end(lab)
+    lab.slurm.wait_for_empty_queue(900)
     lab.harvest()
     assert lab.states(experiment) == {0: "COMPLETED"}
     attempts = lab.attempts(experiment)[0]
@@ -52,10 +60,11 @@ def test_requeues_at_the_time_limit_are_bounded(lab):
     """The signal that SLURM sends before the limit is sent by hand, to the task that has the id of its array."""
     lab.write("train.py", EPOCHS_SCRIPT)
     experiment = lab.parrun("train.py", "--set", "epochs=1,1000", "--max-requeues", "1", "--grace", "2")
+    let_end(lab)
     for attempt in (1, 2):
         log = lab.run_dir(experiment, 1) / "stdout.log"
         lab.wait_until(
-            lambda attempt=attempt, log=log: log.exists() and f"of attempt {attempt}" in log.read_text(), 60, "start"
+            lambda attempt=attempt, log=log: log.exists() and f"of attempt {attempt}" in log.read_text(), 180, "start"
         )
         lab.harvest()
         lab.slurm.run("scancel", "--signal=USR1", "--batch", lab.attempts(experiment)[1][-1]["job"])
@@ -73,7 +82,8 @@ def test_requeue_by_an_administrator_resumes(lab):
     lab.wait_for_start(experiment, 0)
     lab.harvest()
     lab.slurm.run("scontrol", "requeue", lab.attempts(experiment)[0][0]["job"])
-    lab.slurm.wait_for_empty_queue(90)
+    let_end(lab)
+    lab.slurm.wait_for_empty_queue()
     lab.harvest()
     assert lab.states(experiment) == {0: "COMPLETED"}
     assert [a["state"] for a in lab.attempts(experiment)[0]] == ["PENDING", "COMPLETED"]
@@ -88,19 +98,21 @@ def test_lost_node_is_node_fail_and_the_run_goes_on_elsewhere(lab):
     attempts = lab.attempts(experiment)
     lost_node = attempts[0][0]["host"]
     lost = [index for index, each in attempts.items() if each[0]["host"] == lost_node]
-    lab.slurm.kill_node(lost_node)
-
     jobs = {attempts[index][0]["job"] for index in lost}
 
     def requeued():
         queue = {job: state for job, state, _ in lab.slurm.queue()}
         return all(queue.get(job) == "PENDING" for job in jobs)
 
-    lab.wait_until(requeued, 60, "SLURM to miss the node")
-    lab.harvest()
-    waiting = lab.states(experiment)
-    assert {waiting[index] for index in lost} == {"PENDING"}, "NODE_FAIL and requeued is not the end of a run"
-    lab.slurm.wait_for_empty_queue(90)
+    [other] = set(lab.slurm.node_names) - {lost_node}
+    with lab.slurm.drained(other):  # so that they do not go on before the test has looked
+        lab.slurm.kill_node(lost_node)
+        lab.wait_until(requeued, 180, "SLURM to miss the node")
+        lab.harvest()
+        waiting = lab.states(experiment)
+        assert {waiting[index] for index in lost} == {"PENDING"}, "NODE_FAIL and requeued is not the end of a run"
+    let_end(lab)
+    lab.slurm.wait_for_empty_queue()
     lab.harvest()
     assert lab.states(experiment) == dict.fromkeys(range(4), "COMPLETED")
     attempts = lab.attempts(experiment)
@@ -121,8 +133,10 @@ def test_preempted_run_goes_on_when_its_node_is_free_again(lab):
     experiment = lab.parrun("train.py", "--set", "epochs=30,31", "--grace", "3")
     lab.wait_for_start(experiment, 0, 1)
     urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "exec sleep 2")
-    lab.slurm.run("sbatch", *urgent)
-    lab.slurm.wait_for_empty_queue(120)
+    job = lab.slurm.run("sbatch", "--parsable", *urgent)
+    lab.wait_until(lambda: not lab.slurm.queue(job), 300, "the end of the urgent job")
+    let_end(lab)
+    lab.slurm.wait_for_empty_queue()
     lab.harvest()
     assert lab.states(experiment) == {0: "COMPLETED", 1: "COMPLETED"}
     for each in lab.attempts(experiment).values():

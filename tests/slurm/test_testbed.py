@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def test_nodes_have_gpus_and_jobs_are_accounted(slurm, testbed, tmp_path):
     def states():
         return slurm.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "state").split()
 
-    testbed.wait_until(lambda: states() == ["COMPLETED"] * 4, 30, "accounting")
+    testbed.wait_until(lambda: states() == ["COMPLETED"] * 4, 180, "accounting")
 
 
 def test_what_jobs_cost_is_what_accounting_says_they_had(slurm, testbed, tmp_path):
@@ -58,7 +57,7 @@ def test_what_jobs_cost_is_what_accounting_says_they_had(slurm, testbed, tmp_pat
         uses = [each for each in usage.parse(said, datetime.now(UTC)).uses if each.job == job]
         return [each for each in uses if each.end is not None]
 
-    testbed.wait_until(lambda: len(ours()) == 1, 30, "accounting")
+    testbed.wait_until(lambda: len(ours()) == 1, 180, "accounting")
     [use] = ours()
     assert (use.experiment, use.user, len(use.nodes)) == ("7f3a9c21", "root", 1)
     assert use.cpus >= 2
@@ -84,7 +83,7 @@ def test_lost_node_takes_its_jobs_along(slurm, testbed, tmp_path):
     out, waited = tmp_path / "out", tmp_path / "waited"
     waited.touch()
     slurm.run("sbatch", f"--output={out}", "--wrap", f"echo $SLURMD_NODENAME; exec tail -f {waited}")
-    testbed.wait_until(lambda: mentioning(f"tail -f {waited}") != [], 20, "start")
+    testbed.wait_until(lambda: mentioning(f"tail -f {waited}") != [], 180, "start")
     slurm.kill_node(out.read_text().strip())
     assert not mentioning(f"tail -f {waited}")
 
@@ -92,8 +91,9 @@ def test_lost_node_takes_its_jobs_along(slurm, testbed, tmp_path):
 def test_second_cluster_beside_the_first_ends_with_its_killed_holder(slurm, testbed):
     """Two at once do not disturb each other, and kill -9 of the holder leaves no process and no file."""
     command = [sys.executable, testbed.__file__, "--", "sh", "-c"]
+    job, held = (f"sleep 4321{number}.{os.getpid()}" for number in (1, 2))  # as in no other process here
     with subprocess.Popen(
-        [*command, "sbatch --output=/dev/null --wrap 'exec sleep 43211'; echo $SLURM_CONF; exec sleep 43212"],
+        [*command, f"sbatch --output=/dev/null --wrap 'exec {job}'; echo $SLURM_CONF; exec {held}"],
         stdout=subprocess.PIPE,
         text=True,
     ) as holder:
@@ -101,11 +101,11 @@ def test_second_cluster_beside_the_first_ends_with_its_killed_holder(slurm, test
         assert "Submitted" in holder.stdout.readline()
         folder = str(Path(holder.stdout.readline().strip()).parent)
         assert folder != str(slurm.dir)
-        testbed.wait_until(lambda: mentioning("sleep 43211") != [], 20, "job on the second cluster")
+        testbed.wait_until(lambda: mentioning(job) != [], 180, "job on the second cluster")
         holder.send_signal(signal.SIGKILL)
-    for trace in (folder, "sleep 43211", "sleep 43212"):
-        testbed.wait_until(lambda trace=trace: not mentioning(trace), 20, f"end of {trace}")
-    testbed.wait_until(lambda: not Path(folder).exists(), 20, "removal of the folder")
+    for trace in (folder, job, held):
+        testbed.wait_until(lambda trace=trace: not mentioning(trace), 180, f"end of {trace}")
+    testbed.wait_until(lambda: not Path(folder).exists(), 180, "removal of the folder")
     slurm.run("squeue")
 
 
@@ -123,7 +123,7 @@ def test_job_over_its_memory_is_out_of_memory(slurm, testbed, tmp_path):
     def state():
         return slurm.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "state")
 
-    testbed.wait_until(lambda: state() == "OUT_OF_MEMORY", 30, "accounting")
+    testbed.wait_until(lambda: state() == "OUT_OF_MEMORY", 180, "accounting")
 
 
 def test_reaper_kills_orphans_too(testbed, tmp_path):
@@ -133,7 +133,7 @@ def test_reaper_kills_orphans_too(testbed, tmp_path):
     daemon = testbed.Daemon(
         ["sh", "-c", f"setsid tail -f {orphan} & exec sleep 43214"], dict(os.environ), tmp_path / "log"
     )
-    testbed.wait_until(lambda: mentioning(f"tail -f {orphan}") != [], 10, "start")
+    testbed.wait_until(lambda: mentioning(f"tail -f {orphan}") != [], 180, "start")
     daemon.kill()
     assert not mentioning(f"tail -f {orphan}")
     assert not daemon.is_alive
@@ -141,10 +141,8 @@ def test_reaper_kills_orphans_too(testbed, tmp_path):
 
 def test_reaper_ends_when_its_daemon_does(testbed, tmp_path):
     daemon = testbed.Daemon(["sh", "-c", "exit 3"], dict(os.environ), tmp_path / "log")
-    started = time.monotonic()
-    testbed.wait_until(lambda: not daemon.is_alive, 10, "end")
-    daemon.kill()
-    assert time.monotonic() - started < 10
+    testbed.wait_until(lambda: not daemon.is_alive, 180, "end")
+    daemon.kill()  # which is no error
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("", "skipped=1"), ("slurm", "errors=1")])
