@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby, pairwise
 from operator import itemgetter
 
@@ -21,12 +22,12 @@ held = [bytearray(b"x" * 2**20) for _ in range(500 if sys.argv[2] == "1" else 1)
 print("acc=1")
 """
 
-# runs until the file `go` is there, or for two minutes
+# runs until the file `go` is there, or for ten minutes
 WAITING_SCRIPT = """
 import os, sys, time
 print("started", flush=True)
 go = os.path.join(os.environ["EMS_ROOT"], "go")
-for _ in range(2400):
+for _ in range(12_000):
     if os.path.exists(go):
         break
     time.sleep(0.05)
@@ -75,7 +76,7 @@ def test_experiment_larger_than_the_submit_limit_feeds_itself(lab):
     with lab.slurm.limits(MaxSubmitJobs=9):
         experiment = lab.parrun("train.py", "--set", "i=0..29")
         runs = [lab.run_dir(experiment, index) / "attempts" / "1.json" for index in range(30)]
-        lab.wait_until(lambda: all(path.exists() for path in runs), 90, "the last chunk")
+        lab.wait_until(lambda: all(path.exists() for path in runs), 300, "the last chunk")
         lab.slurm.wait_for_empty_queue()
     lab.harvest()
     assert lab.states(experiment) == dict.fromkeys(range(30), "COMPLETED")
@@ -109,7 +110,7 @@ def test_scancel_and_ems_cancel_of_one_run_leave_the_others(lab):
 
     lab.slurm.run("scancel", lab.attempts(experiment)[1][0]["job"])
     lab.ems("cancel", f"{experiment}/2")
-    lab.wait_until(lambda: len(lab.slurm.queue()) == 2, 30, "end of the cancelled")
+    lab.wait_until(lambda: len(lab.slurm.queue()) == 2, 120, "end of the cancelled")
     lab.harvest()
     assert lab.states(experiment) == {0: "RUNNING", 1: "CANCELLED", 2: "CANCELLED", 3: "RUNNING"}
 
@@ -131,8 +132,10 @@ def test_cancel_of_what_is_pending_and_running(lab):
 
 
 def test_max_parallel_bounds_the_runs_at_a_time(lab):
-    lab.write("train.py", "import time; time.sleep(0.3)")
+    lab.write("train.py", WAITING_SCRIPT)
     experiment = lab.parrun("train.py", "--set", "i=0..5", "--max-parallel", "2")
+    lab.wait_for_start(experiment, 0, 1)
+    (lab.project / ".ems" / "go").touch()
     lab.slurm.wait_for_empty_queue()
     lab.harvest()
     spans = [(a["started_at"], a["ended_at"]) for each in lab.attempts(experiment).values() for a in each]
@@ -149,10 +152,12 @@ def test_pack_shares_an_array_task(lab):
     assert lab.states(experiment) == dict.fromkeys(range(12), "COMPLETED")
     attempts = lab.attempts(experiment)
     assert all(len(each) == 1 for each in attempts.values())
-    assert len({each[0]["job"] for each in attempts.values()}) <= 3
+    runs = Counter(each[0]["job"] for each in attempts.values())
+    assert len(runs) <= 3
     assert {metric["devices"] for metric in lab.metrics(experiment).values()} == {1}
     used = {(each[0]["job"], lab.metrics(experiment)[index]["device"]) for index, each in attempts.items()}
-    assert len(used) == 2 * len({job for job, _ in used}), "both GPUs of each array task are used"
+    # one that comes late may find a single run left, or none
+    assert len(used) == sum(min(2, n) for n in runs.values()), "both GPUs of each array task are used"
 
 
 def test_over_its_memory_is_out_of_memory(lab):
@@ -181,7 +186,7 @@ def test_worker_killed_before_it_could_record_gets_its_state_from_slurm(lab):
     lab.wait_for_start(experiment, 0, 1)
     lab.harvest()
     lab.slurm.run("scancel", "--signal=KILL", "--batch", lab.attempts(experiment)[0][0]["job"])
-    lab.wait_until(lambda: len(lab.slurm.queue()) == 1, 30, "end of the killed one")
+    lab.wait_until(lambda: len(lab.slurm.queue()) == 1, 120, "end of the killed one")
     (lab.project / ".ems" / "go").touch()
     lab.slurm.wait_for_empty_queue()
 
@@ -189,7 +194,7 @@ def test_worker_killed_before_it_could_record_gets_its_state_from_slurm(lab):
         lab.harvest()
         return lab.states(experiment) == {0: "FAILED", 1: "COMPLETED"}
 
-    lab.wait_until(settled, 30, "state from SLURM")
+    lab.wait_until(settled, 120, "state from SLURM")
     [(slurm_state, reason)] = lab.query(
         "SELECT slurm_state, reason FROM runs WHERE experiment_id = ? AND idx = 0", experiment
     )

@@ -9,7 +9,7 @@ WAITING_SCRIPT = """
 import os, sys, time
 print("started", flush=True)
 names = ["go", "go-" + os.environ["EMS_INDEX"]]
-for _ in range(2400):
+for _ in range(12_000):
     if any(os.path.exists(os.path.join(os.environ["EMS_ROOT"], name)) for name in names):
         break
     time.sleep(0.05)
@@ -28,17 +28,18 @@ def test_tasks_wait_in_the_queue_for_what_others_do_not_take(lab):
     assert "ArrayTaskThrottle=3" in lab.slurm.run("scontrol", "show", "job", job)
 
     (root / "go-0").touch()
-    lab.wait_until(lambda: "ArrayTaskThrottle=2" in lab.slurm.run("scontrol", "show", "job", job), 60, "the throttle")
-    lab.wait_until(lambda: "Restarts=1" in lab.slurm.run("scontrol", "show", "job", f"{job}_3"), 60, "the requeue")
+    lab.wait_until(lambda: "ArrayTaskThrottle=2" in lab.slurm.run("scontrol", "show", "job", job), 180, "the throttle")
+    lab.wait_until(lambda: "Restarts=1" in lab.slurm.run("scontrol", "show", "job", f"{job}_3"), 180, "the requeue")
     assert not (lab.run_dir(experiment, 3) / "attempts").exists(), "a run that waits for means was begun"
     lab.harvest()
     states = lab.states(experiment)
     assert states == {0: "COMPLETED", 1: "RUNNING", 2: "RUNNING", **dict.fromkeys(range(3, 8), "PENDING")}
 
     (root / "go").touch()
-    lab.wait_until(lambda: all(lab.run_dir(experiment, i).exists() for i in (4, 5, 6, 7)), 120, "the others")
-    lab.slurm.run("scontrol", "update", f"JobId={job}_3", "StartTime=now")  # SLURM lets what is requeued wait a while
-    lab.slurm.wait_for_empty_queue(200)
+    lab.wait_until(lambda: all(lab.run_dir(experiment, i).exists() for i in (4, 5, 6, 7)), 300, "the others")
+    # SLURM lets what is requeued wait a while, which may be over by now
+    lab.slurm.run("scontrol", "update", f"JobId={job}_3", "StartTime=now", check=False)
+    lab.slurm.wait_for_empty_queue()
     lab.harvest()
     assert lab.states(experiment) == dict.fromkeys(range(8), "COMPLETED")
     assert all(len(each) == 1 for each in lab.attempts(experiment).values())
