@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 _HERE = Path(__file__).parent
-_LIMIT_S = 600  # of a test; most take seconds where nothing else runs
+_LIMIT_S = 1200  # of a test; most take seconds where nothing else runs
 
 
 def _load(name: str) -> ModuleType:
@@ -113,7 +113,7 @@ def _alone(shared: Path) -> Iterator[None]:
 
 def _bake(desk: Any, note: Path) -> None:
     try:
-        desk.cluster("bake", timeout=600)
+        desk.cluster("bake", timeout=1200)
         note.write_text(desk.name)
     except BaseException:
         desk.clear()
@@ -204,7 +204,7 @@ class Lab:
         """Directory of a run."""
         return self.project / ".ems" / "experiments" / experiment / "runs" / str(index)
 
-    def wait_for_start(self, experiment: str, *indices: int, limit_s: float = 120) -> None:
+    def wait_for_start(self, experiment: str, *indices: int, limit_s: float = 300) -> None:
         """Wait until the runs have printed something."""
         logs = [self.run_dir(experiment, index) / "stdout.log" for index in indices]
 
@@ -214,7 +214,7 @@ class Lab:
         with self._explained(experiment):
             self.wait_until(started, limit_s, f"start of runs {indices}")
 
-    def wait_for_states(self, experiment: str, state: str, limit_s: float = 120) -> None:
+    def wait_for_states(self, experiment: str, state: str, limit_s: float = 300) -> None:
         """Harvest until all runs are in ``state``."""
 
         def reached() -> bool:

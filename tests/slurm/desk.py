@@ -96,7 +96,7 @@ class Desk:
         return self.home / "state" / "ems" / "clusters" / self.name
 
     def ems(
-        self, *args: str, code: int | None = 0, timeout: float = 280, **env: str
+        self, *args: str, code: int | None = 0, timeout: float = 600, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run ``ems ARGS…`` in the project, errors with their traceback; ``code=None`` accepts any exit status."""
         if "PYTHONPATH" in env and "PYTHONPATH" in self.env:
@@ -162,7 +162,7 @@ class Desk:
             self.guard = None
 
 
-def wait_until(condition: Callable[[], Any], limit_s: float = 120, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], limit_s: float = 300, what: str = "") -> Any:
     """Wait for a condition; returns what it gave."""
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
@@ -180,10 +180,11 @@ def ssh_agent(folder: Path) -> Iterator[dict[str, str]]:
     socket = folder / "agent.sock"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
     try:
-        wait_until(socket.exists, 10, "the agent's socket")
         env = {"SSH_AUTH_SOCK": str(socket)}
+        ask = lambda: subprocess.run(["ssh-add", "-l"], env={**os.environ, **env}, capture_output=True)  # noqa: E731
+        wait_until(lambda: ask().returncode == 1, 60, "the agent")  # it answers, and has no key
         subprocess.run(["ssh-add", "-q", keys / "id_ed25519"], env={**os.environ, **env}, check=True)
         yield env
     finally:
         agent.terminate()
-        agent.wait(10)
+        agent.wait(60)

@@ -15,7 +15,7 @@ import pytest
 
 from ems.cluster.provider.base import Thing
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 _KILLER = Path(__file__).parent / "journal_killer"
 
@@ -51,11 +51,11 @@ def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactor
         made.agent = env
         try:
             argv = str(folder / "argv")
-            made.cluster("start", "--nodes", "2", "--yes", timeout=600, PYTHONPATH=str(_KILLER), EMS_TEST_ARGV=argv)
+            made.cluster("start", "--nodes", "2", "--yes", timeout=800, PYTHONPATH=str(_KILLER), EMS_TEST_ARGV=argv)
             made.argv = Path(argv)
             _write_project(made.project)
             yield made
-            made.cluster("stop", "--yes", "--images", timeout=200)
+            made.cluster("stop", "--yes", "--images", timeout=400)
             assert made.resources() == []
             assert not made.state.exists()
         finally:
@@ -80,7 +80,7 @@ def whole(desk: Any, desks: ModuleType) -> Iterator[Callable[..., Any]]:
     yield desks.wait_until
     if desk.nodes() != {"gpu-001": "idle", "gpu-002": "idle"}:
         desk.ems("cancel", "last", code=None)
-        desk.cluster("start", "--nodes", "2", "--yes", timeout=400)
+        desk.cluster("start", "--nodes", "2", "--yes", timeout=800)
 
 
 def _parrun(desk: Any, *words: str) -> str:
@@ -106,7 +106,7 @@ def test_a_sweep_equals_the_same_sweep_here(desk: Any, whole: Callable[..., Any]
     reports = []
     for words in (["--gres", "gpu:1"], ["--on", "here"]):
         experiment = _parrun(desk, "train.py", *words)
-        whole(lambda e=experiment: _counts(desk, e) == {"completed": 6}, 120, "the end of the sweep")
+        whole(lambda e=experiment: _counts(desk, e) == {"completed": 6}, 300, "the end of the sweep")
         desk.ems("harvest")
         found = json.loads(desk.ems("report", experiment, "--metric", "acc", "--by", "lr", "--json").stdout)
         text = re.sub(rf"{experiment}|\d+\.\d+ s", "", json.dumps(found))
@@ -120,16 +120,16 @@ def test_resized_to_three_and_back_without_a_job_lost(desk: Any, whole: Callable
     experiment = _parrun(desk, "long.py", "--gres", "gpu:3")
     desk.cluster("resize", "3")
     assert desk.machines() == ["controller", "gpu-001", "gpu-002", "gpu-003"]
-    whole(lambda: _counts(desk, experiment).get("running") == 3, 120, "a run on each node")
+    whole(lambda: _counts(desk, experiment).get("running") == 3, 300, "a run on each node")
     with ThreadPoolExecutor() as pool:
         leaving = pool.submit(desk.cluster, "resize", "gpu=2")
         try:
-            whole(lambda: any("drain" in str(state) for state in desk.nodes().values()), 120, "a node that drains")
+            whole(lambda: any("drain" in str(state) for state in desk.nodes().values()), 300, "a node that drains")
         finally:
             desk.there("touch", "go")
         leaving.result()
     assert len(desk.machines()) == 3
-    whole(lambda: _counts(desk, experiment) == {"completed": 4}, 120, "the end of all runs")
+    whole(lambda: _counts(desk, experiment) == {"completed": 4}, 300, "the end of all runs")
     desk.ems("harvest")
     runs = json.loads(desk.ems("ls", experiment, "--json").stdout)
     assert {each["attempt"] for each in runs} == {1}, "a run was started again"
@@ -143,13 +143,13 @@ def test_set_up_again_changes_nothing(desk: Any) -> None:
 def test_a_node_killed_in_mid_run_has_its_run_finished_elsewhere(desk: Any, whole: Callable[..., Any]) -> None:
     desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:4")  # one on each node, two wait
-    whole(lambda: _counts(desk, experiment).get("running") == 2, 120, "two runs")
+    whole(lambda: _counts(desk, experiment).get("running") == 2, 300, "two runs")
     [lost] = [each for each in desk.resources() if each.name.endswith("gpu-002")]
     desk.provider().destroy([lost])
     desk.there("touch", "go")
     assert "gpu-002" in desk.cluster("status").stderr  # the command that mends it is named
-    desk.cluster("start", "--yes", timeout=400)
-    whole(lambda: _counts(desk, experiment) == {"completed": 4}, 180, "the end of all runs")
+    desk.cluster("start", "--yes", timeout=800)
+    whole(lambda: _counts(desk, experiment) == {"completed": 4}, 400, "the end of all runs")
     desk.ems("harvest")
     runs = json.loads(desk.ems("ls", experiment, "--json").stdout)
     assert sorted(each["attempt"] for each in runs) == [1, 1, 1, 2]
@@ -157,7 +157,9 @@ def test_a_node_killed_in_mid_run_has_its_run_finished_elsewhere(desk: Any, whol
 
 
 def test_paused_and_resumed(desk: Any, desks: ModuleType, whole: Callable[..., Any], tmp_path: Path) -> None:
-    before = desk.there("sacct", "-a", "-X", "-n", "--format=JobID,State").splitlines()
+    said = lambda: desk.there("sacct", "-a", "-X", "-n", "--format=JobID,State")  # noqa: E731
+    whole(lambda: not re.search("PENDING|RUNNING", said()), 300, "the end of all jobs in the accounting")
+    before = said().splitlines()
     desk.cluster("pause", "--yes")
     assert {str(each.state) for each in desk.resources() if each.thing is Thing.MACHINE} == {"stopped"}
     assert "is paused" in desk.cluster("start", "--yes", code=1).stderr
@@ -166,13 +168,13 @@ def test_paused_and_resumed(desk: Any, desks: ModuleType, whole: Callable[..., A
     other.cluster("status", "--adopt")  # of a paused cluster as well, which stays so
     assert other.status()["phase"] == "paused"
     assert {str(each.state) for each in desk.resources() if each.thing is Thing.MACHINE} == {"stopped"}
-    other.cluster("resume", timeout=400)
-    desk.cluster("resume", timeout=400)
+    other.cluster("resume", timeout=800)
+    desk.cluster("resume", timeout=800)
     assert desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}
-    after = desk.there("sacct", "-a", "-X", "-n", "--format=JobID,State").splitlines()
+    after = said().splitlines()
     assert set(map(str.strip, before)) <= set(map(str.strip, after)), "accounting was lost"
     experiment = _parrun(desk, "train.py", "--gres", "gpu:1")
-    whole(lambda: _counts(desk, experiment) == {"completed": 6}, 120, "the end of the sweep")
+    whole(lambda: _counts(desk, experiment) == {"completed": 6}, 300, "the end of the sweep")
 
 
 def test_adopted_from_an_empty_state_directory(desk: Any, desks: ModuleType, tmp_path: Path) -> None:
@@ -284,8 +286,8 @@ def test_logs_of_controller_and_node(desk: Any) -> None:
 def test_a_removed_node_is_not_made_again(desk: Any, whole: Callable[..., Any]) -> None:
     desk.cluster("remove-node", "gpu-001")
     assert desk.machines() == ["controller", "gpu-002"]
-    desk.cluster("start", "--yes", timeout=400)
+    desk.cluster("start", "--yes", timeout=800)
     assert desk.machines() == ["controller", "gpu-002"]
     desk.cluster("resize", "2")
     assert desk.machines() == ["controller", "gpu-001", "gpu-002"]
-    assert whole(lambda: desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}, 120)
+    assert whole(lambda: desk.nodes() == {"gpu-001": "idle", "gpu-002": "idle"}, 300)

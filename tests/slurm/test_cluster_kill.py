@@ -87,5 +87,5 @@ def test_another_laptop_does_not_double_a_cluster(desk: Any, desks: ModuleType, 
 def test_machines_end_with_the_process_that_tests_them(desk: Any) -> None:
     desk.cluster("start", "--no-setup", "--yes")
     desk.guard.process.stdin.close()  # as the kernel does when that process is killed
-    assert desk.guard.process.wait(120) == 0
+    assert desk.guard.process.wait(300) == 0
     assert desk.resources() == []

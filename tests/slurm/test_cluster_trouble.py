@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(900)  # one waits until another process has baked the images
+pytestmark = pytest.mark.timeout(1800)  # one waits until another process has baked the images
 
 _MUNGE = "/opt/ems/etc/secret/munge.key"
 _VERSION = "import ems.version; print(ems.version.__file__)"
@@ -26,7 +26,7 @@ def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactor
     """Somebody with a cluster of a controller and one node, made from baked images; nothing is left of it."""
     made = desks.Desk(tmp_path_factory.mktemp("desk"))
     try:
-        made.cluster("start", "--yes", timeout=300)
+        made.cluster("start", "--yes", timeout=800)
         (made.project / "train.py").write_text("import ems\n\nfor seed in [0, 1]:\n    ems.log(acc=seed)\n")
         subprocess.run(["git", "init", "-q"], cwd=made.project, check=True)
         yield made
@@ -40,7 +40,7 @@ def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactor
 def until(desk: Any, desks: ModuleType) -> Iterator[Callable[..., Any]]:
     """Wait for a condition; the test leaves the cluster with one idle node."""
     yield desks.wait_until
-    desks.wait_until(lambda: desk.nodes() == {"gpu-001": "idle"}, 90, "one idle node")
+    desks.wait_until(lambda: desk.nodes() == {"gpu-001": "idle"}, 300, "one idle node")
 
 
 def test_a_failure_of_ansible_in_the_middle_is_named_and_continued(desk: Any, until: Callable[..., Any]) -> None:
@@ -66,7 +66,7 @@ def test_interrupted_in_the_set_up_it_ends_all_of_ansible(desk: Any, until: Call
         if "munge:" in line:
             running.send_signal(signal.SIGINT)
             break
-    said += running.communicate(timeout=60)[1]
+    said += running.communicate(timeout=300)[1]
     assert running.returncode == 130
     assert "Traceback" not in said
     assert said.rstrip().endswith("interrupted: the same command goes on from here")
@@ -90,7 +90,7 @@ def test_a_tampered_munge_key_on_the_share_lets_no_node_in(desk: Any, until: Cal
         [node] = [each for each in desk.resources() if each.name == f"{desk.name}-gpu-001"]
         desk.provider().stop([node])
         desk.provider().start([node])  # a reboot
-        until(lambda: "munge key" in (_boot(desk).get("error") or ""), 120, "the refusal by the rebooted node")
+        until(lambda: "munge key" in (_boot(desk).get("error") or ""), 300, "the refusal by the rebooted node")
     finally:
         desk.there("sudo", "mv", f"{_MUNGE}.kept", _MUNGE)
     desk.cluster("start", "--nodes", "1", "--yes")

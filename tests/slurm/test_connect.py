@@ -38,7 +38,7 @@ def test_a_slurm_cluster_over_ssh_is_asked_what_it_has_and_takes_a_sweep(
     options = [f"Port={host.port}", f"IdentityFile={host.identity}", f"UserKnownHostsFile={host.known_hosts}"]
     options += [f"HostKeyAlias={host.host_key_alias}", "BatchMode=yes"]
     words = [f"--ssh-option={each}" for each in options]
-    said = json.loads(ems("cluster", "connect", "uni", host.destination, *words, "--json", timeout=280).stdout)
+    said = json.loads(ems("cluster", "connect", "uni", host.destination, *words, "--json", timeout=500).stdout)
     try:
         assert said["executor"] == "slurm"
         assert said["version"] == slurm.run("sinfo", "--version").split()[-1]
@@ -55,7 +55,7 @@ def test_a_slurm_cluster_over_ssh_is_asked_what_it_has_and_takes_a_sweep(
         (project / "train.py").write_text(SCRIPT)
         asked = json.loads(ems("config", "--json").stdout)["resources.partition"]
         assert (asked["value"], "uni" in asked["origin"]) == ("main", True)
-        ems("parrun", "train.py", "--gres", "gpu:1", "--wait", timeout=200)
+        ems("parrun", "train.py", "--gres", "gpu:1", "--wait", timeout=400)
         with closing(sqlite3.connect(project / ".ems" / "ems.db")) as store:
             states = store.execute("SELECT DISTINCT state FROM runs").fetchall()
             points = store.execute("SELECT metric, max(value) FROM curves GROUP BY metric ORDER BY metric").fetchall()

@@ -47,15 +47,15 @@ def desk(desks: ModuleType, baked: None, tmp_path_factory: pytest.TempPathFactor
     with desks.ssh_agent(made.home) as made.agent:
         made.env.update(made.agent)
         try:
-            started = made.cluster("start", "--yes", timeout=800)
+            started = made.cluster("start", "--yes", timeout=900)
             assert "is ready: 0 nodes" in started.stdout
             assert "not tried, their nodes come with jobs: gpu/gpu" in started.stderr
             assert made.machines() == ["controller"]
             _write_project(made)
             yield made
             made.there("sbatch", "--array=0-9", "--gres=gpu:4", "--wrap", "sleep 600")
-            desks.wait_until(lambda: len(made.machines()) > 1, 120, "a node that the queue needs")
-            made.cluster("stop", "--yes", "--no-harvest", timeout=300)
+            desks.wait_until(lambda: len(made.machines()) > 1, 300, "a node that the queue needs")
+            made.cluster("stop", "--yes", "--no-harvest", timeout=600)
             assert made.resources() == []
         finally:
             made.clear()
@@ -84,15 +84,15 @@ def _attempts(desk: Any, experiment: str) -> list[int]:
 
 def _gone(desk: Any, wait_until: Callable[..., Any]) -> None:
     """Wait until the controller is the only machine, and SLURM may have any node again."""
-    wait_until(lambda: desk.machines() == ["controller"], 180, "the end of nodes that nobody needs")
+    wait_until(lambda: desk.machines() == ["controller"], 360, "the end of nodes that nobody needs")
     said = lambda: set(desk.there("sinfo", "-h", "-N", "-o", "%T").split())  # noqa: E731
-    wait_until(lambda: said() == {"idle~"}, 120, "nodes that may come again")
+    wait_until(lambda: said() == {"idle~"}, 300, "nodes that may come again")
 
 
 def test_an_array_brings_up_the_nodes_that_it_needs_and_they_go_again(desk: Any, desks: ModuleType) -> None:
     desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:3")  # two runs, one on a node
-    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "a run on each of two nodes")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 480, "a run on each of two nodes")
     there = {each.name: each for each in desk.resources() if each.thing is Thing.MACHINE}
     assert sorted(there) == [f"{desk.name}-{each}" for each in ("controller", "gpu-001", "gpu-002")]
     shown = desk.status()
@@ -102,7 +102,7 @@ def test_an_array_brings_up_the_nodes_that_it_needs_and_they_go_again(desk: Any,
     far = desk.ems("cluster", "ssh", "gpu-001", "--on", desk.name, "--", "hostname").stdout
     assert far.strip() == f"{desk.name}-gpu-001"  # by a host key that this laptop has not made
     desk.there("touch", "go")
-    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 120, "the end of the runs")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 300, "the end of the runs")
     assert _attempts(desk, experiment) == [1, 1]
     _gone(desk, desks.wait_until)
 
@@ -111,26 +111,26 @@ def test_some_stay_through_set_up_pause_and_adoption_with_runs_at_work(
     desk: Any, desks: ModuleType, tmp_path: Path
 ) -> None:
     assert "may have of `gpu`: its `max` is 3" in desk.cluster("resize", "4", code=2).stderr
-    said = json.loads(desk.cluster("resize", "gpu=1", "--json", timeout=400).stdout)
+    said = json.loads(desk.cluster("resize", "gpu=1", "--json", timeout=600).stdout)
     assert said["ready"] == [f"{desk.name}-gpu-001"]
     assert f"SuspendExcNodes={desk.name}-gpu-001" in desk.there("cat", "/etc/slurm/slurm.conf")
-    again = json.loads(desk.cluster("setup", "--json", timeout=400).stdout)
+    again = json.loads(desk.cluster("setup", "--json", timeout=600).stdout)
     assert (again["changed"], list(again["tests"])) == (0, ["gpu/gpu"])
 
     desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:2")  # both on the node that is there
-    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "both runs on one node")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 480, "both runs on one node")
     assert desk.machines() == ["controller", "gpu-001"]
-    desk.cluster("pause", "--yes", timeout=300)
+    desk.cluster("pause", "--yes", timeout=600)
     [controller] = [each for each in desk.resources() if each.thing is Thing.MACHINE]
     assert (controller.name, str(controller.state)) == (f"{desk.name}-controller", "stopped")
-    desk.cluster("resume", timeout=400)
+    desk.cluster("resume", timeout=600)
     other = desks.Desk(tmp_path, desk.name, DEFINITION)
     other.env.update(desk.agent)
     other.cluster("status", "--adopt")
     assert json.loads((other.state / "record.json").read_text())["wanted"] == [f"{desk.name}-gpu-001"]
     desk.there("touch", "go")
-    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 300, "the end of the runs")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 600, "the end of the runs")
     assert _attempts(desk, experiment) == [2, 2]
 
     other.cluster("resize", "gpu=0")
@@ -156,26 +156,26 @@ def test_machines_that_are_taken_back_or_that_nobody_cares_for(desk: Any, desks:
     """One with notice and one without; then one that hears nothing of its controller switches itself off."""
     desk.there("rm", "-f", "go")
     experiment = _parrun(desk, "long.py", "--gres", "gpu:3", "--max-requeues", "0")
-    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "a run on each of two nodes")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 480, "a run on each of two nodes")
     _on(desk, "gpu-001", "mkdir -p /run/ems; echo 20 >/run/ems/preempted")
     desk.provider().destroy([_machine(desk, "gpu-002")])
     said = lambda: desk.there("scontrol", "-o", "show", "node", f"{desk.name}-gpu-001")  # noqa: E731
-    desks.wait_until(lambda: "ems: preempted" in said(), 60, "the word of its watch")
-    desks.wait_until(lambda: "CPUAlloc=0" in said(), 60, "a node on which nothing runs")
+    desks.wait_until(lambda: "ems: preempted" in said(), 300, "the word of its watch")
+    desks.wait_until(lambda: "CPUAlloc=0" in said(), 300, "a node on which nothing runs")
     if machine := _machine(desk, "gpu-001"):
         desk.provider().destroy([machine])
-    desks.wait_until(lambda: _attempts(desk, experiment) == [2, 2], 300, "both runs once more")
+    desks.wait_until(lambda: _attempts(desk, experiment) == [2, 2], 600, "both runs once more")
     reasons = desk.there("sh", "-c", "cat ems/experiments/*/runs/*/attempts/1.json")
     assert reasons.count('"preempted"') == 1
 
-    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 240, "both runs at work")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"running": 2}, 480, "both runs at work")
     lonely = desk.there("squeue", "-h", "-t", "R", "-o", "%N").split()[0].removeprefix(f"{desk.name}-")
     silent = "mkdir -p /run/silent/state; echo 1 >/run/silent/state/heartbeat"
     rules = """sed -i 's|}|, "share": "/run/silent", "silent_s": 5}|' /etc/ems/watch.json"""
     _on(desk, lonely, f"{silent}; {rules}; systemctl restart ems-watch")
     off = lambda: not (found := _machine(desk, lonely)) or str(found.state) == "stopped"  # noqa: E731
-    desks.wait_until(off, 120, f"the end of {lonely}")
+    desks.wait_until(off, 300, f"the end of {lonely}")
     desk.there("touch", "go")
-    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 300, "the end of the runs")
+    desks.wait_until(lambda: _counts(desk, experiment) == {"completed": 2}, 600, "the end of the runs")
     assert _attempts(desk, experiment) == [2, 3]
     _gone(desk, desks.wait_until)

@@ -44,22 +44,22 @@ def test_it_pauses_then_resumes_then_stops(desk: Any, desks: ModuleType) -> None
     asleep = {"controller": MachineState.STOPPED, "gpu-001": MachineState.STOPPED}
     (desk.project / "train.py").write_text("import ems\nems.log(acc=1)\n")
     desk.ems("parrun", "train.py", "--set", "x=0..1", "--name", "quick")
-    desks.wait_until(lambda: desks_done(desk), 120, "the end of its runs")
+    desks.wait_until(lambda: desks_done(desk), 300, "the end of its runs")
     assert states() == {"controller": MachineState.RUNNING, "gpu-001": MachineState.RUNNING}
     desk.hang_up()  # as after a minute by itself
-    desks.wait_until(lambda: states() == asleep, 180, "the pause")
+    desks.wait_until(lambda: states() == asleep, 400, "the pause")
 
     shown = json.loads(desk.cluster("status", "--json").stdout)
     assert "nobody needed it" in shown["trouble"]
     away = desk.ems("harvest", code=1)
     assert "ems cluster resume" in away.stdout + away.stderr
 
-    desk.cluster("resume", timeout=280)
+    desk.cluster("resume", timeout=800)
     notes = desk.there("cat", "/opt/ems/state/elastic.json")
     assert re.search(r"paused instead of stopped: [0-9a-f]{8}/0 and 1 more runs were not harvested", notes)
     desk.ems("harvest")
     desk.hang_up()
-    desks.wait_until(lambda: states() == {}, 180, "the stop")
+    desks.wait_until(lambda: states() == {}, 400, "the stop")
     assert desk.resources() != [], "its network is left, which costs nothing"
     swept = desk.ems("cluster", "gc", "--yes", "--older-than", "0", code=None)
     assert desk.resources() == [], swept.stdout + swept.stderr

@@ -19,7 +19,7 @@ from ems.cluster.provider.base import MachineRequest, Resource
 from ems.errors import ConnectionFailedError, HostKeyError
 from ems.ssh import Host
 
-_BOOT_S = 180  # usually 3 s
+_BOOT_S = 400  # usually 3 s
 
 
 class Pair:
@@ -76,7 +76,7 @@ def say(host: Host, *command: str, data: bytes = b"") -> str:
     end = time.monotonic() + _BOOT_S
     while True:
         try:
-            return host.run(command, data=data, timeout_s=30).stdout.decode()
+            return host.run(command, data=data, timeout_s=120).stdout.decode()
         except ConnectionFailedError:
             if time.monotonic() > end:
                 raise
