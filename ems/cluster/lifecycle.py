@@ -352,8 +352,8 @@ def _requeue(fleet: Fleet, computes: list[str]) -> None:
     try:
         fleet.scheduler.down(computes, "paused by ems")
         _wait_requeued(fleet)
-        if fleet.definition.is_elastic:  # SLURM is to know that they are off when it runs again
-            fleet.scheduler.power_down(computes)
+        if fleet.definition.is_elastic:  # SLURM is to know that they are off when it runs again, those taken back too
+            fleet.scheduler.power_down([name for name, each in fleet.scheduler.look()[0].items() if not each.is_off])
         fleet.scheduler.forget_boot(computes)
         fleet.scheduler.host.run(["sudo", "sync"], check=False)
         fleet.scheduler.host.close()

@@ -18,7 +18,7 @@ from ems import harvested
 from ems.cluster import ledger
 from ems.cluster.definition import Definition
 from ems.cluster.elastic import idle, safety
-from ems.cluster.elastic.control import Control, Job
+from ems.cluster.elastic.control import Control, Job, Node
 from ems.cluster.elastic.here import FleetHere, Paths, fleet_here
 from ems.cluster.elastic.idle import Idleness, Keeper
 from ems.cluster.elastic.standing import Board, parse
@@ -102,6 +102,12 @@ class World:
     def jobs(self) -> list[Job]:
         return self.queue
 
+    def nodes(self) -> dict[str, Node]:
+        """Return those of machines, one whose machine was taken back, and one that is off."""
+        found = [Node(name) for name in self.machines if name in COMPUTES]
+        found += [Node(LOST, "DOWN"), Node("demo-cpu-004", flags=frozenset({"CLOUD", "POWERED_DOWN"}))]
+        return {each.name: each for each in found}
+
     def down(self, names: Iterable[str], _reason: str) -> None:
         self._do("down", names)
 
@@ -154,6 +160,7 @@ def rest(cluster: Cluster) -> None:
 
 
 COMPUTES = ["demo-cpu-001", "demo-cpu-002"]
+LOST = "demo-cpu-003"
 
 
 def test_a_look_is_what_counts_and_a_restart_forgets_nothing(make: Callable[..., Cluster]) -> None:
@@ -205,7 +212,7 @@ def test_where_they_cost_nothing_nodes_are_kept(make: Callable[..., Cluster]) ->
 def test_elastic_nodes_are_powered_down_by_slurm(make: Callable[..., Cluster]) -> None:
     cluster = make(is_free=True, nodes={"cpu": {"min": 2, "max": 4, "cpus": 1, "mem_gb": 1}})
     rest(cluster)
-    assert cluster.world.did == [("force", COMPUTES), ("destroy", COMPUTES), ("stop", ["demo-controller"])]
+    assert cluster.world.did == [("force", [*COMPUTES, LOST]), ("destroy", COMPUTES), ("stop", ["demo-controller"])]
 
 
 def test_stop_ends_with_the_controller(make: Callable[..., Cluster]) -> None:

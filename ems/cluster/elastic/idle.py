@@ -162,8 +162,9 @@ class Keeper:
         """Have SLURM let go of all nodes, then delete their machines, or stop those that are kept."""
         computes, provider = self._computes(), self.fleet.provider
         names = sorted(computes)
-        if self.fleet.definition.is_elastic:  # SLURM is to know that they are off when it runs again
-            self.control.power_down(names, force=True)
+        if self.fleet.definition.is_elastic:  # SLURM is to know that they are off when it runs again, those lost too
+            on = [name for name, each in self.control.nodes().items() if "POWERED_DOWN" not in each.flags]
+            self.control.power_down(on, force=True)
         else:
             self.control.down(names, "paused by ems")
         for path in (path for name in names for path in self.fleet.paths.traces(name)):
