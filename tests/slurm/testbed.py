@@ -358,7 +358,8 @@ class Cluster:
 
         def known() -> bool:
             record = self.run(*show).split(f"UserName={self.user}")[-1]
-            return all(f"{name}={value if value >= 0 else ''}" in record for name, value in limits.items())
+            shown = (f"{name}={value}(" if value >= 0 else f"{name}= " for name, value in limits.items())
+            return all(each in record for each in shown)
 
         wait_until(known, _LIMIT_S, f"limits {words} in slurmctld")
 
