@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ems.cluster.elastic.breaker import BOOTS, REST_S, Breaker
 from ems.cluster.elastic.control import Control, Job, parse_jobs, parse_nodes, said
+from ems.cluster.elastic.table import Standing, standing
 from ems.errors import ClusterError
 
 # SLURM 22.05.8, as it was printed
@@ -29,6 +30,24 @@ DOWN = (
     "LastBusyTime=2026-11-21T19:30:00 ExtSensorsTemp=n/s Reason=ems: quota 'CPUS' [24] State=IDLE [x@y] "
     "[root@2026-11-21T19:31:12] Comment=State=IDLE Partitions=none"
 )
+# SLURM 23.11.4 (Ubuntu 24.04): powered down, but asked for its answer; 24.11.5 (Debian 13): its machine was gone
+MUTE_23_11 = (
+    "NodeName=c-gpu-002 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=4 CPUTot=4 CPULoad=0.00 AvailableFeatures=gpu "
+    "ActiveFeatures=gpu Gres=gpu:4 NodeAddr=c-gpu-002 NodeHostName=c-gpu-002  RealMemory=1945 AllocMem=0 FreeMem=N/A "
+    "Sockets=4 Boards=1 State=IDLE+CLOUD+POWERED_DOWN+NOT_RESPONDING ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A "
+    "MCS_label=N/A Partitions=gpu  BootTime=None SlurmdStartTime=None LastBusyTime=Unknown ResumeAfterTime=None "
+    "CfgTRES=cpu=4,mem=1945M,billing=4,gres/gpu=4 AllocTRES= CapWatts=n/a CurrentWatts=0 AveWatts=0 "
+    "ExtSensorsJoules=n/a ExtSensorsWatts=0 ExtSensorsTemp=n/a"
+)
+LOST_24_11 = (
+    "NodeName=c-gpu-001 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=4 CPUTot=4 CPULoad=11.33 "
+    "AvailableFeatures=gpu ActiveFeatures=gpu Gres=gpu:4 NodeAddr=10.89.2.14 NodeHostName=c-gpu-001 Version=24.11.5 "
+    "OS=Linux 6.18.44 #1 SMP PREEMPT_DYNAMIC @0  RealMemory=1945 AllocMem=0 FreeMem=11229 Sockets=4 Boards=1 "
+    "State=DOWN+CLOUD+NOT_RESPONDING ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=gpu  "
+    "BootTime=2026-11-21T23:01:23 SlurmdStartTime=2026-11-21T23:01:23 LastBusyTime=2026-11-21T23:06:06 "
+    "ResumeAfterTime=None CfgTRES=cpu=4,mem=1945M,billing=4,gres/gpu=4 AllocTRES= CurrentWatts=0 AveWatts=0 "
+    "Reason=ems: its machine is gone [root@2026-11-21T23:08:12]"
+)
 
 
 def test_nodes_are_read_as_slurm_prints_them() -> None:
@@ -41,6 +60,15 @@ def test_nodes_are_read_as_slurm_prints_them() -> None:
     assert (down.reason, down.reason_by) == ("ems: quota 'CPUS' [24] State=IDLE [x@y]", "root")
     assert down.booted_at == datetime(2026, 11, 21, 19, 29, 9).astimezone()
     assert not off.is_busy
+
+
+def test_nodes_are_read_as_newer_versions_print_them() -> None:
+    nodes = parse_nodes(f"{LOST_24_11}\n{MUTE_23_11}\n")
+    lost, mute = nodes["c-gpu-001"], nodes["c-gpu-002"]
+    assert (standing(lost), lost.address, lost.reason) == (Standing.DOWN, "10.89.2.14", "ems: its machine is gone")
+    assert (lost.features, lost.partitions) == (("gpu",), ("gpu",))
+    assert lost.busy_at == datetime(2026, 11, 21, 23, 6, 6).astimezone()
+    assert (standing(mute), mute.address, mute.busy_at) == (Standing.MUTE, "c-gpu-002", None)
 
 
 def test_what_is_cut_off_or_unknown_does_not_stop_the_reading() -> None:

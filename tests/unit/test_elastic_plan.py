@@ -69,6 +69,7 @@ def test_the_table_says_something_for_everything_and_keeps_machines_of_nodes_tha
     [
         ("IDLE", "POWERED_DOWN", "", "resting"),
         ("IDLE", "NOT_RESPONDING POWERED_DOWN", "", "mute"),
+        ("IDLE", "NOT_RESPONDING POWERED_DOWN POWER_DOWN", "", "mute"),
         ("DOWN", "NOT_RESPONDING POWERED_DOWN", "ResumeTimeout reached", "mute"),
         ("DOWN", "POWERED_DOWN", "somebody", "downed"),
         ("IDLE", "DRAIN POWERED_DOWN", "Kill task failed", "downed"),
@@ -89,6 +90,8 @@ def test_the_table_says_something_for_everything_and_keeps_machines_of_nodes_tha
         ("IDLE", "DRAIN", "fan is loud", "kept"),
         ("DOWN", "NOT_RESPONDING", "Not responding", "down"),
         ("DOWN", "POWER_DOWN", "ems: its machine is gone", "down"),
+        ("DOWN", "NOT_RESPONDING POWER_DOWN", "ems: its machine is gone", "down"),
+        ("DOWN", "DRAIN", "ems: preempted: the cloud takes this machine back", "down"),
         ("UNKNOWN", "", "", "busy"),
         ("LATER", "NEW_WORD", "", "busy"),
     ],
