@@ -86,7 +86,8 @@ def test_max_parallel_holds_across_chunks(bench: Any) -> None:
     bench.wait(bench.started)
     infos = bench.executor.refresh(jobs_of(bench, files))
     assert [info.state for info in infos.values()].count(State.RUNNING) == 1
-    assert any("Dependency" in info.reason for info in infos.values())
+    ask = lambda: bench.executor.refresh(jobs_of(bench, files)).values()  # noqa: E731
+    bench.wait(lambda: any("Dependency" in info.reason for info in ask()))  # once the scheduler has looked at it
     bench.gate.touch()
     bench.wait(lambda: bench.states(files, 4) == ["COMPLETED"] * 4)
     assert bench.started() == [0, 1, 2, 3]
@@ -110,8 +111,9 @@ def test_what_the_controller_forgot_is_in_the_accounting(bench: Any, slurm: Any)
     bench.wait(lambda: bench.states(files, 3) == ["COMPLETED"] * 3)
     with slurm.configured(MinJobAge=2):
         bench.wait(lambda: not slurm.run("squeue", "-h", "-t", "all", "-j", f"{job},{job}"))
-        infos = bench.executor.refresh([job])
-        assert {key: info.state for key, info in infos.items()} == {f"{job}_{n}": State.COMPLETED for n in range(3)}
+        states = lambda: {key: info.state for key, info in bench.executor.refresh([job]).items()}  # noqa: E731
+        bench.wait(lambda: State.RUNNING not in states().values())  # slurmdbd hears of the end a moment later
+        assert states() == {f"{job}_{n}": State.COMPLETED for n in range(3)}
         # and so is a job whose id was lost with its submitter
         Path(files.chunk(1, "job")).unlink()
         for index in range(3):

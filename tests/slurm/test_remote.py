@@ -18,7 +18,7 @@ while not (pathlib.Path(os.environ["EMS_ROOT"]) / "gate").exists():
     time.sleep(0.02)
 ems.log(step=0, gpu=len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")))
 """
-_LIMIT_S = 120
+_LIMIT_S = 300
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ def test_wait_exits_1_if_a_run_failed_and_says_how_to_rerun_it(lab):
 def test_what_completed_before_is_not_submitted_again(lab):
     lab.write("train.py", "print('acc=1')")
     lab.ems("parrun", "train.py", "--set", "i=0..2", *WORDS, "--wait")
+    lab.slurm.wait_for_empty_queue()  # a job ends a moment after its run
     assert "nothing to do" in lab.ems("parrun", "train.py", "--set", "i=0..2", *WORDS).stdout
     assert lab.slurm.queue() == []
     experiment = lab.parrun("train.py", "--set", "i=0..4")
