@@ -313,12 +313,15 @@ class Cluster:
 
     def _start_database(self) -> None:
         data, user = self.dir / "database", f"--user={self.user}"
+        # its own: a server that starts removes the temporary tables of any other from a shared one
+        temporary = f"--tmpdir={self.dir / 'temporary'}"
         install = [
             "mysql_install_db",
             "--no-defaults",
             user,
             f"--datadir={data}",
             "--auth-root-authentication-method=normal",
+            temporary,
         ]
         with (self.dir / "log" / "mysql_install_db").open("wb") as log:
             subprocess.run(
@@ -332,7 +335,7 @@ class Cluster:
         socket_path = self._database_socket
         argv = ["mariadbd", "--no-defaults", user, f"--datadir={data}", f"--socket={socket_path}", "--skip-networking"]
         # throw-away data: nothing is synchronised, and the log files stay small
-        quick = ["--innodb-flush-log-at-trx-commit=0", "--skip-log-bin", "--innodb-log-file-size=8M"]
+        quick = [temporary, "--innodb-flush-log-at-trx-commit=0", "--skip-log-bin", "--innodb-log-file-size=8M"]
         self._start("mariadbd", argv + quick)
         self._wait_for("mariadbd", socket_path.exists)
 
@@ -407,7 +410,7 @@ class Cluster:
         return self.dir / "database" / "socket"
 
     def _write_files(self) -> None:
-        for name in ("log", "state", "spool"):
+        for name in ("log", "state", "spool", "temporary"):
             (self.dir / name).mkdir()
         devices = self._make_devices()
         self._write_slurm_conf()
