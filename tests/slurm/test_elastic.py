@@ -134,6 +134,7 @@ def test_some_stay_through_set_up_pause_and_adoption_with_runs_at_work(
     assert _attempts(desk, experiment) == [2, 2]
 
     other.cluster("resize", "gpu=0")
+    desk.cluster("status", "--adopt")  # this one had been told of one that stays
     _gone(desk, desks.wait_until)
     assert "come and go with its queue" in desk.cluster("remove-node", "gpu-001", code=1).stderr
     events = ledger.parse(desk.there("cat", ledger.SHARED))
