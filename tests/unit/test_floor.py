@@ -14,7 +14,7 @@ from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.problems import problems
 from ems.cluster.record import Files, new
-from ems.cluster.scheduler import NodeState
+from ems.cluster.scheduler import Job, NodeState
 from ems.errors import ClusterError, UsageError
 
 CONTENT: dict[str, Any] = {
@@ -178,6 +178,17 @@ class Slurm:
     def power_up(self, nodes: list[str]) -> None:
         self.asked += nodes
 
+    power_down = power_up
+    host = SimpleNamespace(run=lambda *_, **__: None, close=lambda: None)
+
+    def jobs(self) -> list[Job]:
+        return []
+
+    def down(self, *_: object) -> None:
+        pass
+
+    forget_boot = down
+
 
 @pytest.fixture
 def paper(definition: Definition, monkeypatch: pytest.MonkeyPatch) -> Fleet:
@@ -253,3 +264,10 @@ def test_a_cluster_is_there_though_none_of_those_that_stay_can_be_had(
     did.clear()
     lifecycle.resize(paper, {"gpu": 2})
     assert did == ["arm", "keep"], "what was shut is tried again for somebody who asks"
+
+
+def test_a_pause_has_slurm_know_that_all_are_off_what_was_taken_back_too(paper: Fleet) -> None:
+    states = {"demo-cpu-001": "idle", "demo-cpu-002": "down*", "demo-gpu-001": "idle~", "demo-gpu-002": "mixed#"}
+    slurm = paper.__dict__["scheduler"] = Slurm(states)
+    lifecycle._requeue(paper, ["demo-cpu-001", "demo-gpu-002"])
+    assert slurm.asked == ["demo-cpu-001", "demo-cpu-002", "demo-gpu-002"]
