@@ -26,10 +26,9 @@ from ems.cluster import price
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider import base
 from ems.cluster.provider.base import MachineState, Resource
-from ems.cluster.record import Phase, owner
+from ems.cluster.record import Phase, owner, texts
 from ems.cluster.spans import START, STOP, Event, Gist, Span, dump, is_alike, iso, parse, spans
 from ems.errors import ClusterError, EmsError
-from ems.model import Json
 from ems.node import records
 from ems.registry import check_name, state_dir
 
@@ -43,11 +42,11 @@ _BEGINNING = ("create", "wake")
 _SAME = timedelta(seconds=5)  # clocks of a cloud and a client differ
 _ASK_S = 60
 _FAR = 64 * 1024  # bytes; what is read besides the gist at each change
-# Prints from which byte on it goes on, then that; from the first where the file has not as many as it had
+# Prints from which byte on it goes on, then that; from the first where no line ends there (any more)
 _SINCE = f"""size=$(wc -c <{SHARED}) || size=0
-[ "$1" -le "$size" ] || set -- 0
+[ "$1" -le "$size" ] && [ -z "$(tail -c "+$1" {SHARED} 2>/dev/null | head -c 1)" ] || set -- 0
 echo "$1"; tail -c "+$(($1 + 1))" {SHARED} 2>/dev/null; exit 0"""
-_APPEND = f"flock {SHARED}.lock sh -c '(wc -c <{SHARED}) 2>/dev/null || echo 0; cat >>{SHARED}'"
+_APPEND = f"flock {SHARED}.lock sh -c '(wc -c <{SHARED}) 2>/dev/null || echo 0; cat >>{SHARED} && sync {SHARED}'"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -397,9 +396,5 @@ def steps(fleet: Fleet) -> list[Step]:
     for line in fleet.journal.lines():
         with suppress(ValueError, TypeError, KeyError):
             at = datetime.fromisoformat(str(line["at"]))
-            found.append(Step(at, str(line["step"]).split(" ")[0], frozenset(_texts(line["things"]))))
+            found.append(Step(at, str(line["step"]).split(" ")[0], frozenset(texts(line["things"]))))
     return found
-
-
-def _texts(value: Json) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else []

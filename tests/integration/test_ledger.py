@@ -127,3 +127,19 @@ def test_an_exchange_reads_and_sends_only_what_is_new(share: Path) -> None:
     here.path.unlink()
     ledger.share(fleet(far))
     assert {*here.events()} == whole
+
+
+def test_a_share_that_lost_its_end_and_grew_again_is_read_from_its_beginning(share: Path) -> None:
+    far, here, there = Far(), Ledger("demo"), Ledger("demo", share)
+    for number in range(20):
+        here.add(_ID, lambda _, number=number: [event(number, "laptop")])
+    ledger.share(fleet(far))
+    ledger.share(fleet(far))
+    kept = share.read_text().splitlines(keepends=True)[:-2]
+    share.write_text("".join(kept))
+    for number in range(20, 24):  # longer lines than those that were lost: none ends where the others did
+        there.add(_ID, lambda _, number=number: [event(number, "the service of the controller")])
+    for _ in range(2):
+        ledger.share(fleet(far))
+    assert len(here.events()) == 24
+    assert {*here.events()} == {*there.events()}
