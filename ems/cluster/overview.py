@@ -192,7 +192,7 @@ def _view(
     is_coming = machine is not None and (state is None or state.is_coming)
     stage = str(boot.get("stage") or "") if is_coming else ""  # else it was of an earlier machine
     note = str(fleet.record.left_out.get(name) or boot.get("error") or (state.reason if state else "") or stage)
-    waited = datetime.now(UTC) - since if since and is_coming else timedelta()
+    waited = datetime.now(UTC) - max(since, _said_at(boot) or since) if since and is_coming else timedelta()
     is_silent = waited > LATE and stage in {"", "ready"}
     if is_silent and not boot.get("error"):
         note = f"not registered after {waited // timedelta(minutes=1)} min{f': {note}' if note else ''}"
@@ -207,6 +207,15 @@ def _view(
         sum(name in job.hosts for job in jobs),
         is_silent or (is_coming and bool(boot.get("error"))),
     )
+
+
+def _said_at(boot: Boot) -> datetime | None:
+    """Return when a node said what it last said of its boot, by its own clock: what it installs takes its time."""
+    try:
+        said = datetime.fromisoformat(str(boot.get("at")))
+    except ValueError:
+        return None
+    return said if said.tzinfo else None
 
 
 def _kinds(fleet: Fleet, machines: Iterable[str], service: Status | None) -> list[KindView]:

@@ -101,7 +101,7 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = datetime.now(UTC)
-    ages = {1: 60, 2: 200, 3: 3600, 4: 200, 5: 200, 6: 200, 7: 3600, 8: 10}  # seconds since the machine was made
+    ages = {1: 60, 2: 200, 3: 3600, 4: 200, 5: 200, 6: 900, 7: 3600, 8: 10, 9: 900}  # seconds since they were made
     made = {f"demo-cpu-{number:03d}": now - timedelta(seconds=age) for number, age in ages.items()}
     machines = {
         name: Resource(Thing.MACHINE, name, name, {}, MachineState.RUNNING, created_at=at) for name, at in made.items()
@@ -114,8 +114,9 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     boots = {
         "demo-cpu-004": {"stage": "ready"},
         "demo-cpu-005": {"stage": "installs SLURM"},
-        "demo-cpu-006": {"stage": "ready"},
+        "demo-cpu-006": {"stage": "ready", "at": (now - timedelta(seconds=200)).isoformat()},
         "demo-cpu-008": {"stage": "failed", "error": "mount: wrong fs type"},
+        "demo-cpu-009": {"stage": "ready", "at": (now - timedelta(seconds=5)).isoformat()},  # it has installed for long
     }
     monkeypatch.setattr(fleet.scheduler, "look", lambda: (states, boots))
     monkeypatch.setattr(floor, "standing", lambda _fleet: (None, ""))
@@ -124,6 +125,7 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     found = {int(each.name[-3:]): each for each in overview.look(fleet).nodes[1:]}
     assert [number for number, each in found.items() if each.is_late] == [2, 3, 6, 8]
     assert (found[1].note, found[4].note, found[5].note, found[7].note) == ("", "", "installs SLURM", "")
+    assert found[9].note == "ready"
     assert (found[2].note, found[3].note) == ("not registered after 3 min", "not registered after 60 min")
     assert (found[6].note, found[8].note) == ("not registered after 3 min: ready", "mount: wrong fs type")
     cluster_status.status("demo")
