@@ -389,6 +389,10 @@ def _wait(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_service_that_dies_is_begun_again_until_it_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enginesocket, "_own_folder", lambda: tmp_path / "own")
     monkeypatch.setattr(enginesocket, "_LIVES_S", 0)
@@ -404,6 +408,11 @@ def test_a_service_that_dies_is_begun_again_until_it_is_ended(tmp_path: Path, mo
         service.have(engine, "image")  # type: ignore[arg-type]
         assert service.process() == second, "what answers stays"
         assert begun.read_text() == "xx"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "kill", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                service.end()
+        assert service.process() == second, "whoever ends it after that finds it"
         service.end()
         _wait(lambda: not Path(f"/proc/{keeper}").exists(), "nobody begins it any more")
         assert (service.process(), service.socket.exists(), begun.read_text()) == (0, False, "xx")

@@ -32,7 +32,7 @@ _ANSWERS_S = 60  # for a service that starts on a busy machine
 _ENDS_S = 10
 _AGAIN_S = 0.05
 _LIVES_S = 5  # one that ends sooner cannot run, and is not begun again
-# Has a service until the file is deleted, or names another one; nsenter keeps the process id that is written there
+# Has a service until the file is gone, or says anything but its process id, which nsenter keeps
 _KEEP = """file=$1 least=$2; shift 2
 while began=$(date +%s); do
     "$@" &
@@ -179,14 +179,16 @@ class Service:
     def end(self) -> None:
         """End it, if it is there."""
         process = self.process()
-        self.pid_file.unlink(missing_ok=True)  # first: else it is begun again
+        if process:  # first, else it is begun again; added, so that who comes after a kill here still finds it
+            with self.pid_file.open("a") as file:
+                file.write("ends\n")
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + _ENDS_S
             while process and self._is_it(process) and time.monotonic() < deadline:
                 with suppress(ProcessLookupError):
                     os.kill(process, number)
                 time.sleep(_AGAIN_S)
-        for each in (self.log, self.socket):
+        for each in (self.pid_file, self.log, self.socket):
             each.unlink(missing_ok=True)
 
     def forget(self) -> None:
@@ -200,8 +202,8 @@ class Service:
     def process(self) -> int:
         """Return its process; 0: there is none, whatever has its number now."""
         try:
-            process = int(self.pid_file.read_text())
-        except (OSError, ValueError):
+            process = int(self.pid_file.read_text().split()[0])
+        except (OSError, ValueError, IndexError):
             return 0
         return process if self._is_it(process) else 0
 
