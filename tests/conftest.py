@@ -79,7 +79,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
 def ems(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``ems ARGS…`` in the project as a user would; ``code=None`` accepts any exit status."""
 
-    def run(*args: str, code: int | None = 0, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, code: int | None = 0, timeout: float = 600, **env: str) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             [sys.executable, "-m", "ems", *args],
             cwd=project,

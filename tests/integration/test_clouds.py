@@ -30,7 +30,7 @@ from ems.cluster.provider.base import Delegator, MachineRequest, MachineState, P
 from ems.cluster.record import Files, Phase
 from ems.errors import ClusterError, ProviderError
 
-pytestmark = pytest.mark.timeout(600)  # one that hangs shows where, instead of holding up all others
+pytestmark = pytest.mark.timeout(900)  # one that hangs shows where, instead of holding up all others
 NOW = timedelta()
 
 

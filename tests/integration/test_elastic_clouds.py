@@ -32,7 +32,7 @@ from ems.cluster.provider.base import MachineState
 from ems.cluster.record import MADE, Files, Phase
 from ems.errors import EmsError
 
-pytestmark = pytest.mark.timeout(600)  # one that hangs shows where, instead of holding up all others
+pytestmark = pytest.mark.timeout(900)  # one that hangs shows where, instead of holding up all others
 _WORKS_AS = {"gce": {"service_account": "default"}, "aws": {"instance_profile": "ems-controller"}, "openstack": {}}
 _PACE = Pace(young_s=0, again_s=0, boot_s=60, late_s=60)
 _GATE = "lab-controller"
