@@ -15,8 +15,13 @@ from typing import Any
 import hypothesis
 import pytest
 
-# no verdict depends on how busy the machine is
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# No verdict depends on how busy the machine is; where one decides on a change, none depends on the draw of examples
+hypothesis.settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="EMS_REQUIRE" in os.environ,
+)
 hypothesis.settings.load_profile("patient")
 
 # What is started with the signal ignored, as by `make test &`, passes that on; tests send it to what they start

@@ -233,7 +233,7 @@ def logs(
     ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each log.")] = 50,
 ) -> None:
-    """Show the ends of what slurmctld or slurmd, and cloud-init, wrote."""
+    """Show the ends of what slurmctld or slurmd, cloud-init, and what of ems works there, wrote."""
     from ems.cli import render
     from ems.cluster import logs as library
 

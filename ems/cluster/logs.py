@@ -10,7 +10,7 @@ _UNITS = {
 }
 _FILES = {
     "controller": ("/var/log/slurm/slurmctld.log", "/var/log/slurm/slurmdbd.log"),
-    "compute": ("/var/log/slurm/slurmd.log", "/var/log/ems-node-boot.log"),
+    "compute": ("/var/log/slurm/slurmd.log", "/var/log/ems-setup.log"),
 }
 _CLOUD_INIT = "/var/log/cloud-init-output.log"
 _TAIL = r"""
