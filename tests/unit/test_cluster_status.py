@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ems.cli import cluster_gc, cluster_status
-from ems.cluster import floor, overview
+from ems.cluster import floor, logs, overview, shipped
 from ems.cluster.definition import Definition
 from ems.cluster.elastic.standing import Shut, Status
 from ems.cluster.fleet import Fleet
@@ -138,3 +140,16 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     monkeypatch.setattr(fleet.scheduler, "jobs", refuse)
     late = [each.name for each in overview.look(fleet).nodes if each.is_late]
     assert late == ["demo-cpu-008"], "of a SLURM that is away nobody knows whether a node has registered"
+
+
+def test_the_logs_of_a_node_include_what_its_boot_writes(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        asked.extend(words)
+        return SimpleNamespace(stdout=b"\x1fslurmd\nit starts\n")
+
+    monkeypatch.setattr(fleet, "node_host", lambda _: SimpleNamespace(run=run))
+    assert logs.tails(fleet, "demo-cpu-001", 50) == [("slurmd", "it starts\n")]
+    boot = (shipped.templates() / "roles/slurm_compute/files/ems-node").read_text()
+    assert {each for each in asked if each.startswith("/var/log/ems")} == {*re.findall(r"/var/log/ems[a-z./-]+", boot)}
