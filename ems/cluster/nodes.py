@@ -17,7 +17,8 @@ from ems.errors import ClusterError, ConnectionFailedError
 #: After so many hours the cloud itself deletes a node of an elastic cluster, should everything else fail; where it is
 #: still needed its service makes another.
 LEASE_H = 168.0
-_SILENT_S = 240  # a node that says nothing new of its boot
+#: Seconds after which a node that says nothing new of its boot is one too late.
+SILENT_S = 240
 _STAGE_S = 1800  # but where it installs something: CUDA takes many minutes
 _LONG = ("installs", "runs")  # with what the names of such stages begin
 _LOOK_S = 0.3
@@ -238,7 +239,7 @@ class _Wait:
         passed_s = time.monotonic() - self.since
         if machine is None and passed_s > _LIST_S * 2:
             return "its machine is gone"
-        if passed_s < (_STAGE_S if stage.startswith(_LONG) else _SILENT_S):
+        if passed_s < (_STAGE_S if stage.startswith(_LONG) else SILENT_S):
             return ""
         last = f"since then it is at `{stage}`" if stage else "it has said nothing of its boot"
         slurm = f"; SLURM says {state.state}" + (f" ({state.reason})" if state.reason else "") if state else ""

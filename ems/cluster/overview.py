@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from ems.cluster import floor, ledger, price
+from ems.cluster import floor, ledger, nodes, price
 from ems.cluster.elastic.standing import Status
 from ems.cluster.fleet import Fleet
 from ems.cluster.provider.base import MachineState, Resource
@@ -16,7 +16,7 @@ from ems.cluster.scheduler import Boot, Job, NodeState
 from ems.errors import ConnectionFailedError
 
 #: How long a node may boot before SLURM or its own first word is missed; SLURM itself waits for ten minutes.
-LATE = timedelta(minutes=2)
+LATE = timedelta(seconds=nodes.SILENT_S)
 
 
 @dataclass(frozen=True, slots=True)

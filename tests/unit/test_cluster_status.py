@@ -103,7 +103,7 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = datetime.now(UTC)
-    ages = {1: 60, 2: 200, 3: 3600, 4: 200, 5: 200, 6: 900, 7: 3600, 8: 10, 9: 900}  # seconds since they were made
+    ages = {1: 60, 2: 290, 3: 3600, 4: 290, 5: 290, 6: 900, 7: 3600, 8: 10, 9: 900}  # seconds since they were made
     made = {f"demo-cpu-{number:03d}": now - timedelta(seconds=age) for number, age in ages.items()}
     machines = {
         name: Resource(Thing.MACHINE, name, name, {}, MachineState.RUNNING, created_at=at) for name, at in made.items()
@@ -116,7 +116,7 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     boots = {
         "demo-cpu-004": {"stage": "ready"},
         "demo-cpu-005": {"stage": "installs SLURM"},
-        "demo-cpu-006": {"stage": "ready", "at": (now - timedelta(seconds=200)).isoformat()},
+        "demo-cpu-006": {"stage": "ready", "at": (now - timedelta(seconds=290)).isoformat()},
         "demo-cpu-008": {"stage": "failed", "error": "mount: wrong fs type"},
         "demo-cpu-009": {"stage": "ready", "at": (now - timedelta(seconds=5)).isoformat()},  # it has installed for long
     }
@@ -128,8 +128,8 @@ def test_a_node_whose_boot_fails_or_says_nothing_is_late_and_its_logs_are_named(
     assert [number for number, each in found.items() if each.is_late] == [2, 3, 6, 8]
     assert (found[1].note, found[4].note, found[5].note, found[7].note) == ("", "", "installs SLURM", "")
     assert found[9].note == "ready"
-    assert (found[2].note, found[3].note) == ("not registered after 3 min", "not registered after 60 min")
-    assert (found[6].note, found[8].note) == ("not registered after 3 min: ready", "mount: wrong fs type")
+    assert (found[2].note, found[3].note) == ("not registered after 4 min", "not registered after 60 min")
+    assert (found[6].note, found[8].note) == ("not registered after 4 min: ready", "mount: wrong fs type")
     cluster_status.status("demo")
     said = "`ems cluster logs demo demo-cpu-002` tells why demo-cpu-002 does not come (and of 3 more)"
     assert said in capsys.readouterr().err
