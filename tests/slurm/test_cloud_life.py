@@ -135,7 +135,7 @@ def test_start_run_resize_pause_resume_adopt_and_stop(
     gate = f"{desk.name}-controller"
     started = desk.cluster("start", "--yes", timeout=900)
     assert "1 test job passed" in started.stdout
-    assert desk.nodes()["gpu-001"] == "idle"
+    _await_idle(desk, desks, "gpu-001")
     assert bench.names() == [gate, first]
     assert cloud.callers["machine"], "its controller has made the node"
     assert desk.there("srun", "--gres=gpu:1", "hostname").strip() == first
@@ -147,7 +147,7 @@ def test_start_run_resize_pause_resume_adopt_and_stop(
     far = desk.ems("cluster", "ssh", "gpu-002", "--on", desk.name, "--", "hostname").stdout
     assert far.strip() == second
     desk.cluster("resize", "2", timeout=600)  # it stays now, be it idle
-    assert desk.nodes()["gpu-002"] == "idle"
+    _await_idle(desk, desks, "gpu-002")
     if _is_spot(bench):
         _goes_on_where_nobody_takes_it_back(desk, bench, second, "--exclude", first)
     desk.cluster("resize", "1", timeout=300)
@@ -157,7 +157,7 @@ def test_start_run_resize_pause_resume_adopt_and_stop(
     assert bench.names() == [gate]
     assert desk.status()["phase"] == "paused"
     desk.cluster("resume", timeout=900)
-    assert desk.nodes()["gpu-001"] == "idle"
+    _await_idle(desk, desks, "gpu-001")
     states = dict(line.split() for line in desk.there("sinfo", "-h", "-N", "--format=%N %t").splitlines())
     on = [name for name, state in states.items() if not state.endswith(("~", "%"))]
     assert on == [first], "what was taken back before is off, too, and may be wanted again"
@@ -167,6 +167,11 @@ def test_start_run_resize_pause_resume_adopt_and_stop(
     other = desks.Desk(tmp_path / "other", desk.name, (desk.project / "cluster" / f"{desk.name}.yaml").read_text())
     other.env.update(desk.agent)
     other.cluster("status", "--adopt")
-    assert other.nodes()["gpu-001"] == "idle"
+    _await_idle(other, desks, "gpu-001")
     other.cluster("stop", "--yes", "--no-harvest")
     assert cloud.left() == []
+
+
+def _await_idle(desk: Any, desks: ModuleType, node: str) -> None:
+    """Wait until a node is idle: a job that has just ended on it is being cleaned up for a moment."""
+    desks.wait_until(lambda: desk.nodes().get(node) == "idle", 120, f"{node} is idle")
